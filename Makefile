@@ -1,0 +1,40 @@
+# Each target makes its own environment first. Options for pip (an index, a constraint file) go in
+# PIP_ARGS; options for the command itself in ARGS: make train ARGS="--steps 2000 --out runs/long"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+BIN := .venv/bin
+# One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
+
+.PHONY: train test lint figures clean
+
+train: .venv/train.stamp
+	$(BIN)/minids train --resume $(ARGS)
+
+test: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(ARGS)
+
+figures: .venv/train.stamp
+	$(BIN)/python figures/draw.py
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs
+
+.venv/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'minids needs Python 3.11 or newer; this is ' + sys.version.split()[0])"
+	$(PYTHON) -m venv .venv
+
+.venv/train.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e .
+	touch $@
+
+.venv/test.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[test]"
+	touch $@ .venv/train.stamp

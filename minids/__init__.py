@@ -1,0 +1,9 @@
+"""minids: DeepSeek-V3, rebuilt in miniature."""
+
+from minids.accounting import count_parameters
+from minids.config import ModelConfig
+from minids.generate import generate
+from minids.model import DeepSeek
+
+__version__ = "0.1.0"
+__all__ = ["DeepSeek", "ModelConfig", "count_parameters", "generate"]

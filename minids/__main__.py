@@ -1,0 +1,317 @@
+"""The command line: `minids train`, `minids generate`, `minids count`.
+
+What the reader got wrong is told in one sentence, with exit code 2. A run that ended early for a
+reason of its own ends with 1 (diverged) or 130 (Ctrl-C). Settings that belong to a process and not
+to a library, threads and memory, are made here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+
+from minids import accounting
+from minids.checkpoint import load_checkpoint
+from minids.config import ModelConfig
+from minids.data import Batches, Corpus, encode_split, load_corpus, read_texts
+from minids.files import atomic_path, write_atomically
+from minids.generate import generate as generate_tokens
+from minids.model import DeepSeek
+from minids.plots import draw_expert_load, draw_loss
+from minids.report import format_report, make_report
+from minids.tokenizer import Tokenizer
+from minids.train import TrainConfig, Trainer, TrainingDiverged, TrainingInterrupted, best_dtype, read_log
+
+app = typer.Typer(
+    help="DeepSeek-V3, rebuilt in miniature.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Option(help="A preset (see `minids count --help`) or a config.json.")] = "mini",
+    data: Annotated[
+        Path | None, typer.Option(help="Your own text: a UTF-8 file or a folder. Default: the book's corpus.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME_OF_THE_PRESET.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's checkpoint, if it has one.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per optimizer step.")] = None,
+    micro_batch_size: Annotated[
+        int | None, typer.Option(help="Sequences per forward pass: less memory, same step.")
+    ] = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides the initial weights and the order of the text.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16. Default: bfloat16 where the hardware has it.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or mps. Default: cuda if there is one, else cpu.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
+):
+    """Train a model from scratch, evaluate it, and write weights, log, pictures and report to a folder."""
+    began = time.perf_counter()
+    with told_in_one_sentence():
+        torch_device = _set_up(device, threads)
+        model_config = read_config(config)
+        given = dict(
+            steps=steps, batch_size=batch_size, micro_batch_size=micro_batch_size, sequence_length=sequence_length,
+            learning_rate=learning_rate, save_every=save_every, seed=seed, dtype=dtype or best_dtype(torch_device),
+        )  # fmt: skip
+        train_config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
+        _require_memory(model_config)
+        folder = out or Path("runs") / (config if config in ModelConfig.preset_names() else Path(config).stem)
+        continues = _look_at_folder(folder, resume)
+        corpus = read_texts(data) if data is not None else _load_corpus()
+        tokenizer, batches = _prepare(corpus, model_config, train_config, folder if continues else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not continues:
+        write_atomically(folder / "tokenizer.json", tokenizer.to_json())
+    torch.manual_seed(train_config.seed)
+    model = DeepSeek(model_config).to(torch_device)
+    trainer = Trainer(
+        model, batches, train_config, folder,
+        settings={"model": model_config.to_hf(), "corpus_sha256": corpus.sha256},
+        bytes_per_token=torch.tensor([len(b) for b in _padded_bytes(tokenizer, model_config)]),
+    )  # fmt: skip
+    with told_in_one_sentence():
+        if continues:
+            trainer.resume()
+    _describe(model_config, train_config, trainer, torch_device)
+    _run(trainer)
+    typer.echo("evaluating on held-out text ...")
+    records = read_log(trainer.log_path)
+    report = {"preset": config} | make_report(model, tokenizer, corpus, batches, train_config, records)
+    report["seconds"] = time.perf_counter() - began
+    _write_results(folder, report, records, model_config)
+    typer.echo(format_report(report))
+    typer.echo(
+        f"\n{report['seconds']:.0f} seconds in all. In {folder}/: checkpoint.safetensors, tokenizer.json, log.jsonl,"
+    )
+    typer.echo(f'report.json, loss.png, experts.png. Next: minids generate {folder} --prompt "Return the"')
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as `minids train` wrote it.")] = Path("runs/mini"),
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")] = "Return the",
+    tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens only.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+):
+    """Continue a prompt with a trained model."""
+    with told_in_one_sentence():
+        _set_up("cpu", threads)
+        checkpoint = load_checkpoint(run / "checkpoint.safetensors")
+        tokenizer = Tokenizer.load(run / "tokenizer.json")
+        model = DeepSeek(ModelConfig.from_hf(checkpoint.settings["model"]))
+        checkpoint.restore(model)
+        text = sys.stdin.read() if prompt == "-" else prompt
+        ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
+        out = generate_tokens(
+            model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=tokenizer.end_of_text
+        )
+    new = [token for token in out.new_tokens.tolist() if token != tokenizer.end_of_text]
+    typer.echo(text + tokenizer.decode(new))
+
+
+@app.command()
+def count(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET_OR_CONFIG", help=f"A config.json, or one of: {', '.join(ModelConfig.preset_names())}."
+        ),
+    ],
+    context: Annotated[int, typer.Option(help="Tokens of context, for cache and attention.")] = 4096,
+):
+    """Count a model's parameters, cache bytes and training FLOPs from its configuration alone."""
+    with told_in_one_sentence():
+        if context < 1:
+            raise ValueError(f"--context {context} is not possible: it must be at least 1.")
+        model_config = read_config(config)
+    parameters = accounting.count_parameters(model_config)
+    rows = [(part.replace("_", " "), number) for part, number in parameters.breakdown.items() if number]
+    rows += [("total", parameters.total), ("active: body", parameters.active_body)]
+    rows += [("active: body + head", parameters.active), ("active: with embedding", parameters.active_with_embedding)]
+    if parameters.mtp:
+        rows.append(("MTP, on top of the total", parameters.mtp))
+    for name, number in rows:
+        typer.echo(f"{name:<28}{number:>20,}{number / parameters.total:>9.1%}")
+    cache = accounting.kv_cache_bytes(model_config)
+    flops = accounting.training_flops_per_token(model_config, context)
+    typer.echo(
+        f"{'cache per token, BF16':<28}{cache:>20,.0f} bytes, {cache * context / 2**30:,.2f} GiB at {context:,} tokens"
+    )
+    typer.echo(f"{'training, per token':<28}{flops / 1e9:>20,.2f} GFLOP at {context:,} tokens of context")
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def told_in_one_sentence() -> Iterator[None]:
+    """Turn a ValueError, which names the bad input, into that sentence and exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        typer.echo(f"minids: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def read_config(name: str) -> ModelConfig:
+    """Return a preset by name, or else the configuration in the file or folder of that name."""
+    if name in ModelConfig.preset_names():
+        return ModelConfig.preset(name)
+    if not Path(name).exists():
+        presets = ", ".join(ModelConfig.preset_names())
+        raise ValueError(f"{name!r} is neither a file nor a preset: the presets are {presets}.")
+    return ModelConfig.from_hf(name)
+
+
+def _set_up(device: str | None, threads: int | None) -> torch.device:
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads {threads} is not possible: it must be at least 1.")
+        torch.set_num_threads(threads)
+    _keep_freed_memory()
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = device or ("cuda" if available["cuda"] else "cpu")
+    if not available.get(device, False):
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise ValueError(f"--device {device} is not to be had here: choose {usable}.")
+    return torch.device(device)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks: each training step asks for the same ones again."""
+    if platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def _require_memory(config: ModelConfig) -> None:
+    """Refuse a model whose weights, gradients and moments in float32 exceed the machine's memory."""
+    parameters = accounting.count_parameters(config)
+    needed = 16 * (parameters.total + parameters.mtp)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ValueError(
+            f"training this model takes at least {needed / 2**30:,.0f} GiB and this machine has {there / 2**30:,.0f}: "
+            "choose a smaller one, such as mini."
+        )
+
+
+def _look_at_folder(folder: Path, resume: bool) -> bool:
+    """Return whether to go on from the folder's checkpoint; never start over one."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: --out needs a folder.")
+    exists = (folder / "checkpoint.safetensors").exists()
+    if exists and not resume:
+        raise ValueError(f"{folder} already holds a run: go on with --resume, or choose another folder with --out.")
+    return exists
+
+
+def _load_corpus() -> Corpus:
+    typer.echo("reading the corpus ...")
+    return load_corpus()
+
+
+def _prepare(
+    corpus: Corpus, model_config: ModelConfig, config: TrainConfig, existing_run: Path | None
+) -> tuple[Tokenizer, Batches]:
+    if existing_run is None:
+        texts = [text for documents in corpus.train.values() for text in documents]
+        tokenizer = Tokenizer.train(texts, model_config.vocab_size)
+    else:
+        tokenizer = Tokenizer.load(existing_run / "tokenizer.json")
+    streams = encode_split(tokenizer, corpus.train)
+    return tokenizer, Batches(streams, corpus.mixture, config.sequence_length, config.seed)
+
+
+def _padded_bytes(tokenizer: Tokenizer, config: ModelConfig) -> list[bytes]:
+    """The bytes of each token; a short text yields fewer tokens than the model's vocabulary has room for."""
+    token_bytes = tokenizer.token_bytes()
+    return token_bytes + [b""] * (config.vocab_size - len(token_bytes))
+
+
+def _describe(model_config: ModelConfig, config: TrainConfig, trainer: Trainer, device: torch.device) -> None:
+    parameters = accounting.count_parameters(model_config)
+    typer.echo(
+        f"{parameters.total:,} parameters, {parameters.active:,} active per token, {parameters.mtp:,} more in MTP; "
+        f"{config.steps} steps of {config.batch_size} x {config.sequence_length} tokens, "
+        f"{config.dtype} on {device} with {torch.get_num_threads()} threads"
+    )
+    if trainer.step:
+        typer.echo(f"going on from step {trainer.step}")
+
+
+def _run(trainer: Trainer) -> None:
+    config = trainer.config
+    tokens_per_step = config.batch_size * config.sequence_length
+    with tqdm(
+        total=config.steps * tokens_per_step, initial=trainer.step * tokens_per_step, unit="tok", unit_scale=True
+    ) as bar:
+
+        def show(record: dict) -> None:
+            bar.update(tokens_per_step)
+            by_domain = "  ".join(f"{domain} {value:.2f}" for domain, value in record["bits_per_byte"].items())
+            bar.set_postfix_str(f"step {record['step'] + 1}  bits per byte: {by_domain}", refresh=False)
+
+        try:
+            trainer.run(show)
+        except TrainingInterrupted as reason:
+            bar.close()
+            typer.echo(f"{reason}; saved. To go on, run the same command with --resume.", err=True)
+            raise typer.Exit(130) from None
+        except TrainingDiverged as reason:
+            bar.close()
+            kept = f" The checkpoint in {trainer.folder} is intact." if trainer.checkpoint_path.exists() else ""
+            typer.echo(f"minids: training diverged at {reason}.{kept}", err=True)
+            raise typer.Exit(1) from None
+
+
+def _write_results(folder: Path, report: dict, records: list[dict], config: ModelConfig) -> None:
+    write_atomically(folder / "report.json", json.dumps(report, indent=2, default=float) + "\n")
+    pictures = {"loss.png": draw_loss(records, report)}
+    if report["max_violation"] is not None:
+        pictures["experts.png"] = draw_expert_load(records, moe_layer_names(config))
+    for name, figure in pictures.items():
+        with atomic_path(folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+
+
+def moe_layer_names(config: ModelConfig) -> list[str]:
+    """Return a name for each of the model's gates, in order."""
+    total = config.num_hidden_layers + config.num_nextn_predict_layers
+    names = [f"layer {i + 1}" if i < config.num_hidden_layers else "MTP" for i in range(total)]
+    return [name for i, name in enumerate(names) if config.is_moe_layer(i)]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,156 @@
+"""What a model costs, from its configuration alone: parameters, cache bytes, training FLOPs.
+
+Nothing here touches a tensor, so DeepSeek-V3's 671,026,419,200 parameters are counted in
+microseconds. The counts equal those of the instantiated model; a test holds the two together.
+
+**What "active" means.** The reports do not count alike: DeepSeekMoE's 2.8B needs the embedding and
+the head, V2-Lite's 2.4B cannot include the embedding. Here `active` is the body (every weight that
+one token multiplies) plus the output head, without the embedding, which is a table look-up. That
+gives V3's 36.6B, printed as 37B. The other two conventions are there by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from minids.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """Parameters of the main model by part, plus what the MTP modules add. All in numbers of weights.
+
+    `total` and the three kinds of `active` leave MTP out, as the published 671B and 37B do.
+    """
+
+    embedding: int
+    attention: int  # projections and the norms on the latents
+    dense_ffn: int
+    routed_experts: int
+    shared_experts: int
+    router: int  # gate weights and the balancing bias
+    norms: int
+    head: int  # 0 where it shares the embedding's weights
+    mtp: int  # beyond what MTP shares with the main model
+    active_routed_experts: int  # of `routed_experts`, those that one token uses
+    head_matmul: int  # the head's multiplications, also where its weights are shared
+
+    @property
+    def total(self) -> int:
+        return (
+            self.embedding + self.attention + self.dense_ffn + self.routed_experts
+            + self.shared_experts + self.router + self.norms + self.head
+        )  # fmt: skip
+
+    @property
+    def active_body(self) -> int:
+        return (
+            self.attention + self.dense_ffn + self.active_routed_experts
+            + self.shared_experts + self.router + self.norms
+        )  # fmt: skip
+
+    @property
+    def active(self) -> int:
+        """Body plus head: the convention of this book, and of V3's 37B."""
+        return self.active_body + self.head_matmul
+
+    @property
+    def active_with_embedding(self) -> int:
+        return self.active + self.embedding
+
+    @property
+    def breakdown(self) -> dict[str, int]:
+        """The parts that sum to `total`."""
+        parts = asdict(self)
+        for name in ("mtp", "active_routed_experts", "head_matmul"):
+            del parts[name]
+        return parts
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Count every weight of the model that `config` describes, by closed formulas."""
+    c = config
+    layers = range(c.num_hidden_layers)
+    moe_layers = sum(c.is_moe_layer(i) for i in layers)
+    dense_layers = c.num_hidden_layers - moe_layers
+    embedding = c.vocab_size * c.hidden_size
+    expert = _swiglu(c, c.moe_intermediate_size) if c.uses_moe else 0
+    return ParameterCount(
+        embedding=embedding,
+        attention=c.num_hidden_layers * attention_parameters(c),
+        dense_ffn=dense_layers * _swiglu(c, c.intermediate_size),
+        routed_experts=moe_layers * expert * (c.n_routed_experts or 0),
+        shared_experts=moe_layers * expert * (c.n_shared_experts or 0),
+        router=moe_layers * _router(c),
+        norms=(2 * c.num_hidden_layers + 1) * c.hidden_size,
+        head=0 if c.tie_word_embeddings else embedding,
+        mtp=sum(_mtp_module(c, c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers)),
+        active_routed_experts=moe_layers * expert * (c.num_experts_per_tok or 0),
+        head_matmul=embedding,
+    )
+
+
+def attention_parameters(config: ModelConfig) -> int:
+    """Weights of one attention layer, RMSNorms on the latents included (V3 report eq. 1-11)."""
+    c = config
+    h, heads = c.hidden_size, c.num_attention_heads
+    if not c.uses_mla:
+        return 2 * h * heads * c.head_dim + 2 * h * c.num_key_value_heads * c.head_dim
+    if c.q_lora_rank is None:
+        query = h * heads * c.qk_head_dim
+    else:
+        query = h * c.q_lora_rank + c.q_lora_rank + c.q_lora_rank * heads * c.qk_head_dim
+    down = h * (c.kv_lora_rank + c.qk_rope_head_dim) + c.kv_lora_rank
+    up = c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim)
+    return query + down + up + heads * c.v_head_dim * h
+
+
+def _swiglu(c: ModelConfig, width: int) -> int:
+    return 3 * c.hidden_size * width
+
+
+def _router(c: ModelConfig) -> int:
+    if not c.uses_moe:
+        return 0
+    return c.n_routed_experts * (c.hidden_size + (1 if c.uses_expert_bias else 0))
+
+
+def _mtp_module(c: ModelConfig, layer_index: int) -> int:
+    """One block, the 2d -> d projection, and three norms: enorm, hnorm, and the one before the head."""
+    if c.is_moe_layer(layer_index):
+        experts = c.n_routed_experts + (c.n_shared_experts or 0)
+        ffn = _router(c) + experts * _swiglu(c, c.moe_intermediate_size)
+    else:
+        ffn = _swiglu(c, c.intermediate_size)
+    block = attention_parameters(c) + ffn + 2 * c.hidden_size
+    return block + 2 * c.hidden_size**2 + 3 * c.hidden_size
+
+
+def kv_cache_elements(config: ModelConfig) -> int:
+    """Numbers cached per token over all layers of the main model (V2 report, table 1).
+
+    MLA keeps one latent and one rotated key per token and layer, (d_c + d_h^R) l, whatever the
+    number of heads. The others keep a key and a value per key-value head.
+    """
+    c = config
+    per_layer = c.kv_lora_rank + c.qk_rope_head_dim if c.uses_mla else 2 * c.num_key_value_heads * c.head_dim
+    return c.num_hidden_layers * per_layer
+
+
+def kv_cache_bytes(config: ModelConfig, bytes_per_element: float = 2) -> float:
+    """Bytes cached per token; BF16 (2 bytes an element) unless told."""
+    return kv_cache_elements(config) * bytes_per_element
+
+
+def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """FLOPs to train the main model on one token: forward, and twice that for backward.
+
+    Six per active weight, plus causal attention: a query meets (sequence_length / 2) keys on
+    average, and each meeting costs a multiply-add per key and per value dimension and head. For V3
+    at 4096 tokens this is the 250 GFLOP per token that DeepSeek published. MTP is not counted.
+    """
+    c = config
+    key_dim, value_dim = (c.qk_head_dim, c.v_head_dim) if c.uses_mla else (c.head_dim, c.head_dim)
+    meetings = sequence_length / 2
+    attention = 3 * c.num_hidden_layers * c.num_attention_heads * (key_dim + value_dim) * 2 * meetings
+    return 6 * count_parameters(c).active + attention

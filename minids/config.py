@@ -1,0 +1,425 @@
+"""One frozen dataclass describes every model of the DeepSeek family, and the miniatures beside them.
+
+Field names are the keys of Hugging Face's `config.json`, so that a released configuration reads
+straight in and a miniature writes straight out. Two fields decide which model it is:
+
+    kv_lora_rank        None: multi-head, grouped-query or multi-query attention by num_key_value_heads
+                        else: multi-head latent attention (MLA) with a cached latent of that width
+    n_routed_experts    None: every feed-forward layer is dense
+                        else: a mixture of experts from layer `first_k_dense_replace` on
+
+Every mixture of the two is legal. What cannot work (groups that do not divide the experts, an odd
+number of rotary dimensions, ...) is refused here, with one sentence, before any tensor exists.
+
+Symbols of the V3 report (§2.1, §2.2, §4.2) and their names here:
+
+    d        hidden_size             d_c      kv_lora_rank            N_r   n_routed_experts
+    l        num_hidden_layers       d_c'     q_lora_rank             N_s   n_shared_experts
+    n_h      num_attention_heads     d_h      qk_nope_head_dim        K_r   num_experts_per_tok
+    D        num_nextn_predict_layers         d_h^R   qk_rope_head_dim        M     topk_group
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+SCORING_FUNCTIONS = ("sigmoid", "softmax")
+TOPK_METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN context extension, the `rope_scaling` entry of config.json (V3 report §4.3)."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32
+    beta_slow: float = 1
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+    def __post_init__(self):
+        _require_positive_int(self, "original_max_position_embeddings")
+        _require(self, "factor", _is_number(self.factor) and self.factor >= 1, "a number of at least 1")
+        for name in ("beta_fast", "beta_slow"):
+            value = getattr(self, name)
+            _require(self, name, _is_number(value) and value > 0, "a positive number")
+        for name in ("mscale", "mscale_all_dim"):
+            value = getattr(self, name)
+            _require(self, name, _is_number(value) and value >= 0, "a number of at least 0")
+        _require(self, "beta_fast", self.beta_fast >= self.beta_slow, f"at least beta_slow={self.beta_slow}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture of one model. Raises ValueError, one sentence, for a combination that cannot work."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    intermediate_size: int  # width of the dense feed-forward layers
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.006  # the V3 report's σ; its config.json says 0.02
+    tie_word_embeddings: bool = False
+    bos_token_id: int = 0
+    eos_token_id: int = 1
+
+    # Attention. num_key_value_heads and head_dim speak of MHA, GQA and MQA only: MLA ignores them.
+    num_attention_heads: int
+    num_key_value_heads: int | None = None  # None: one per head
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None  # None: queries are not compressed
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+
+    # Position
+    max_position_embeddings: int = 4096
+    rope_theta: float = 10000.0
+    rope_scaling: YarnScaling | None = None
+
+    # Mixture of experts
+    n_routed_experts: int | None = None
+    n_shared_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    moe_intermediate_size: int | None = None  # width of one expert
+    first_k_dense_replace: int = 0
+    moe_layer_freq: int = 1
+    n_group: int = 1
+    topk_group: int = 1
+    routed_scaling_factor: float = 1.0
+    scoring_func: str = "sigmoid"
+    topk_method: str = "noaux_tc"
+    norm_topk_prob: bool = True
+
+    # Multi-token prediction
+    num_nextn_predict_layers: int = 0
+
+    def __post_init__(self):
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        _check_body(self)
+        if self.uses_mla:
+            _check_mla(self)
+            object.__setattr__(self, "head_dim", None)  # Hugging Face writes the rotary width there
+        else:
+            _check_attention(self)
+            object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // self.num_attention_heads)
+        if self.uses_moe:
+            _check_moe(self)
+
+    @property
+    def uses_mla(self) -> bool:
+        return self.kv_lora_rank is not None
+
+    @property
+    def uses_moe(self) -> bool:
+        return self.n_routed_experts is not None
+
+    @property
+    def uses_expert_bias(self) -> bool:
+        """Whether the router has the bias that balances without a loss (V3 report §2.1.2)."""
+        return self.uses_moe and self.topk_method == "noaux_tc"
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one query and one key head in MLA: content part plus rotary part, d_h + d_h^R."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def rope_dim(self) -> int:
+        """How many dimensions of a query and a key RoPE turns: the decoupled part in MLA, else the whole head."""
+        return self.qk_rope_head_dim if self.uses_mla else self.head_dim
+
+    def is_moe_layer(self, layer_index: int) -> bool:
+        """Whether this layer's feed-forward part is a mixture of experts. MTP modules count on from the last layer."""
+        return self.uses_moe and layer_index >= self.first_k_dense_replace and layer_index % self.moe_layer_freq == 0
+
+    @property
+    def model_type(self) -> str:
+        """The Hugging Face family that computes the same function."""
+        if not self.uses_mla:
+            return "deepseek" if self.uses_moe else "llama"
+        softmax_gate = self.uses_moe and self.scoring_func == "softmax" and self.topk_method != "noaux_tc"
+        return "deepseek_v2" if softmax_gate else "deepseek_v3"
+
+    @staticmethod
+    def preset_names() -> list[str]:
+        """Return the names that `preset` knows."""
+        return [*PRESETS, *ALIASES]
+
+    @classmethod
+    def preset(cls, name: str) -> ModelConfig:
+        """Return a published model or one of our miniatures by name; ValueError lists the names."""
+        name = ALIASES.get(name, name)
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r} is unknown: choose one of {', '.join(cls.preset_names())}.")
+        return cls(**PRESETS[name])
+
+    @classmethod
+    def from_hf(cls, source: dict | str | Path) -> ModelConfig:
+        """Read a Hugging Face configuration: a dict, a config.json, or the folder that holds one.
+
+        A key that is missing takes the default of its `model_type`. Keys that do not touch the
+        architecture are passed over. Raises ValueError for what this library cannot represent.
+        """
+        entries = dict(source) if isinstance(source, dict) else _read_json(Path(source))
+        model_type = entries.get("model_type")
+        if model_type not in FAMILY_DEFAULTS:
+            raise ValueError(f"model_type={model_type!r} is unknown: use one of {', '.join(FAMILY_DEFAULTS)}.")
+        _require_supported(entries)
+        for alias, name in HF_ALIASES.items():
+            if alias in entries:
+                entries[name] = entries.pop(alias)
+        rope = {"rope_theta": entries.get("rope_theta", cls.rope_theta)} | dict(
+            entries.get("rope_parameters") or entries.get("rope_scaling") or {}
+        )
+        entries |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": _read_rope_scaling(rope)}
+        names = {f.name for f in dataclasses.fields(cls)}
+        values = FAMILY_DEFAULTS[model_type] | {k: v for k, v in entries.items() if k in names}
+        if not values.keys() >= REQUIRED:
+            raise ValueError(f"{min(REQUIRED - values.keys())} is missing from the configuration: give it a value.")
+        for name in ("n_group", "topk_group"):  # null in config.json: the gate knows no groups
+            values[name] = 1 if values.get(name) is None else values[name]
+        if values.get("n_shared_experts") == 0:
+            values["n_shared_experts"] = None
+        if values.get("q_lora_rank") == 0:
+            values["q_lora_rank"] = None
+        return cls(**values)
+
+    def to_hf(self) -> dict:
+        """Return the Hugging Face configuration as a dict; `from_hf` gives this one back."""
+        defaults = FAMILY_DEFAULTS[self.model_type]
+        entries = {"model_type": self.model_type, "architectures": [ARCHITECTURES[self.model_type]]}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and defaults.get(field.name) is None and field.name != "rope_scaling":
+                continue  # absent means the same
+            entries[field.name] = value
+        if self.rope_scaling is not None:
+            entries["rope_scaling"] = {"type": "yarn"} | dataclasses.asdict(self.rope_scaling)
+        return entries | {"hidden_act": "silu", "attention_bias": False}
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require(config, name: str, condition: bool, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={getattr(config, name)!r} is not possible: it must be {allowed}.")
+
+
+def _require_positive_int(config, *names: str, at_least: int = 1) -> None:
+    for name in names:
+        value = getattr(config, name)
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        _require(config, name, is_int and value >= at_least, f"a whole number of at least {at_least}")
+
+
+def _require_bool(config, *names: str) -> None:
+    for name in names:
+        _require(config, name, isinstance(getattr(config, name), bool), "true or false")
+
+
+def _check_body(c: ModelConfig) -> None:
+    _require_positive_int(c, "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
+    _require_positive_int(c, "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    _require_positive_int(c, "num_nextn_predict_layers", "bos_token_id", "eos_token_id", at_least=0)
+    _require_bool(c, "tie_word_embeddings")
+    for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
+        _require(c, name, _is_number(getattr(c, name)) and getattr(c, name) > 0, "a positive number")
+    for name in ("bos_token_id", "eos_token_id"):
+        _require(c, name, getattr(c, name) < c.vocab_size, f"below vocab_size={c.vocab_size}")
+    yarn = c.rope_scaling
+    _require(c, "rope_scaling", yarn is None or isinstance(yarn, YarnScaling), "None or a YarnScaling")
+
+
+def _check_mla(c: ModelConfig) -> None:
+    _require_positive_int(c, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    if c.q_lora_rank is not None:
+        _require_positive_int(c, "q_lora_rank")
+    _require(c, "qk_rope_head_dim", c.qk_rope_head_dim % 2 == 0, "even, because RoPE turns pairs")
+
+
+def _check_attention(c: ModelConfig) -> None:
+    if c.head_dim is None:
+        divides = c.hidden_size % c.num_attention_heads == 0
+        heads = c.num_attention_heads
+        _require(c, "hidden_size", divides, f"a multiple of num_attention_heads={heads}, unless head_dim is given")
+    else:
+        _require_positive_int(c, "head_dim")
+    head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
+    if head_dim % 2:
+        raise ValueError(f"head_dim={head_dim} is not possible: it must be even, because RoPE turns pairs.")
+    divides = c.num_attention_heads % c.num_key_value_heads == 0
+    _require(c, "num_key_value_heads", divides, f"a divisor of num_attention_heads={c.num_attention_heads}")
+
+
+def _check_moe(c: ModelConfig) -> None:
+    _require_positive_int(c, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+    _require_positive_int(c, "moe_layer_freq", "n_group", "topk_group")
+    _require_positive_int(c, "first_k_dense_replace", at_least=0)
+    if c.n_shared_experts is not None:
+        _require_positive_int(c, "n_shared_experts")
+    _require_bool(c, "norm_topk_prob")
+    _require(c, "scoring_func", c.scoring_func in SCORING_FUNCTIONS, " or ".join(SCORING_FUNCTIONS))
+    _require(c, "topk_method", c.topk_method in TOPK_METHODS, ", ".join(TOPK_METHODS[:-1]) + " or noaux_tc")
+    scaling = c.routed_scaling_factor
+    _require(c, "routed_scaling_factor", _is_number(scaling) and scaling > 0, "a positive number")
+    layers = c.num_hidden_layers
+    _require(c, "first_k_dense_replace", c.first_k_dense_replace <= layers, f"at most num_hidden_layers={layers}")
+    experts, groups = c.n_routed_experts, c.n_group
+    _require(c, "n_routed_experts", experts % groups == 0, f"a multiple of n_group={groups}")
+    _require(c, "topk_group", c.topk_group <= groups, f"at most n_group={groups}")
+    per_group = experts // groups
+    if c.topk_method == "noaux_tc" and groups > 1:
+        # The group's score is the sum of its two best experts, so a group needs two.
+        _require(c, "n_group", per_group >= 2, f"at most half of n_routed_experts={experts} with noaux_tc")
+    # Plain greedy selection does not look at groups.
+    reachable = experts if c.topk_method == "greedy" else per_group * c.topk_group
+    held = f"at most {reachable}, the experts that a token can reach"
+    _require(c, "num_experts_per_tok", c.num_experts_per_tok <= reachable, held)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Hugging Face's side
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+}
+REQUIRED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
+HF_ALIASES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
+_DENSE = {"n_routed_experts": None, "kv_lora_rank": None}
+_SOFTMAX_GATE = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
+_MLA_HEADS = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+# What the family's own configuration class assumes when a key is absent.
+FAMILY_DEFAULTS = {
+    "llama": _DENSE,
+    "deepseek": {**_DENSE, **_SOFTMAX_GATE},
+    "deepseek_v2": {**_MLA_HEADS, **_SOFTMAX_GATE, "q_lora_rank": 1536},
+    "deepseek_v3": {
+        **_MLA_HEADS, "q_lora_rank": 1536, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5, "n_shared_experts": 1, "num_nextn_predict_layers": 1,
+    },
+}  # fmt: skip
+
+
+def _read_json(path: Path) -> dict:
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: give a config.json or the folder that holds one.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a readable JSON file: {error}.") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} holds a {type(entries).__name__}: a configuration is one JSON object.")
+    return entries
+
+
+def _require_supported(entries: dict) -> None:
+    """A switch that this library would silently ignore is refused instead."""
+    supported = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleave": True}
+    for name, only in supported.items():
+        value = entries.get(name, only)
+        if value is not None and value != only:
+            raise ValueError(f"{name}={value!r} is not supported: it must be {only!r}.")
+
+
+def _read_rope_scaling(entry: dict) -> YarnScaling | None:
+    kind = entry.get("rope_type") or entry.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind != "yarn":
+        raise ValueError(f"rope_scaling type {kind!r} is not supported: it must be 'yarn' or absent.")
+    known = {f.name for f in dataclasses.fields(YarnScaling)}
+    for name in ("factor", "original_max_position_embeddings"):
+        if name not in entry:
+            raise ValueError(f"rope_scaling has no {name}: YaRN needs it.")
+    return YarnScaling(**{k: v for k, v in entry.items() if k in known})
+
+
+# ---------------------------------------------------------------------------------------------------
+# The published models (sizes that reproduce the published parameter counts exactly), then ours
+
+_TOKENS_LLM = dict(vocab_size=102400, bos_token_id=100000, eos_token_id=100001)
+_MLA = dict(kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
+_LONG = dict(factor=40, original_max_position_embeddings=4096)
+_V3_LONG = YarnScaling(**_LONG, mscale=1.0, mscale_all_dim=1.0)
+_V2_LONG = dict(max_position_embeddings=163840, rope_scaling=YarnScaling(**_LONG, mscale=0.707, mscale_all_dim=0.707))
+_GATE_V1 = dict(scoring_func="softmax", topk_method="greedy", norm_topk_prob=False)
+_MINI_ATTENTION = dict(
+    num_attention_heads=8, q_lora_rank=96, kv_lora_rank=64,
+    qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
+)  # fmt: skip
+
+PRESETS = {
+    "deepseek-llm-7b": dict(
+        **_TOKENS_LLM, hidden_size=4096, num_hidden_layers=30, intermediate_size=11008,
+        num_attention_heads=32, num_key_value_heads=32,
+    ),
+    "deepseek-llm-67b": dict(
+        **_TOKENS_LLM, hidden_size=8192, num_hidden_layers=95, intermediate_size=22016,
+        num_attention_heads=64, num_key_value_heads=8,
+    ),
+    "deepseek-moe-16b": dict(
+        **_TOKENS_LLM, **_GATE_V1, hidden_size=2048, num_hidden_layers=28, intermediate_size=10944,
+        num_attention_heads=16, first_k_dense_replace=1, moe_intermediate_size=1408,
+        n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6,
+    ),
+    "deepseek-v2-lite": dict(
+        **_TOKENS_LLM, **_GATE_V1, **_MLA, **_V2_LONG, hidden_size=2048, num_hidden_layers=27,
+        intermediate_size=10944, num_attention_heads=16, first_k_dense_replace=1,
+        moe_intermediate_size=1408, n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6,
+    ),
+    "deepseek-v2": dict(
+        **_TOKENS_LLM, **_MLA, **_V2_LONG, hidden_size=5120, num_hidden_layers=60, intermediate_size=12288,
+        num_attention_heads=128, q_lora_rank=1536, first_k_dense_replace=1, moe_intermediate_size=1536,
+        n_routed_experts=160, n_shared_experts=2, num_experts_per_tok=6, n_group=8, topk_group=3,
+        routed_scaling_factor=16.0, scoring_func="softmax", topk_method="group_limited_greedy",
+        norm_topk_prob=False,
+    ),
+    "deepseek-v3": dict(
+        **_MLA, vocab_size=129280, hidden_size=7168, num_hidden_layers=61, intermediate_size=18432,
+        max_position_embeddings=163840, rope_scaling=_V3_LONG,
+        num_attention_heads=128, q_lora_rank=1536, first_k_dense_replace=3, moe_intermediate_size=2048, n_routed_experts=256,
+        n_shared_experts=1, num_experts_per_tok=8, n_group=8, topk_group=4, routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+    ),
+    # For tests: every part present, eight layers so that 4 pipeline ranks x 2 stages fit.
+    "tiny": dict(
+        vocab_size=512, hidden_size=64, num_hidden_layers=8, intermediate_size=128, initializer_range=0.02,
+        max_position_embeddings=512, eos_token_id=0,
+        num_attention_heads=4, q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8,
+        v_head_dim=16, first_k_dense_replace=1, moe_intermediate_size=32, n_routed_experts=8,
+        n_shared_experts=1, num_experts_per_tok=2, n_group=4, topk_group=2, routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+    ),
+    # The book's model: DeepSeek-V3 with every width divided until a laptop trains it in minutes.
+    "mini": dict(
+        **_MINI_ATTENTION, vocab_size=2048, hidden_size=256, num_hidden_layers=4, intermediate_size=640,
+        initializer_range=0.02, max_position_embeddings=4096, eos_token_id=0,
+        first_k_dense_replace=1, moe_intermediate_size=64, n_routed_experts=32, n_shared_experts=1,
+        num_experts_per_tok=4, n_group=4, topk_group=2, routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+    ),
+    # Its dense twin: the same attention, and feed-forward layers as wide as mini's active experts.
+    "mini-dense": dict(
+        **_MINI_ATTENTION, vocab_size=2048, hidden_size=256, num_hidden_layers=4, intermediate_size=400,
+        initializer_range=0.02, max_position_embeddings=4096, eos_token_id=0, first_k_dense_replace=4,
+        num_nextn_predict_layers=1,
+    ),
+}  # fmt: skip
+ALIASES = {"deepseek-r1": "deepseek-v3"}

@@ -1,0 +1,71 @@
+"""The baseline to beat: a byte 5-gram with interpolated Witten-Bell smoothing.
+
+It predicts a byte from the four before it by counting. What the counts of a long context cannot
+say, the shorter context says, down to the uniform distribution (Witten & Bell 1991):
+
+    P_n(x | h) = (count(h, x) + kinds(h) · P_{n-1}(x | shorter h)) / (count(h) + kinds(h))
+
+kinds(h) is how many different bytes followed h. A transformer that cannot clearly beat this has
+learned little but letter statistics.
+
+Symbols are bytes 0-255, and 256 for the end of a text.
+"""
+
+import numpy as np
+
+END = 256
+BASE = END + 1
+ORDER = 5
+
+
+class ByteNGram:
+    """Counts of all 1- to 5-grams of a symbol stream (a 1-D integer array)."""
+
+    def __init__(self, symbols: np.ndarray):
+        self.tables = [_count(_grams(symbols, n)) for n in range(1, ORDER + 1)]
+
+    def bits(self, symbols: np.ndarray) -> np.ndarray:
+        """Return -log2 P of each symbol given those before it, shape of `symbols`, float64.
+
+        The first symbols have shorter contexts.
+        """
+        probability = np.full(len(symbols), 1 / BASE)
+        for n, (grams, counts) in enumerate(self.tables, start=1):
+            seen = _grams(symbols, n)
+            context_counts, kinds = self._contexts(n, seen // BASE)
+            count = _look_up(grams, counts, seen)
+            where = slice(n - 1, None)
+            total = context_counts + kinds
+            known = total > 0  # an unseen context says nothing: keep the shorter one's word
+            shorter = probability[where]
+            probability[where] = np.where(known, (count + kinds * shorter) / np.maximum(total, 1), shorter)
+        return -np.log2(probability)
+
+    def _contexts(self, n: int, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return count(h) and kinds(h) for each context h of n - 1 symbols."""
+        grams, counts = self.tables[n - 1]
+        prefixes, first, kinds = np.unique(grams // BASE, return_index=True, return_counts=True)
+        totals = np.add.reduceat(counts, first)
+        return _look_up(prefixes, totals, contexts), _look_up(prefixes, kinds, contexts)
+
+
+def _grams(symbols: np.ndarray, n: int) -> np.ndarray:
+    """Each window of n symbols as one number, in base 257; 257^5 fits easily into 64 bits."""
+    symbols = symbols.astype(np.int64)
+    windows = max(0, len(symbols) - n + 1)
+    grams = np.zeros(windows, dtype=np.int64)
+    for i in range(n):
+        grams = grams * BASE + symbols[i : i + windows]
+    return grams
+
+
+def _count(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.unique(grams, return_counts=True)
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """values[key] for each wanted key, 0 where it is absent; `keys` are sorted."""
+    if len(keys) == 0:
+        return np.zeros(len(wanted), dtype=np.int64)
+    index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[index] == wanted, values[index], 0)

@@ -1,0 +1,8 @@
+"""The pictures: one palette and style (`style.py`), and functions `draw_*(data) -> Figure`.
+
+Each figure carries `fig.alt`: the numbers it shows, in words.
+"""
+
+from minids.plots.training import draw_expert_load, draw_loss
+
+__all__ = ["draw_expert_load", "draw_loss"]

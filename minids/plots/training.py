@@ -1,0 +1,100 @@
+"""Two pictures of a training run: how the loss fell, and how evenly the experts were used."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from minids.plots.style import DOMAINS, INK, LAYERS, MUTED, new_figure, spread, styled
+
+
+def draw_loss(records: list[dict], report: dict) -> Figure:
+    """Draw bits per byte by domain against tokens trained, with held-out results and the 5-gram beside them."""
+    tokens_per_step = report["tokens"] / len(records)
+    held_out, baseline = report["bits_per_byte"], report["baseline_bits_per_byte"]
+    domains = [domain for domain in held_out if domain in DOMAINS]
+    with styled():
+        fig = new_figure()
+        ax = fig.add_axes((0.08, 0.12, 0.66, 0.74))
+        end = report["tokens"] / 1e6
+        for domain in domains:
+            kept = [(step, value) for step, value in points if value is not None]
+    steps, values = _smooth([(r["step"], r["bits_per_byte"].get(domain)) for r in records])
+            ax.plot((steps + 1) * tokens_per_step / 1e6, values, color=DOMAINS[domain])
+            ax.plot(end * 1.015, held_out[domain], "o", color=DOMAINS[domain], clip_on=False)
+            ax.hlines(baseline[domain], 0, end, color=DOMAINS[domain], linestyles=(0, (2, 3)), linewidth=1.2)
+        ax.set(xlim=(0, end), xlabel="tokens trained on, millions", ylabel="bits per byte")
+        top = max([1.25 * max(baseline[d] for d in domains), *(held_out[d] for d in domains)])
+        ax.set_ylim(0.8 * min(held_out[d] for d in domains), top)
+        labels = spread({d: held_out[d] for d in domains}, gap=0.1 * (ax.get_ylim()[1] - ax.get_ylim()[0]))
+        for domain, y in labels.items():
+            text = f"{domain}  {held_out[domain]:.2f}\n5-gram  {baseline[domain]:.2f}"
+            ax.annotate(text, (end * 1.04, y), color=DOMAINS[domain], va="center", annotation_clip=False)
+        texts = [d for d in domains if d != "arithmetic"]
+        gain = min(1 - held_out[d] / baseline[d] for d in texts)
+        verb = "below" if gain >= 0 else "above"
+        name = " and ".join(texts)
+        each = " each" if len(texts) > 1 else ""
+        ax.set_title(
+            f"{name[0].upper()}{name[1:]} end{'s' if not each else ''} at least {abs(gain):.0%} {verb} a 5-gram{each}"
+        )
+        fig.text(
+            0.08, 0.015, "line: training   dot: held-out text   dotted: byte 5-gram, held-out", color=MUTED, size=10
+        )
+    fig.alt = "Bits per byte on held-out text, model against 5-gram: " + ", ".join(
+        f"{d} {held_out[d]:.2f} against {baseline[d]:.2f}" for d in domains
+    )
+    return fig
+
+
+def draw_expert_load(records: list[dict], layer_names: list[str]) -> Figure:
+    """Draw MaxVio of each MoE layer over the steps, and below it each expert's load in the first MoE layer."""
+    violations = np.array([r["max_violation"] for r in records])
+    load = np.array([r["load"][0] for r in records], dtype=float)
+    relative = (load / load.mean(axis=1, keepdims=True)).T
+    steps = np.arange(len(records))
+    with styled():
+        fig = new_figure(height=6)
+        upper = fig.add_axes((0.08, 0.57, 0.74, 0.34))
+        ends = {}
+        for i, name in enumerate(layer_names):
+            _, values = _smooth(list(zip(steps, violations[:, i], strict=True)))
+            upper.plot(steps, values, color=LAYERS[i % len(LAYERS)])
+            ends[name] = values[-1]
+        upper.set(xlim=(0, len(records) - 1), ylabel="MaxVio")
+        upper.set_ylim(0, None)
+        upper.tick_params(labelbottom=False)
+        for i, name in enumerate(layer_names):
+            y = spread(ends, gap=0.1 * upper.get_ylim()[1])[name]
+            upper.annotate(
+                name, (len(records) * 1.01, y), color=LAYERS[i % len(LAYERS)], va="center", annotation_clip=False
+            )
+        first, last = violations[:20].mean(), violations[-20:].mean()
+        upper.set_title(f"The busiest expert: from {1 + first:.1f} times the average load to {1 + last:.1f} times")
+        lower = fig.add_axes((0.08, 0.1, 0.74, 0.42))
+        image = lower.imshow(
+            relative, aspect="auto", cmap="cividis", vmin=0, vmax=2, interpolation="nearest",
+            extent=(0, len(records) - 1, len(relative) - 0.5, -0.5),
+        )  # fmt: skip
+        lower.set(xlabel="step", ylabel=f"expert, {layer_names[0]}")
+        lower.spines[:].set_visible(False)
+        bar = fig.colorbar(image, cax=fig.add_axes((0.85, 0.1, 0.018, 0.42)), ticks=[0, 1, 2])
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}×" if x < 2 else "≥ 2×"))
+        bar.set_label("load / average", color=INK)
+        bar.outline.set_visible(False)
+    fig.alt = (
+        f"Mean MaxVio over {len(layer_names)} MoE layers: {first:.2f} in the first 20 steps, "
+        f"{last:.2f} in the last 20. "
+        f"Load of the {len(relative)} experts of {layer_names[0]} relative to the average, step by step."
+    )
+    return fig
+
+
+def _smooth(points: list[tuple[int, float | None]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and a centred running mean over about a thirtieth of the run; missing values are skipped."""
+    kept = [(step, value) for step, value in points if value is not None]
+    steps, values = (np.array(column, dtype=float) for column in zip(*kept, strict=True))
+    half = max(1, len(values) // 60)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return steps, (sums[high] - sums[low]) / (high - low)

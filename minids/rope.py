@@ -1,0 +1,92 @@
+"""Rotary position embedding (Su et al. 2021), and YaRN, which stretches it to longer contexts.
+
+RoPE splits a vector into pairs and turns pair k of the token at position t by the angle t θ_k,
+θ_k = base^(-2k/d). A query turned by its position times a key turned by its position depends on the
+distance alone, so position enters through the score and nowhere else.
+
+**Two layouts.** Which entries form a pair is a convention of the weights. MLA's released weights are
+interleaved, (x_0, x_1), (x_2, x_3), ...; the dense models and DeepSeekMoE-16B are half-split,
+(x_0, x_{d/2}), (x_1, x_{d/2+1}), .... Read with the wrong one, a checkpoint still runs and still
+writes words; only its loss tells.
+
+**YaRN** (Peng et al. 2023; V3 report §4.3) divides slow frequencies by the stretch factor, leaves
+fast ones alone, and blends in between. It also sharpens attention: the softmax scale is multiplied
+by m², m = 0.1 · mscale · ln(factor) + 1. Both apply at every length once YaRN is configured, as in
+Hugging Face's code; DeepSeek's own demo switches them on beyond the original length only.
+
+    paper      code              meaning
+    θ_k        frequencies       angle per position, one for each pair, (rope_dim / 2,)
+    s          factor            stretch of the context
+    β, α       beta_fast/_slow   turns within the original context: above β a pair is left alone,
+                                 below α it is divided by s
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from minids.config import ModelConfig, YarnScaling
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Return θ_k in radians per position, shape (rope_dim / 2,), float32; stretched where YaRN is set."""
+    dim, base = config.rope_dim, config.rope_theta
+    # On the CPU whatever the default device, so that a model built on "meta" still has its angles.
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
+    frequencies = 1.0 / base**exponents
+    if config.rope_scaling is None:
+        return frequencies
+    divided = _share_divided(config.rope_scaling, dim, base)
+    return frequencies * (1 - divided) + frequencies / config.rope_scaling.factor * divided
+
+
+def _share_divided(yarn: YarnScaling, dim: int, base: float) -> Tensor:
+    """For each pair, 0 where its frequency stays, 1 where it is divided by the factor, a ramp between."""
+
+    def pair_that_turns(times: float) -> float:
+        length = yarn.original_max_position_embeddings
+        return dim * math.log(length / (2 * math.pi * times)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), dim - 1)
+    width = max(high - low, 0.001)  # a ramp of no width would divide by zero
+    return ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)
+
+
+def yarn_temperature(factor: float, mscale: float) -> float:
+    """Return m = 0.1 mscale ln(factor) + 1, by which YaRN scales queries and keys."""
+    return 0.1 * mscale * math.log(factor) + 1.0
+
+
+def softmax_scale(config: ModelConfig) -> float:
+    """Return what attention scores are multiplied by: 1/sqrt(head width), times m² under YaRN.
+
+    The width is that of the query and key heads, d_h + d_h^R in MLA (eq. 10), never the latent's.
+    """
+    width = config.qk_head_dim if config.uses_mla else config.head_dim
+    yarn = config.rope_scaling
+    m = 1.0 if yarn is None else yarn_temperature(yarn.factor, yarn.mscale_all_dim)
+    return width**-0.5 * m * m
+
+
+def rope_angles(config: ModelConfig, frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of t θ_k, each (positions, rope_dim / 2), float32."""
+    angles = positions[:, None].float() * frequencies
+    yarn = config.rope_scaling
+    if yarn is None or yarn.mscale == yarn.mscale_all_dim:
+        return angles.cos(), angles.sin()
+    # No released model takes this way: part of m rides on the rotation instead of the scale.
+    factor = yarn_temperature(yarn.factor, yarn.mscale) / yarn_temperature(yarn.factor, yarn.mscale_all_dim)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """Turn each pair of x by its angle. x: (..., T, rope_dim); cos, sin: (T, rope_dim / 2). Same shape out."""
+    if interleaved:
+        first, second = x[..., 0::2], x[..., 1::2]
+    else:
+        first, second = x.chunk(2, dim=-1)
+    turned = first * cos - second * sin, second * cos + first * sin
+    out = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    return out.to(x.dtype)

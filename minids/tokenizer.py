@@ -1,0 +1,97 @@
+"""Byte-level byte-pair encoding: any text in, a short sequence of token ids out, the same text back.
+
+The 256 bytes are the first tokens, so nothing is ever unknown; training then merges the pair of
+neighbours that occurs most often, again and again, until the vocabulary is full. DeepSeek-V3 has
+128K such tokens, the miniature 2,048. As in DeepSeek's tokenizer every digit stands alone: 127 is
+1, 2, 7 and never a token of its own, so that a model can learn to calculate.
+
+One id is no text: `end_of_text` (0) stands between documents. Text that spells "<|end_of_text|>"
+is encoded as the characters it is made of, and so cannot forge a document boundary.
+
+The merges are learned and applied by Hugging Face's `tokenizers`, whose JSON file the released
+models use too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|end_of_text|>"
+
+
+class Tokenizer:
+    """Text to ids and back; `decode(encode(text)) == text` for every text without lone surrogates."""
+
+    def __init__(self, backend: Backend):
+        backend.encode_special_tokens = True  # a special token in the text is text
+        self._backend = backend
+        self.end_of_text: int = backend.token_to_id(END_OF_TEXT)
+        self.vocab_size: int = backend.get_vocab_size()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn merges from `texts` until there are `vocab_size` tokens, or none are left to learn.
+
+        Raises ValueError for a vocabulary too small to hold the bytes and the end-of-text token.
+        """
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        if vocab_size < len(alphabet) + 1:
+            raise ValueError(f"vocab_size={vocab_size} is too small: 256 bytes and one special token need 257.")
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a tokenizer.json; ValueError if there is none."""
+        if not Path(path).is_file():
+            raise ValueError(f"{path} does not exist: a tokenizer.json is needed there.")
+        return cls(Backend.from_file(str(path)))
+
+    def to_json(self) -> str:
+        """Return the content of a tokenizer.json."""
+        return self._backend.to_str(pretty=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, without any special token."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """Return all documents as one stream of uint16 ids, end_of_text before each and after the last."""
+        end = np.array([self.end_of_text], dtype=np.uint16)
+        parts = [end]
+        for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False):
+            parts += [np.array(encoding.ids, dtype=np.uint16), end]
+        return np.concatenate(parts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text; bytes that form no character (a cut-off one, say) become U+FFFD."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def token_bytes(self) -> list[bytes]:
+        """Return the bytes that each id stands for, by id; none for end_of_text."""
+        byte_of = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+        vocabulary = sorted(self._backend.get_vocab().items(), key=lambda item: item[1])
+        return [
+            b"" if index == self.end_of_text else bytes(byte_of[symbol] for symbol in token)
+            for token, index in vocabulary
+        ]
+
+
+def _byte_symbols() -> list[str]:
+    """The printable character by which byte-level BPE writes each byte (GPT-2's table), by byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
