@@ -393,8 +393,8 @@ PRESETS = {
     ),
     "deepseek-v3": dict(
         **_MLA, vocab_size=129280, hidden_size=7168, num_hidden_layers=61, intermediate_size=18432,
-        max_position_embeddings=163840, rope_scaling=_V3_LONG,
-        num_attention_heads=128, q_lora_rank=1536, first_k_dense_replace=3, moe_intermediate_size=2048, n_routed_experts=256,
+        max_position_embeddings=163840, rope_scaling=_V3_LONG, num_attention_heads=128, q_lora_rank=1536,
+        first_k_dense_replace=3, moe_intermediate_size=2048, n_routed_experts=256,
         n_shared_experts=1, num_experts_per_tok=8, n_group=8, topk_group=4, routed_scaling_factor=2.5,
         num_nextn_predict_layers=1,
     ),

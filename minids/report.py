@@ -129,9 +129,7 @@ def format_report(report: dict) -> str:
         lines.append(f"MTP's second token agrees with the main head   {report['mtp_agreement']:.1%}")
     if report["max_violation"] is not None:
         first, last = report["max_violation"].values()
-        lines.append(
-            f"busiest expert over the average (MaxVio)       {first:.2f} at first, {last:.2f} in the last 20 steps"
-        )
+        lines.append(f"busiest expert over the average (MaxVio)       {first:.2f} at first, {last:.2f} at last")
     tokens, speed = report["tokens"], report["tokens_per_second"]
     lines.append(f"tokens                                         {tokens:,} at {speed:,.0f} per second")
     total, active = report["parameters"]["total"], report["parameters"]["active"]

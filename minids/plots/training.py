@@ -17,8 +17,7 @@ def draw_loss(records: list[dict], report: dict) -> Figure:
         ax = fig.add_axes((0.08, 0.12, 0.66, 0.74))
         end = report["tokens"] / 1e6
         for domain in domains:
-            kept = [(step, value) for step, value in points if value is not None]
-    steps, values = _smooth([(r["step"], r["bits_per_byte"].get(domain)) for r in records])
+            steps, values = _smooth([(r["step"], r["bits_per_byte"].get(domain)) for r in records])
             ax.plot((steps + 1) * tokens_per_step / 1e6, values, color=DOMAINS[domain])
             ax.plot(end * 1.015, held_out[domain], "o", color=DOMAINS[domain], clip_on=False)
             ax.hlines(baseline[domain], 0, end, color=DOMAINS[domain], linestyles=(0, (2, 3)), linewidth=1.2)
