@@ -36,9 +36,10 @@ def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, scale: float) -> Tens
     q = rearrange(q_BHTC, "b (g r) t c -> b g (r t) c", g=G)
     scores = (q * scale) @ k_BGSC.transpose(-1, -2)
     if T > 1:
-        future_TS = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
-        scores.unflatten(2, (H // G, T)).masked_fill_(future_TS, float("-inf"))
-    out = scores.softmax(dim=-1, dtype=torch.float32).to(v_BGSV.dtype) @ v_BGSV
+        future_TS = torch.full((T, S), float("-inf"), dtype=scores.dtype, device=q.device).triu(S - T + 1)
+        scores.unflatten(2, (H // G, T)).add_(future_TS)
+    # The dtype is named so that autocast does not widen the largest tensor of the layer to float32.
+    out = scores.softmax(dim=-1, dtype=scores.dtype) @ v_BGSV
     return rearrange(out, "b g (r t) v -> b (g r) t v", t=T)
 
 

@@ -58,9 +58,15 @@ def mtp_agreement(model: DeepSeek, rows: np.ndarray) -> float | None:
     return agree / total
 
 
-@torch.no_grad()
 def arithmetic_accuracy(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[str]) -> float:
-    """Return the share of problems answered exactly, line break included, by greedy decoding.
+    """Return the share of problems that greedy decoding answers exactly, line break included."""
+    solved = solved_problems(model, tokenizer, documents)
+    return sum(right for _, right in solved) / len(solved)
+
+
+@torch.no_grad()
+def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return each problem ('12+7') of the documents, in order, and whether greedy decoding answers it exactly.
 
     Each problem stands after the solved ones above it. Greedy decoding writes the right answer if
     and only if every token of it is the most likely one given the right tokens before, so a single
@@ -80,7 +86,8 @@ def arithmetic_accuracy(model: DeepSeek, tokenizer: Tokenizer, documents: Sequen
             ends = [i for i, token in enumerate(row) if token == line_break]
             # right[i] speaks of token i + 1, so the answer to '=' at i is right[i : end].
             solved += [all(right[i:end]) for i, end in zip(begins, ends, strict=True)]
-    return sum(solved) / len(solved)
+    problems = [line.split("=")[0] for text in documents for line in text.splitlines()]
+    return list(zip(problems, solved, strict=True))
 
 
 def _batches(rows: np.ndarray, model: DeepSeek):

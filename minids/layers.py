@@ -1,10 +1,12 @@
-"""The two small layers that every transformer of the family is built from.
+"""The small parts that every transformer of the family is built from.
 
 RMSNorm (Zhang & Sennrich 2019) divides a vector by its root mean square and scales each entry:
 it keeps the direction and forgets the length, without LayerNorm's mean or bias.
 
 SwiGLU (Shazeer 2020) is the feed-forward layer. One projection goes through SiLU and gates
 another: down(silu(gate x) * up x). Three matrices, no bias.
+
+And the loss that all of it is trained by, cross-entropy.
 
     paper        code             released weight
     W_1          gate_proj        mlp.gate_proj.weight     (width, hidden)
@@ -15,6 +17,31 @@ another: down(silu(gate x) * up x). Three matrices, no bias.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Return -log softmax(logits)[target] of each row, (N,), in float32 nats."""
+    return _CrossEntropy.apply(logits_NV, targets_N)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """log-sum-exp minus the target's logit; the gradient is softmax minus one at the target.
+
+    torch's own would keep two more tensors as large as the logits, in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        ctx.save_for_backward(logits_NV, targets_N)
+        target_logits = logits_NV.gather(1, targets_N[:, None])[:, 0]
+        return logits_NV.float().logsumexp(dim=-1) - target_logits.float()
+
+    @staticmethod
+    def backward(ctx, grad_N: Tensor) -> tuple[Tensor, None]:
+        logits_NV, targets_N = ctx.saved_tensors
+        grad_NV = logits_NV.softmax(dim=-1, dtype=logits_NV.dtype)
+        grad_NV[torch.arange(len(targets_N), device=targets_N.device), targets_N] -= 1
+        return grad_NV.mul_(grad_N[:, None].to(grad_NV.dtype)), None
 
 
 class RMSNorm(nn.Module):

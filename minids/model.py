@@ -18,14 +18,13 @@ and after each optimizer step moves every gate's bias by γ (`update_expert_bias
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minids import balance
 from minids.attention import Cache
 from minids.block import Block
 from minids.config import ModelConfig
-from minids.layers import RMSNorm
+from minids.layers import RMSNorm, cross_entropy
 from minids.moe import Experts, Gate
 from minids.mtp import MTPModule
 from minids.rope import rope_angles, rope_frequencies
@@ -125,8 +124,7 @@ class DeepSeek(nn.Module):
 
     def _cross_entropy(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         logits_BTV = self.lm_head(hidden_BTD)
-        losses = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
-        return losses.view_as(targets_BT)
+        return cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).view_as(targets_BT)
 
     @property
     def gates(self) -> list[Gate]:

@@ -94,13 +94,17 @@ class Experts(nn.Module):
         together and pass through it in one product; then every row returns to its token.
         """
         rows_token, rows_weight, counts = self._sort_by_expert(weights_NK, experts_NK)
+        # Converted once, not expert by expert, where autocast would.
+        x_ND, gate_up_proj, down_proj = map(_to_compute_dtype, (x_ND, self.gate_up_proj, self.down_proj))
+        rows_RD = x_ND.index_select(0, rows_token)
+        rows_weight = rows_weight[:, None].to(x_ND.dtype)
         outs = []
-        rows = x_ND.index_select(0, rows_token).split(counts)
-        for rows_of_expert, gate_up, down in zip(rows, self.gate_up_proj, self.down_proj, strict=True):
-            gate, up = F.linear(rows_of_expert, gate_up).chunk(2, dim=-1)
-            outs.append(F.linear(F.silu(gate) * up, down))
-        out = torch.cat(outs) * rows_weight[:, None]
-        return torch.zeros_like(x_ND).index_add_(0, rows_token, out.to(x_ND.dtype))
+        for rows, weight, gate_up, down in zip(
+            rows_RD.split(counts), rows_weight.split(counts), gate_up_proj, down_proj, strict=True
+        ):
+            gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
+            outs.append(F.linear(F.silu(gate) * up * weight, down))
+        return torch.zeros_like(x_ND).index_add_(0, rows_token, torch.cat(outs))
 
     def _sort_by_expert(self, weights_NK: Tensor, experts_NK: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Return token and weight of each row, and how many rows each expert gets: a multiple of `ROWS`.
@@ -118,6 +122,12 @@ class Experts(nn.Module):
         token = order.new_zeros(sum(counts)).index_copy(0, place, order // experts_NK.shape[1])
         weight = weights_NK.new_zeros(sum(counts)).index_copy(0, place, weights_NK.flatten()[order])
         return token, weight, counts
+
+
+def _to_compute_dtype(x: Tensor) -> Tensor:
+    """Return x in the dtype that autocast would multiply it in; as it is outside of autocast."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class MoE(nn.Module):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from minids.accounting import count_parameters
 from minids.data import Batches, Corpus, encode_split, pack
-from minids.evaluate import arithmetic_accuracy, mtp_agreement, score_rows
+from minids.evaluate import mtp_agreement, score_rows, solved_problems
 from minids.generate import generate
 from minids.model import DeepSeek
 from minids.ngram import END, ByteNGram
@@ -36,7 +37,7 @@ def make_report(
         scores = {domain: score_rows(model, rows, bytes_per_token) for domain, rows in held_out.items()}
         accuracy = None
         if "arithmetic" in corpus.validation:
-            accuracy = arithmetic_accuracy(model, tokenizer, corpus.validation["arithmetic"])
+            accuracy = accuracy_by_digits(solved_problems(model, tokenizer, corpus.validation["arithmetic"]))
         agreement = mtp_agreement(model, np.concatenate(list(held_out.values())))
         samples = {domain: _sample(model, tokenizer, rows[len(rows) // 2]) for domain, rows in held_out.items()}
     baseline = baseline_scores(batches, config, held_out, token_bytes)
@@ -47,7 +48,8 @@ def make_report(
     return {
         "bits_per_byte": _per_byte(scores),
         "baseline_bits_per_byte": _per_byte(baseline),
-        "arithmetic_accuracy": accuracy,
+        "arithmetic_accuracy": accuracy and accuracy["all"],
+        "arithmetic_accuracy_by_digits": accuracy,
         "mtp_agreement": agreement,
         "tokens": tokens,
         "tokens_per_second": tokens / training_seconds,
@@ -75,6 +77,15 @@ def validation_rows(streams: dict[str, np.ndarray], sequence_length: int) -> dic
         rows = pack(stream, min(sequence_length, len(stream) - 1))[:whole]
         held_out[domain] = rows[np.linspace(0, len(rows) - 1, min(ROWS_PER_DOMAIN, len(rows))).astype(int)]
     return held_out
+
+
+def accuracy_by_digits(solved: list[tuple[str, bool]]) -> dict[str, float]:
+    """Return the share of solved problems, of all and by the digits of the longer number."""
+    results: dict[str, list[bool]] = {"all": [right for _, right in solved]}
+    for problem, right in solved:
+        digits = max(len(number) for number in re.split(r"\D", problem))
+        results.setdefault(str(digits), []).append(right)
+    return {digits: sum(rights) / len(rights) for digits, rights in sorted(results.items())}
 
 
 def baseline_scores(
@@ -124,7 +135,9 @@ def format_report(report: dict) -> str:
         lines.append(f"  {label:<22}{ours[name]:>8.3f}{base[name]:>9.3f}{1 - ours[name] / base[name]:>8.1%}")
     lines.append("")
     if report["arithmetic_accuracy"] is not None:
-        lines.append(f"arithmetic, held-out problems solved exactly   {report['arithmetic_accuracy']:.1%}")
+        by_digits = report["arithmetic_accuracy_by_digits"]
+        sizes = ", ".join(f"{share:.0%} with {digits}" for digits, share in by_digits.items() if digits != "all")
+        lines.append(f"arithmetic, held-out problems solved exactly   {by_digits['all']:.1%} ({sizes} digits)")
     if report["mtp_agreement"] is not None:
         lines.append(f"MTP's second token agrees with the main head   {report['mtp_agreement']:.1%}")
     if report["max_violation"] is not None:

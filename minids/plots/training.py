@@ -14,7 +14,7 @@ def draw_loss(records: list[dict], report: dict) -> Figure:
     domains = [domain for domain in held_out if domain in DOMAINS]
     with styled():
         fig = new_figure()
-        ax = fig.add_axes((0.08, 0.12, 0.66, 0.74))
+        ax = fig.add_axes((0.09, 0.2, 0.66, 0.68))
         end = report["tokens"] / 1e6
         for domain in domains:
             steps, values = _smooth([(r["step"], r["bits_per_byte"].get(domain)) for r in records])
@@ -24,7 +24,7 @@ def draw_loss(records: list[dict], report: dict) -> Figure:
         ax.set(xlim=(0, end), xlabel="tokens trained on, millions", ylabel="bits per byte")
         top = max([1.25 * max(baseline[d] for d in domains), *(held_out[d] for d in domains)])
         ax.set_ylim(0.8 * min(held_out[d] for d in domains), top)
-        labels = spread({d: held_out[d] for d in domains}, gap=0.1 * (ax.get_ylim()[1] - ax.get_ylim()[0]))
+        labels = spread({d: held_out[d] for d in domains}, gap=0.15 * (ax.get_ylim()[1] - ax.get_ylim()[0]))
         for domain, y in labels.items():
             text = f"{domain}  {held_out[domain]:.2f}\n5-gram  {baseline[domain]:.2f}"
             ax.annotate(text, (end * 1.04, y), color=DOMAINS[domain], va="center", annotation_clip=False)
@@ -37,7 +37,7 @@ def draw_loss(records: list[dict], report: dict) -> Figure:
             f"{name[0].upper()}{name[1:]} end{'s' if not each else ''} at least {abs(gain):.0%} {verb} a 5-gram{each}"
         )
         fig.text(
-            0.08, 0.015, "line: training   dot: held-out text   dotted: byte 5-gram, held-out", color=MUTED, size=10
+            0.09, 0.03, "line: training   dot: held-out text   dotted: byte 5-gram, held-out", color=MUTED, size=10
         )
     fig.alt = "Bits per byte on held-out text, model against 5-gram: " + ", ".join(
         f"{d} {held_out[d]:.2f} against {baseline[d]:.2f}" for d in domains
@@ -49,7 +49,9 @@ def draw_expert_load(records: list[dict], layer_names: list[str]) -> Figure:
     """Draw MaxVio of each MoE layer over the steps, and below it each expert's load in the first MoE layer."""
     violations = np.array([r["max_violation"] for r in records])
     load = np.array([r["load"][0] for r in records], dtype=float)
-    relative = (load / load.mean(axis=1, keepdims=True)).T
+    bins = np.array_split(np.arange(len(records)), min(120, len(records)))  # single steps are too noisy to read
+    binned = np.array([load[steps].sum(axis=0) for steps in bins])
+    relative = (binned / binned.mean(axis=1, keepdims=True)).T
     steps = np.arange(len(records))
     with styled():
         fig = new_figure(height=6)
