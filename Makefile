@@ -5,13 +5,15 @@ PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
+# Threads that wait asleep instead of spinning: a run does not collapse when another program wants a core.
+TRAIN_ENV := OMP_WAIT_POLICY=PASSIVE
 # One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
 
 .PHONY: train test lint figures clean
 
 train: .venv/train.stamp
-	$(BIN)/minids train --resume $(ARGS)
+	$(TRAIN_ENV) $(BIN)/minids train --resume $(ARGS)
 
 test: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -25,11 +25,11 @@ from tqdm import tqdm
 from minids import accounting
 from minids.checkpoint import load_checkpoint
 from minids.config import ModelConfig
-from minids.data import Batches, Corpus, encode_split, load_corpus, read_texts
+from minids.data import CORPUS_SHA256, Batches, Corpus, encode_split, load_corpus, read_texts
 from minids.files import atomic_path, write_atomically
 from minids.generate import generate as generate_tokens
 from minids.model import DeepSeek
-from minids.plots import draw_expert_load, draw_loss
+from minids.plots import draw_expert_load, draw_loss, moe_layer_names
 from minids.report import format_report, make_report
 from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig, Trainer, TrainingDiverged, TrainingInterrupted, best_dtype, read_log
@@ -239,7 +239,10 @@ def _look_at_folder(folder: Path, resume: bool) -> bool:
 
 def _load_corpus() -> Corpus:
     typer.echo("reading the corpus ...")
-    return load_corpus()
+    corpus = load_corpus()
+    if corpus.sha256 != CORPUS_SHA256:
+        typer.echo("the corpus read here differs from the book's: the run is fine, but does not compare with its figures.")
+    return corpus
 
 
 def _prepare(
@@ -304,13 +307,6 @@ def _write_results(folder: Path, report: dict, records: list[dict], config: Mode
     for name, figure in pictures.items():
         with atomic_path(folder / name) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
-
-
-def moe_layer_names(config: ModelConfig) -> list[str]:
-    """Return a name for each of the model's gates, in order."""
-    total = config.num_hidden_layers + config.num_nextn_predict_layers
-    names = [f"layer {i + 1}" if i < config.num_hidden_layers else "MTP" for i in range(total)]
-    return [name for i, name in enumerate(names) if config.is_moe_layer(i)]
 
 
 if __name__ == "__main__":

@@ -20,17 +20,17 @@ BATCH = 16
 
 
 @torch.no_grad()
-def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor) -> tuple[float, int]:
+def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, context: int = 1) -> tuple[float, int]:
     """Return the bits that the model needs for packed rows (N, T + 1), and their bytes; bits per byte is the ratio.
 
-    Scored are tokens 1 ... T of each row, given those before. Tokens of no bytes (end of text) count
-    on neither side. `bytes_per_token` is (vocab_size,).
+    The first `context` tokens of each row are given, the others scored. Tokens of no bytes (end of
+    text) count on neither side. `bytes_per_token` is (vocab_size,).
     """
     model.eval()
     nats, text_bytes = 0.0, 0
     for tokens_BT in _batches(rows, model):
-        targets = tokens_BT[:, 1:].flatten()
-        logits = model(tokens_BT[:, :-1]).flatten(0, 1).float()
+        targets = tokens_BT[:, context:].flatten()
+        logits = model(tokens_BT[:, :-1])[:, context - 1 :].flatten(0, 1).float()
         target_bytes = bytes_per_token.to(targets.device)[targets]
         losses = F.cross_entropy(logits, targets, reduction="none")
         nats += losses[target_bytes > 0].double().sum().item()

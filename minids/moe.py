@@ -35,7 +35,7 @@ from minids.balance import sequence_balance_loss
 from minids.config import ModelConfig
 from minids.layers import SwiGLU
 
-ROWS = 64  # rows of an expert are filled up to a multiple of this
+ROWS = 32  # rows of an expert are filled up to a multiple of this
 
 
 class Gate(nn.Module):

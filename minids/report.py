@@ -21,7 +21,7 @@ from minids.ngram import END, ByteNGram
 from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig, autocast
 
-ROWS_PER_DOMAIN = 128  # held-out rows evaluated, spread evenly over the domain
+ROWS_PER_DOMAIN = 256  # held-out rows evaluated, at most, spread evenly over the domain
 PROMPT_TOKENS, SAMPLE_TOKENS = 24, 48
 
 
@@ -33,14 +33,15 @@ def make_report(
     token_bytes = tokenizer.token_bytes()
     bytes_per_token = torch.tensor([len(b) for b in token_bytes])
     held_out = validation_rows(encode_split(tokenizer, corpus.validation), config.sequence_length)
+    context = max(1, config.sequence_length // 2)  # scored is the second half of a row: no token lacks context
     with autocast(device, config.dtype):
-        scores = {domain: score_rows(model, rows, bytes_per_token) for domain, rows in held_out.items()}
+        scores = {domain: score_rows(model, rows, bytes_per_token, context) for domain, rows in held_out.items()}
         accuracy = None
         if "arithmetic" in corpus.validation:
             accuracy = accuracy_by_digits(solved_problems(model, tokenizer, corpus.validation["arithmetic"]))
         agreement = mtp_agreement(model, np.concatenate(list(held_out.values())))
         samples = {domain: _sample(model, tokenizer, rows[len(rows) // 2]) for domain, rows in held_out.items()}
-    baseline = baseline_scores(batches, config, held_out, token_bytes)
+    baseline = baseline_scores(batches, config, held_out, token_bytes, context)
     count = count_parameters(model.config)
     violation = np.array([record["max_violation"] for record in records])
     tokens = config.steps * config.batch_size * config.sequence_length
@@ -89,25 +90,33 @@ def accuracy_by_digits(solved: list[tuple[str, bool]]) -> dict[str, float]:
 
 
 def baseline_scores(
-    batches: Batches, config: TrainConfig, held_out: dict[str, np.ndarray], token_bytes: list[bytes]
+    batches: Batches,
+    config: TrainConfig,
+    held_out: dict[str, np.ndarray],
+    token_bytes: list[bytes],
+    context: int = 1,
 ) -> dict[str, tuple[float, int]]:
-    """Train a byte 5-gram on exactly the rows that the run consumed; return its bits and bytes by domain."""
+    """Train a byte 5-gram on exactly the rows that the run consumed; return its bits and bytes by domain.
+
+    Scored are the bytes that `score_rows` scores: those after the first `context` tokens of each row.
+    """
     consumed = (batches.row(index) for index in range(config.steps * config.batch_size))
-    ngram = ByteNGram(np.concatenate([_symbols(row, token_bytes)[0] for row in consumed]))
+    ngram = ByteNGram(np.concatenate([_symbols(row, token_bytes, context)[0] for row in consumed]))
     scores = {}
     for domain, rows in held_out.items():
-        pairs = [_symbols(row, token_bytes) for row in rows]
+        pairs = [_symbols(row, token_bytes, context) for row in rows]
         symbols, predicted = (np.concatenate(column) for column in zip(*pairs, strict=True))
         counted = predicted & (symbols != END)
         scores[domain] = float(ngram.bits(symbols)[counted].sum()), int(counted.sum())
     return scores
 
 
-def _symbols(row: np.ndarray, token_bytes: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a row as byte symbols after an END, and which of them belong to predicted tokens (all but the first)."""
+def _symbols(row: np.ndarray, token_bytes: list[bytes], context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a row as byte symbols after an END, and which of them come after its first `context` tokens."""
     pieces = [np.frombuffer(token_bytes[token], dtype=np.uint8) if token_bytes[token] else [END] for token in row]
     symbols = np.concatenate([[END], *pieces]).astype(np.int16)
-    return symbols, np.arange(len(symbols)) > len(pieces[0])
+    given = 1 + sum(map(len, pieces[:context]))
+    return symbols, np.arange(len(symbols)) >= given
 
 
 def _per_byte(scores: dict[str, tuple[float, int]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from minids.config import ModelConfig
 from minids.plots.style import DOMAINS, INK, LAYERS, MUTED, new_figure, spread, styled
 
 
@@ -88,6 +89,13 @@ def draw_expert_load(records: list[dict], layer_names: list[str]) -> Figure:
         f"Load of the {len(relative)} experts of {layer_names[0]} relative to the average, step by step."
     )
     return fig
+
+
+def moe_layer_names(config: ModelConfig) -> list[str]:
+    """Return a name for each of the model's gates, in order."""
+    total = config.num_hidden_layers + config.num_nextn_predict_layers
+    names = [f"layer {i + 1}" if i < config.num_hidden_layers else "MTP" for i in range(total)]
+    return [name for i, name in enumerate(names) if config.is_moe_layer(i)]
 
 
 def _smooth(points: list[tuple[int, float | None]]) -> tuple[np.ndarray, np.ndarray]:
