@@ -241,7 +241,9 @@ def _load_corpus() -> Corpus:
     typer.echo("reading the corpus ...")
     corpus = load_corpus()
     if corpus.sha256 != CORPUS_SHA256:
-        typer.echo("the corpus read here differs from the book's: the run is fine, but does not compare with its figures.")
+        typer.echo(
+            "this corpus differs from the recorded one: the run is fine, but does not compare with the book's figures."
+        )
     return corpus
 
 

@@ -58,6 +58,8 @@ class Cache:
 
         Raises ValueError when they do not fit; the cache is then as it was.
         """
+        if rows_BTW.shape[0] != self.buffer.shape[0]:
+            raise ValueError(f"{rows_BTW.shape[0]} rows do not fit: the cache was made for {self.buffer.shape[0]}.")
         end = self.length + rows_BTW.shape[1]
         if end > self.buffer.shape[1]:
             raise ValueError(f"{end} positions do not fit: the cache was made for {self.buffer.shape[1]}.")

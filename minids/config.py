@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +101,7 @@ class ModelConfig:
     num_nextn_predict_layers: int = 0
 
     def __post_init__(self):
-        if self.num_key_value_heads is None:
+        if self.num_key_value_heads is None or self.uses_mla:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         _check_body(self)
         if self.uses_mla:
@@ -141,7 +142,11 @@ class ModelConfig:
 
     @property
     def model_type(self) -> str:
-        """The Hugging Face family that computes the same function."""
+        """The Hugging Face family that this configuration is written as, and whose class computes it.
+
+        A mixture that no family has (MLA with a softmax gate and a balancing bias, say) takes the name
+        of the nearest one.
+        """
         if not self.uses_mla:
             return "deepseek" if self.uses_moe else "llama"
         softmax_gate = self.uses_moe and self.scoring_func == "softmax" and self.topk_method != "noaux_tc"
@@ -169,16 +174,17 @@ class ModelConfig:
         """
         entries = dict(source) if isinstance(source, dict) else _read_json(Path(source))
         model_type = entries.get("model_type")
-        if model_type not in FAMILY_DEFAULTS:
+        if not isinstance(model_type, str) or model_type not in FAMILY_DEFAULTS:
             raise ValueError(f"model_type={model_type!r} is unknown: use one of {', '.join(FAMILY_DEFAULTS)}.")
         _require_supported(entries)
         for alias, name in HF_ALIASES.items():
             if alias in entries:
                 entries[name] = entries.pop(alias)
-        rope = {"rope_theta": entries.get("rope_theta", cls.rope_theta)} | dict(
-            entries.get("rope_parameters") or entries.get("rope_scaling") or {}
-        )
-        entries |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": _read_rope_scaling(rope)}
+        rope = entries.get("rope_parameters") or entries.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"rope_scaling={rope!r} is not possible: it must be an object or null.")
+        theta = rope.get("rope_theta", entries.get("rope_theta", cls.rope_theta))
+        entries |= {"rope_theta": theta, "rope_scaling": _read_rope_scaling(rope)}
         names = {f.name for f in dataclasses.fields(cls)}
         values = FAMILY_DEFAULTS[model_type] | {k: v for k, v in entries.items() if k in names}
         if not values.keys() >= REQUIRED:
@@ -210,7 +216,7 @@ class ModelConfig:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(config, name: str, condition: bool, allowed: str) -> None:
@@ -235,8 +241,9 @@ def _check_body(c: ModelConfig) -> None:
     _require_positive_int(c, "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
     _require_positive_int(c, "num_nextn_predict_layers", "bos_token_id", "eos_token_id", at_least=0)
     _require_bool(c, "tie_word_embeddings")
-    for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
+    for name in ("rms_norm_eps", "initializer_range"):
         _require(c, name, _is_number(getattr(c, name)) and getattr(c, name) > 0, "a positive number")
+    _require(c, "rope_theta", _is_number(c.rope_theta) and c.rope_theta > 1, "a number above 1")
     for name in ("bos_token_id", "eos_token_id"):
         _require(c, name, getattr(c, name) < c.vocab_size, f"below vocab_size={c.vocab_size}")
     yarn = c.rope_scaling
@@ -302,13 +309,14 @@ ARCHITECTURES = {
 REQUIRED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
 HF_ALIASES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
 _DENSE = {"n_routed_experts": None, "kv_lora_rank": None}
+_LLAMA = {"bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 2048}
 _SOFTMAX_GATE = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
 _MLA_HEADS = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 # What the family's own configuration class assumes when a key is absent.
 FAMILY_DEFAULTS = {
-    "llama": _DENSE,
-    "deepseek": {**_DENSE, **_SOFTMAX_GATE},
-    "deepseek_v2": {**_MLA_HEADS, **_SOFTMAX_GATE, "q_lora_rank": 1536},
+    "llama": {**_LLAMA, **_DENSE},
+    "deepseek": {**_LLAMA, **_DENSE, **_SOFTMAX_GATE},
+    "deepseek_v2": {**_LLAMA, **_MLA_HEADS, **_SOFTMAX_GATE, "q_lora_rank": 1536, "n_shared_experts": 2},
     "deepseek_v3": {
         **_MLA_HEADS, "q_lora_rank": 1536, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
         "routed_scaling_factor": 2.5, "n_shared_experts": 1, "num_nextn_predict_layers": 1,
@@ -344,6 +352,9 @@ def _read_rope_scaling(entry: dict) -> YarnScaling | None:
         return None
     if kind != "yarn":
         raise ValueError(f"rope_scaling type {kind!r} is not supported: it must be 'yarn' or absent.")
+    for name, only in {"attention_factor": None, "truncate": True, "partial_rotary_factor": 1.0}.items():
+        if entry.get(name, only) not in (None, only):
+            raise ValueError(f"rope_scaling {name}={entry[name]!r} is not supported: it must be absent.")
     known = {f.name for f in dataclasses.fields(YarnScaling)}
     for name in ("factor", "original_max_position_embeddings"):
         if name not in entry:
@@ -360,9 +371,10 @@ _LONG = dict(factor=40, original_max_position_embeddings=4096)
 _V3_LONG = YarnScaling(**_LONG, mscale=1.0, mscale_all_dim=1.0)
 _V2_LONG = dict(max_position_embeddings=163840, rope_scaling=YarnScaling(**_LONG, mscale=0.707, mscale_all_dim=0.707))
 _GATE_V1 = dict(scoring_func="softmax", topk_method="greedy", norm_topk_prob=False)
-_MINI_ATTENTION = dict(
-    num_attention_heads=8, q_lora_rank=96, kv_lora_rank=64,
-    qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
+_MINI = dict(
+    vocab_size=2048, hidden_size=192, num_hidden_layers=4, initializer_range=0.04, eos_token_id=0,
+    num_attention_heads=8, q_lora_rank=96, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16,
+    v_head_dim=32, num_nextn_predict_layers=1,
 )  # fmt: skip
 
 PRESETS = {
@@ -409,17 +421,11 @@ PRESETS = {
     ),
     # The book's model: DeepSeek-V3 with every width divided until a laptop trains it in minutes.
     "mini": dict(
-        **_MINI_ATTENTION, vocab_size=2048, hidden_size=256, num_hidden_layers=4, intermediate_size=640,
-        initializer_range=0.02, max_position_embeddings=4096, eos_token_id=0,
-        first_k_dense_replace=1, moe_intermediate_size=64, n_routed_experts=32, n_shared_experts=1,
-        num_experts_per_tok=4, n_group=4, topk_group=2, routed_scaling_factor=2.5,
-        num_nextn_predict_layers=1,
+        **_MINI, intermediate_size=512, first_k_dense_replace=1, moe_intermediate_size=64,
+        n_routed_experts=24, n_shared_experts=1, num_experts_per_tok=4, n_group=4, topk_group=2,
+        routed_scaling_factor=2.5,
     ),
-    # Its dense twin: the same attention, and feed-forward layers as wide as mini's active experts.
-    "mini-dense": dict(
-        **_MINI_ATTENTION, vocab_size=2048, hidden_size=256, num_hidden_layers=4, intermediate_size=400,
-        initializer_range=0.02, max_position_embeddings=4096, eos_token_id=0, first_k_dense_replace=4,
-        num_nextn_predict_layers=1,
-    ),
+    # Its dense twin: the same attention, and feed-forward layers as wide as mini's active ones on average.
+    "mini-dense": dict(**_MINI, intermediate_size=368, first_k_dense_replace=4),
 }  # fmt: skip
 ALIASES = {"deepseek-r1": "deepseek-v3"}

@@ -19,6 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def to_compute_dtype(x: Tensor) -> Tensor:
+    """Return x in the dtype in which autocast multiplies, or as it is where autocast is off.
+
+    Converting once here saves every matrix product that follows from doing it again.
+    """
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """Return -log softmax(logits)[target] of each row, (N,), in float32 nats."""
     return _CrossEntropy.apply(logits_NV, targets_N)
@@ -54,7 +63,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # In float32 whatever comes in: a mean of squares loses too much in bfloat16.
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        normalised = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+        return to_compute_dtype(normalised.to(x.dtype))
 
 
 class SwiGLU(nn.Module):

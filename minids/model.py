@@ -54,7 +54,6 @@ class DeepSeek(nn.Module):
         if c.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = nn.ModuleList(MTPModule(c, c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers))
-        self.register_buffer("frequencies", rope_frequencies(c), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -63,6 +62,8 @@ class DeepSeek(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Gate)):
                 module.weight.normal_(std=self.config.initializer_range)
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
             elif isinstance(module, Experts):
                 module.gate_up_proj.normal_(std=self.config.initializer_range)
                 module.down_proj.normal_(std=self.config.initializer_range)
@@ -88,8 +89,9 @@ class DeepSeek(nn.Module):
 
     def rope(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Return RoPE's cos and sin for positions start ... start + length - 1."""
-        positions = torch.arange(start, start + length, device=self.frequencies.device)
-        return rope_angles(self.config, self.frequencies, positions)
+        # Not a buffer: model.to(torch.bfloat16) would round the angles away.
+        positions = torch.arange(start, start + length, device=self.lm_head.weight.device)
+        return rope_angles(self.config, rope_frequencies(self.config).to(positions.device), positions)
 
     def mtp_hidden_states(self, tokens_BT: Tensor, hidden_BTD: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Return, for each depth k, its hidden states (B, T - k, hidden) and its balance loss.
@@ -110,6 +112,9 @@ class DeepSeek(nn.Module):
         Cross-entropies are means over the predicted tokens. (The report divides depth k's T - k
         terms by T; dividing by their number lets λ weigh the same at every length.)
         """
+        shortest = 2 + len(self.mtp)
+        if tokens_BT.ndim != 2 or tokens_BT.shape[1] < shortest:
+            raise ValueError(f"tokens have shape {tuple(tokens_BT.shape)}: (B, T) with T of at least {shortest}.")
         inputs = tokens_BT[:, :-1]
         hidden_BTD, balances = self.hidden_states(inputs)
         next_token_BT = self._cross_entropy(hidden_BTD, tokens_BT[:, 1:])

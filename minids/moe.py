@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from minids.balance import sequence_balance_loss
 from minids.config import ModelConfig
-from minids.layers import SwiGLU
+from minids.layers import SwiGLU, to_compute_dtype
 
 ROWS = 32  # rows of an expert are filled up to a multiple of this
 
@@ -48,6 +48,13 @@ class Gate(nn.Module):
         bias = torch.zeros(c.n_routed_experts, dtype=torch.float32) if c.uses_expert_bias else None
         self.register_buffer("expert_bias", bias)
         self.register_buffer("load", torch.zeros(c.n_routed_experts, dtype=torch.int64), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        bias = self.expert_bias
+        super()._apply(fn, recurse)
+        if bias is not None and not bias.is_meta:
+            self.expert_bias = bias.to(self.weight.device)  # moves, but stays float32 in a bfloat16 model, as released
+        return self
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights g (N, K), the chosen experts (N, K), and all affinities s (N, E), in float32."""
@@ -94,8 +101,8 @@ class Experts(nn.Module):
         together and pass through it in one product; then every row returns to its token.
         """
         rows_token, rows_weight, counts = self._sort_by_expert(weights_NK, experts_NK)
-        # Converted once, not expert by expert, where autocast would.
-        x_ND, gate_up_proj, down_proj = map(_to_compute_dtype, (x_ND, self.gate_up_proj, self.down_proj))
+        # Converted once; autocast would do it expert by expert.
+        x_ND, gate_up_proj, down_proj = map(to_compute_dtype, (x_ND, self.gate_up_proj, self.down_proj))
         rows_RD = x_ND.index_select(0, rows_token)
         rows_weight = rows_weight[:, None].to(x_ND.dtype)
         outs = []
@@ -122,12 +129,6 @@ class Experts(nn.Module):
         token = order.new_zeros(sum(counts)).index_copy(0, place, order // experts_NK.shape[1])
         weight = weights_NK.new_zeros(sum(counts)).index_copy(0, place, weights_NK.flatten()[order])
         return token, weight, counts
-
-
-def _to_compute_dtype(x: Tensor) -> Tensor:
-    """Return x in the dtype that autocast would multiply it in; as it is outside of autocast."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class MoE(nn.Module):

@@ -22,6 +22,7 @@ Hugging Face's code; DeepSeek's own demo switches them on beyond the original le
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from torch import Tensor
 from minids.config import ModelConfig, YarnScaling
 
 
+@lru_cache
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """Return θ_k in radians per position, shape (rope_dim / 2,), float32; stretched where YaRN is set."""
     dim, base = config.rope_dim, config.rope_theta
@@ -63,11 +65,13 @@ def softmax_scale(config: ModelConfig) -> float:
     """Return what attention scores are multiplied by: 1/sqrt(head width), times m² under YaRN.
 
     The width is that of the query and key heads, d_h + d_h^R in MLA (eq. 10), never the latent's.
+    Ordinary attention has no m² here: there all of YaRN's m rides on the rotation (`rope_angles`).
     """
-    width = config.qk_head_dim if config.uses_mla else config.head_dim
+    if not config.uses_mla:
+        return config.head_dim**-0.5
     yarn = config.rope_scaling
     m = 1.0 if yarn is None else yarn_temperature(yarn.factor, yarn.mscale_all_dim)
-    return width**-0.5 * m * m
+    return config.qk_head_dim**-0.5 * m * m
 
 
 def rope_angles(config: ModelConfig, frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

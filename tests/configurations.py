@@ -1,0 +1,113 @@
+"""Small legal configurations, drawn by hypothesis, and weights that make every part of a model matter."""
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from minids.config import SCORING_FUNCTIONS, ModelConfig, YarnScaling
+from minids.model import DeepSeek
+
+
+def examples(count: int) -> settings:
+    """The same `count` examples on every run and machine."""
+    return settings(max_examples=count, deadline=None, derandomize=True, database=None)
+
+
+yarns = st.builds(
+    YarnScaling,
+    factor=st.floats(1, 64),
+    original_max_position_embeddings=st.integers(8, 8192),
+    beta_fast=st.floats(2, 64),
+    beta_slow=st.floats(0.1, 2),
+    mscale=st.floats(0.1, 2),
+    mscale_all_dim=st.floats(0.1, 2),
+)
+
+
+@st.composite
+def mixtures(draw) -> dict:
+    """The entries of a mixture of experts: any gate, with and without groups and shared experts."""
+    method = draw(st.sampled_from(["greedy", "group_limited_greedy", "noaux_tc"]))
+    groups = draw(st.sampled_from([1, 2, 4]))
+    per_group = draw(st.integers(2 if method == "noaux_tc" else 1, 4))
+    topk_group = draw(st.integers(1, groups))
+    reachable = per_group * (groups if method == "greedy" else topk_group)
+    return dict(
+        topk_method=method,
+        scoring_func=draw(st.sampled_from(SCORING_FUNCTIONS)),
+        norm_topk_prob=draw(st.booleans()),
+        routed_scaling_factor=draw(st.floats(0.5, 16)),
+        n_routed_experts=groups * per_group,
+        n_group=groups,
+        topk_group=topk_group,
+        num_experts_per_tok=draw(st.integers(1, min(reachable, 4))),
+        n_shared_experts=draw(st.sampled_from([None, 1, 2])),
+        moe_intermediate_size=draw(st.integers(1, 12)),
+        moe_layer_freq=draw(st.integers(1, 3)),
+    )
+
+
+@st.composite
+def latent_attentions(draw) -> dict:
+    widths = st.integers(1, 12)
+    return dict(
+        num_attention_heads=draw(st.integers(1, 4)),
+        kv_lora_rank=draw(widths),
+        q_lora_rank=draw(st.none() | widths),
+        qk_nope_head_dim=draw(widths),
+        qk_rope_head_dim=2 * draw(st.integers(1, 4)),
+        v_head_dim=draw(widths),
+    )
+
+
+@st.composite
+def ordinary_attentions(draw) -> dict:
+    kv_heads, sharing = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    head_dim = 2 * draw(st.integers(1, 4))
+    return dict(num_attention_heads=kv_heads * sharing, num_key_value_heads=kv_heads, head_dim=head_dim)
+
+
+@st.composite
+def configurations(draw) -> ModelConfig:
+    """Any mixture of attention and feed-forward kinds, with MTP, YaRN and tied embeddings."""
+    layers = draw(st.integers(1, 4))
+    mixture = draw(st.none() | mixtures())
+    if mixture is not None:
+        mixture["first_k_dense_replace"] = draw(st.integers(0, layers))
+    return ModelConfig(
+        vocab_size=draw(st.integers(2, 40)),
+        hidden_size=draw(st.integers(1, 24)),
+        num_hidden_layers=layers,
+        intermediate_size=draw(st.integers(1, 24)),
+        tie_word_embeddings=draw(st.booleans()),
+        num_nextn_predict_layers=draw(st.integers(0, 2)),
+        rope_theta=draw(st.floats(100, 1e6)),
+        rope_scaling=draw(st.none() | yarns),
+        **draw(latent_attentions() | ordinary_attentions()),
+        **(mixture or {}),
+    )
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module, seed: int = 0) -> None:
+    """Give matrices unit gain, norms different scales, and expert biases values that make s + b negative."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+        else:
+            parameter.uniform_(0.5, 1.5, generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("expert_bias"):
+            buffer.uniform_(-1.4, -1.0, generator=generator)
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> DeepSeek:
+    model = DeepSeek(config).eval()
+    randomize(model, seed)
+    return model
+
+
+def random_tokens(config: ModelConfig, batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (batch_size, length), generator=generator)

@@ -1,0 +1,195 @@
+"""Counts against the published totals, the instantiated models, and torch's own FLOP counter."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from configurations import configurations, examples, random_model, random_tokens
+from hypothesis import given
+from torch.utils.flop_counter import FlopCounterMode
+
+from minids import DeepSeek, ModelConfig, count_parameters
+from minids.accounting import attention_parameters, kv_cache_bytes, kv_cache_elements, training_flops_per_token
+from minids.mla import MLA
+from minids.moe import MoE
+from minids.mtp import MTPModule
+
+PUBLISHED = {
+    "deepseek-llm-7b": 6_910_365_696,
+    "deepseek-llm-67b": 67_425_001_472,
+    "deepseek-moe-16b": 16_375_728_128,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v3": 671_026_419_200,
+}
+
+
+def on_meta(make, *args):
+    with torch.device("meta"):
+        return make(*args)
+
+
+def weights(module: torch.nn.Module) -> int:
+    """Parameters, shared ones once, and the expert biases, which are weights without a gradient."""
+    biases = [buffer for name, buffer in module.named_buffers() if name.endswith("expert_bias")]
+    return sum(tensor.numel() for tensor in [*module.parameters(), *biases])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_total_is_the_published_one(name):
+    count = count_parameters(ModelConfig.preset(name))
+    assert count.total == sum(count.breakdown.values()) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_instantiated_model_has_the_published_size(name):
+    model = on_meta(DeepSeek, ModelConfig.preset(name))
+    assert weights(model) - weights(model.mtp) == PUBLISHED[name]
+
+
+@examples(100)
+@given(configurations())
+def test_the_formulas_count_what_is_instantiated(config):
+    model, count = on_meta(DeepSeek, config), count_parameters(config)
+    assert count.mtp == weights(model.mtp)
+    assert count.total == weights(model) - weights(model.mtp)
+    assert count.embedding == weights(model.embed_tokens)
+    assert count.attention == sum(weights(layer.self_attn) for layer in model.layers)
+    mixtures = [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoE)]
+    assert count.routed_experts == sum(weights(moe.experts) for moe in mixtures)
+    assert count.router == sum(weights(moe.gate) for moe in mixtures)
+    assert count.dense_ffn == sum(weights(layer.mlp) for layer in model.layers if layer.mlp not in mixtures)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "with_head", "with_embedding"),
+    [
+        ("deepseek-moe-16b", 2_409_220_096, 2_618_935_296, 2_828_650_496),
+        ("deepseek-v2-lite", 2_241_719_808, 2_451_435_008, 2_661_150_208),
+        ("deepseek-v2", 20_327_224_320, 20_851_512_320, 21_375_800_320),
+        ("deepseek-v3", 35_698_939_392, 36_625_618_432, 37_552_297_472),
+    ],
+)
+def test_the_three_conventions_of_active(name, body, with_head, with_embedding):
+    count = count_parameters(ModelConfig.preset(name))
+    assert (count.active_body, count.active, count.active_with_embedding) == (body, with_head, with_embedding)
+
+
+@pytest.mark.parametrize("name", ["deepseek-llm-7b", "deepseek-llm-67b"])
+def test_every_weight_of_a_dense_model_is_active(name):
+    count = count_parameters(ModelConfig.preset(name))
+    assert count.active_with_embedding == count.total
+
+
+def test_a_tied_head_is_multiplied_but_not_stored():
+    tied = count_parameters(replace(ModelConfig.preset("tiny"), tie_word_embeddings=True))
+    untied = count_parameters(ModelConfig.preset("tiny"))
+    assert untied.total - tied.total == 512 * 64
+    assert untied.active == tied.active
+
+
+@examples(25)
+@given(configurations())
+def test_active_experts_are_those_that_one_token_gives_a_gradient(config):
+    model = random_model(config)
+    model(random_tokens(config, 1, 1)).sum().backward()
+    touched = 0
+    for layer in model.layers:
+        if isinstance(layer.mlp, MoE):
+            experts = layer.mlp.experts
+            used = experts.down_proj.grad.flatten(1).any(dim=1)
+            touched += (experts.gate_up_proj[used].numel()) + experts.down_proj[used].numel()
+    assert count_parameters(config).active_routed_experts == touched
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "moe_layer", "active_moe_layer", "embedding"),
+    [
+        ("deepseek-moe-16b", 16_777_216, 571_080_704, 69_337_088, 209_715_200),
+        ("deepseek-v2-lite", 13_763_072, 571_080_704, 69_337_088, 209_715_200),
+        ("deepseek-v2", 149_227_520, 3_822_878_720, 189_562_880, 524_288_000),
+        ("deepseek-v3", 187_107_328, 11_320_164_608, 398_196_992, 926_679_040),
+    ],
+)
+def test_the_building_blocks_of_a_layer(name, attention, moe_layer, active_moe_layer, embedding):
+    config = ModelConfig.preset(name)
+    count, layers = count_parameters(config), config.num_hidden_layers - config.first_k_dense_replace
+    fixed = count.shared_experts + count.router
+    assert attention_parameters(config) == attention
+    assert (count.routed_experts + fixed) // layers == moe_layer
+    assert (count.active_routed_experts + fixed) // layers == active_moe_layer
+    assert count.embedding == count.head == embedding
+
+
+def test_the_instantiated_blocks_of_v3():
+    config = ModelConfig.preset("deepseek-v3")
+    assert weights(on_meta(MLA, config)) == 187_107_328
+    assert weights(on_meta(MoE, config)) == 11_320_164_608
+    assert weights(on_meta(MTPModule, config, 61)) == count_parameters(config).mtp == 11_610_068_224
+
+
+def test_every_released_weight_of_v3_is_accounted_for():
+    count = count_parameters(ModelConfig.preset("deepseek-v3"))
+    stored_again = 2 * count.embedding  # the MTP module's copies of embedding and head
+    block_scales = 41_540_496
+    assert count.total + count.mtp + stored_again + block_scales == 684_531_386_000  # the hub's figure
+
+
+@pytest.mark.parametrize(
+    ("name", "elements"),
+    [
+        ("deepseek-llm-7b", 245_760),
+        ("deepseek-llm-67b", 194_560),
+        ("deepseek-moe-16b", 114_688),
+        ("deepseek-v2-lite", 15_552),
+        ("deepseek-v2", 34_560),
+        ("deepseek-v3", 35_136),
+    ],
+)
+def test_numbers_cached_per_token(name, elements):
+    config = ModelConfig.preset(name)
+    assert kv_cache_elements(config) == elements
+    assert kv_cache_bytes(config) == 2 * elements
+    assert kv_cache_bytes(config, 0.75) == 0.75 * elements
+
+
+def test_v3_caches_the_published_70272_bytes():
+    assert kv_cache_bytes(ModelConfig.preset("deepseek-v3")) == 70_272
+
+
+def test_v2_saves_the_published_93_percent_against_67b_with_six_bits_a_number():
+    v2, dense = (ModelConfig.preset(name) for name in ("deepseek-v2", "deepseek-llm-67b"))
+    assert round(1 - kv_cache_bytes(v2, 6 / 8) / kv_cache_bytes(dense), 3) == 0.933
+
+
+@examples(30)
+@given(configurations())
+def test_the_caches_hold_as_many_numbers_as_the_formula_says(config):
+    caches = on_meta(DeepSeek, config).new_cache(batch_size=1, max_length=1)
+    held = [tensor.numel() for cache in caches for tensor in vars(cache).values() if isinstance(tensor, torch.Tensor)]
+    assert sum(held) == kv_cache_elements(config)
+
+
+def test_training_v3_takes_the_published_250_gflop_per_token():
+    flops = training_flops_per_token(ModelConfig.preset("deepseek-v3"), 4096)
+    assert flops == 6 * 36_625_618_432 + 3 * 61 * 128 * (192 + 128) * 2 * 2048
+    assert round(flops / 1e9, 1) == 250.5
+
+
+@pytest.mark.parametrize("latent", [True, False])
+def test_flops_are_those_that_torch_counts(latent):
+    attention = {} if latent else dict(kv_lora_rank=None, num_key_value_heads=2)
+    config = replace(ModelConfig.preset("tiny"), n_routed_experts=None, num_nextn_predict_layers=0, **attention)
+    model, length = random_model(config), 32
+    with FlopCounterMode(display=False) as counter:
+        model(random_tokens(config, 1, length)).sum().backward()
+    norms = sum(p.numel() for p in model.parameters() if p.ndim == 1)  # no matrix products
+    key, value = (24, 16) if latent else (16, 16)
+    unmasked = 3 * config.num_hidden_layers * 4 * (key + value) * length  # torch multiplies the masked half, too
+    expected = training_flops_per_token(config, length) - 6 * norms + unmasked
+    assert counter.get_total_flops() / length == expected
+
+
+def test_mini_and_its_dense_twin_are_equally_large_for_a_token():
+    mini, dense = (count_parameters(ModelConfig.preset(name)) for name in ("mini", "mini-dense"))
+    assert dense.active_body == pytest.approx(mini.active_body, rel=0.01)
