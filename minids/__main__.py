@@ -34,6 +34,7 @@ from minids.report import format_report, make_report
 from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig, Trainer, TrainingDiverged, TrainingInterrupted, best_dtype, read_log
 
+DEFAULTS = TrainConfig()
 app = typer.Typer(
     help="DeepSeek-V3, rebuilt in miniature.",
     no_args_is_help=True,
@@ -53,14 +54,22 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's checkpoint, if it has one.")
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per optimizer step.")] = None,
+    steps: Annotated[int | None, typer.Option(help=f"Optimizer steps. Default: {DEFAULTS.steps:g}.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help=f"Sequences per optimizer step. Default: {DEFAULTS.batch_size:g}.")
+    ] = None,
     micro_batch_size: Annotated[
         int | None, typer.Option(help="Sequences per forward pass: less memory, same step.")
     ] = None,
-    sequence_length: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help=f"Tokens per sequence. Default: {DEFAULTS.sequence_length:g}.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help=f"Peak learning rate. Default: {DEFAULTS.learning_rate:g}.")
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help=f"Steps between checkpoints. Default: {DEFAULTS.save_every:g}.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial weights and the order of the text.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16. Default: bfloat16 where the hardware has it.")

@@ -58,7 +58,7 @@ class TrainConfig:
     balance_weight: float = 1e-4  # α
     bias_speed: float = 5e-3  # γ
     frozen_bias_fraction: float = 0.034
-    save_every: int = 100
+    save_every: int = 200
     seed: int = 0
     dtype: str = "float32"
 

@@ -12,6 +12,7 @@ training steps alternating in one process on a quiet machine.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,40 @@ def thin(log: list[dict]) -> list[dict]:
         }
         for record in log
     ]
+
+
+def table(data: dict) -> str:
+    """Return the results as a Markdown table: medians over the seeds, and the range of the bits per byte."""
+    arms = {arm: [row["report"] for row in data["runs"] if row["arm"] == arm] for arm in ARMS}
+    baseline = arms["mini"]
+    header = ["held-out", *arms, "5-gram, same bytes as mini"]
+    rows = [
+        [f"{name.replace('_', ' ')}, bits per byte"]
+        + [_median_and_range(reports, "bits_per_byte", name) for reports in arms.values()]
+        + [_median_and_range(baseline, "baseline_bits_per_byte", name)]
+        for name in ("prose", "code", "prose_and_code")
+    ]
+    measures = {
+        "arithmetic solved exactly": lambda r: f"{r['arithmetic_accuracy']:.0%}",
+        "MTP's second token agrees": lambda r: f"{r['mtp_agreement']:.0%}",
+        "tokens trained on": lambda r: f"{r['tokens'] / 1e6:.2f} M",
+        "parameters, active / total": lambda r: "{active:,} / {total:,}".format(**r["parameters"]),
+    }
+    for name, show in measures.items():
+        rows.append([name, *(show(_median_report(reports, name)) for reports in arms.values()), ""])
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _median_and_range(reports: list[dict], table: str, name: str) -> str:
+    values = sorted(report[table][name] for report in reports)
+    return f"{statistics.median(values):.3f} ({values[0]:.3f} – {values[-1]:.3f})"
+
+
+def _median_report(reports: list[dict], measure: str) -> dict:
+    """The report in the middle by what is shown; tokens and parameters are the same in all of them."""
+    key = {"arithmetic solved exactly": "arithmetic_accuracy", "MTP's second token agrees": "mtp_agreement"}
+    return sorted(reports, key=lambda report: report[key.get(measure, "tokens")])[len(reports) // 2]
 
 
 if __name__ == "__main__":
