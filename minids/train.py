@@ -42,14 +42,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class TrainConfig:
     """Everything about a run that is not architecture. Raises ValueError, one sentence, for bad values."""
 
-    steps: int = 1800
+    steps: int = 1400
     batch_size: int = 4  # rows per optimizer step
     micro_batch_size: int | None = None  # rows per forward pass; None: all at once
     sequence_length: int = 256
-    learning_rate: float = 1.5e-3
-    final_learning_rate: float = 7.5e-5
-    warmup_fraction: float = 0.05
-    decay_fraction: float = 0.5
+    learning_rate: float = 1.8e-3
+    final_learning_rate: float = 9e-5
+    warmup_fraction: float = 0.03
+    decay_fraction: float = 0.6
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
