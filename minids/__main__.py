@@ -94,9 +94,12 @@ def train(
         continues = _look_at_folder(folder, resume)
         corpus = read_texts(data) if data is not None else _load_corpus()
         tokenizer, batches = _prepare(corpus, model_config, train_config, folder if continues else None)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not continues:
-        write_atomically(folder / "tokenizer.json", tokenizer.to_json())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not continues:
+                write_atomically(folder / "tokenizer.json", tokenizer.to_json())
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be written: {error.strerror}.") from None
     torch.manual_seed(train_config.seed)
     model = DeepSeek(model_config).to(torch_device)
     trainer = Trainer(
@@ -105,8 +108,8 @@ def train(
         bytes_per_token=torch.tensor([len(b) for b in _padded_bytes(tokenizer, model_config)]),
     )  # fmt: skip
     with told_in_one_sentence():
-        if continues:
-            trainer.resume()
+        for difference in trainer.resume() if continues else []:
+            typer.echo(f"{difference}: the run goes on, but its last bits may differ.")
     _describe(model_config, train_config, trainer, torch_device)
     _run(trainer)
     typer.echo("evaluating on held-out text ...")
@@ -281,7 +284,9 @@ def _describe(model_config: ModelConfig, config: TrainConfig, trainer: Trainer, 
         f"{config.steps} steps of {config.batch_size} x {config.sequence_length} tokens, "
         f"{config.dtype} on {device} with {torch.get_num_threads()} threads"
     )
-    if trainer.step:
+    if trainer.step == config.steps:
+        typer.echo("the run is complete")
+    elif trainer.step:
         typer.echo(f"going on from step {trainer.step}")
 
 

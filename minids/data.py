@@ -250,7 +250,7 @@ def solve(a: int, operator: str, b: int) -> int:
 def read_texts(path: str | Path) -> Corpus:
     """Return a corpus of one domain, 'text', from a UTF-8 file or a folder of them.
 
-    A tenth is held out: the last files of a folder in sorted order, the last lines of a single file.
+    A tenth is held out: the last files of a folder in sorted order, or the last lines of a few.
     Raises ValueError, one sentence, for a missing path, an empty one, or a file that is not text.
     """
     path = Path(path)
@@ -263,13 +263,14 @@ def read_texts(path: str | Path) -> Corpus:
     if not documents:
         raise ValueError(f"{path} holds no text: give a UTF-8 text file or a folder of them.")
     if len(documents) < 10:
-        lines = "\n".join(documents).splitlines(keepends=True)
-        cut = max(1, len(lines) - max(1, len(lines) // 10))
-        train, validation = ["".join(lines[:cut])], ["".join(lines[cut:])]
+        text = "\n".join(documents)
+        tenth = len(text) - len(text) // 10
+        cut = text.rfind("\n", len(text) // 2, tenth) + 1 or tenth  # after a line, where there are lines
+        train, validation = [text[:cut]], [text[cut:]]
     else:
         cut = len(documents) - len(documents) // 10
         train, validation = documents[:cut], documents[cut:]
-    return Corpus({"text": train}, {"text": [v for v in validation if v]}, {"text": 1})
+    return Corpus({"text": train}, {"text": validation}, {"text": 1})
 
 
 def _read_text(path: Path) -> str:

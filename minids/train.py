@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import signal
 import threading
 import time
@@ -116,7 +117,8 @@ class Trainer:
     """One run in one folder: `log.jsonl` (a line per step) and `checkpoint.safetensors`.
 
     `settings` (plain JSON: configuration, data) goes into every checkpoint; a run resumes only with
-    the settings it began with. `bytes_per_token` is (vocab_size,), for the log's bits per byte.
+    the settings it began with. The environment (threads, torch, machine) goes there too, because the
+    last bits of every sum depend on it. `bytes_per_token` is (vocab_size,), for the log's bits per byte.
     """
 
     def __init__(
@@ -124,8 +126,12 @@ class Trainer:
         *, settings: dict, bytes_per_token: Tensor,
     ):  # fmt: skip
         self.model, self.batches, self.config, self.folder = model, batches, config, folder
-        self.settings = settings | {"train": json.loads(json.dumps(asdict(config)))}
         self.device = model.embed_tokens.weight.device
+        environment = {
+            "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "machine": platform.machine(), "device": self.device.type,
+        }  # fmt: skip
+        self.settings = settings | {"train": json.loads(json.dumps(asdict(config))), "environment": environment}
         self.bytes_per_token = bytes_per_token.to(self.device)
         self.optimizer = make_optimizer(model, config)
         self.step = 0
@@ -139,15 +145,19 @@ class Trainer:
     def log_path(self) -> Path:
         return self.folder / "log.jsonl"
 
-    def resume(self) -> None:
+    def resume(self) -> list[str]:
         """Go back to the folder's checkpoint; log lines of steps after it are dropped.
 
-        Raises ValueError if the checkpoint is of another run, naming the first setting that differs.
+        Returns what is different in the environment, in words: if nothing is, the run goes on bit for
+        bit. Raises ValueError if the checkpoint is of another run, naming the first setting that differs.
         """
         checkpoint = load_checkpoint(self.checkpoint_path)
+        differences = []
         for name, ours in _flatten(self.settings).items():
             theirs = _flatten(checkpoint.settings).get(name)
-            if ours != theirs:
+            if ours != theirs and name.startswith("environment."):
+                differences.append(f"{name.removeprefix('environment.')} was {theirs} and is {ours}")
+            elif ours != theirs:
                 raise ValueError(
                     f"{self.checkpoint_path} was made with {name}={theirs!r}, not {ours!r}: "
                     "resume with the same settings or choose another folder."
@@ -157,6 +167,7 @@ class Trainer:
         records = [record for record in read_log(self.log_path) if record["step"] < self.step]
         write_atomically(self.log_path, "".join(json.dumps(record) + "\n" for record in records))
         self.seconds = records[-1]["seconds"] if records else 0.0
+        return differences
 
     def save(self) -> None:
         save_checkpoint(self.checkpoint_path, self.model, self.optimizer, step=self.step, settings=self.settings)
