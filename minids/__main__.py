@@ -94,22 +94,18 @@ def train(
         continues = _look_at_folder(folder, resume)
         corpus = read_texts(data) if data is not None else _load_corpus()
         tokenizer, batches = _prepare(corpus, model_config, train_config, folder if continues else None)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not continues:
-                write_atomically(folder / "tokenizer.json", tokenizer.to_json())
-        except OSError as error:
-            raise ValueError(f"{folder} cannot be written: {error.strerror}.") from None
-    torch.manual_seed(train_config.seed)
-    model = DeepSeek(model_config).to(torch_device)
-    trainer = Trainer(
-        model, batches, train_config, folder,
-        settings={"model": model_config.to_hf(), "corpus_sha256": corpus.sha256},
-        bytes_per_token=torch.tensor([len(b) for b in _padded_bytes(tokenizer, model_config)]),
-    )  # fmt: skip
-    with told_in_one_sentence():
-        for difference in trainer.resume() if continues else []:
-            typer.echo(f"{difference}: the run goes on, but its last bits may differ.")
+        torch.manual_seed(train_config.seed)
+        model = DeepSeek(model_config).to(torch_device)
+        trainer = Trainer(
+            model, batches, train_config, folder,
+            settings={"model": model_config.to_hf(), "corpus_sha256": corpus.sha256},
+            bytes_per_token=torch.tensor([len(b) for b in _padded_bytes(tokenizer, model_config)]),
+        )  # fmt: skip
+        differences = trainer.resume() if continues else []
+        if not continues:
+            _begin_folder(folder, tokenizer)
+    for difference in differences:
+        typer.echo(f"{difference}: the run goes on, but its last bits may differ.")
     _describe(model_config, train_config, trainer, torch_device)
     _run(trainer)
     typer.echo("evaluating on held-out text ...")
@@ -269,6 +265,14 @@ def _prepare(
         tokenizer = Tokenizer.load(existing_run / "tokenizer.json")
     streams = encode_split(tokenizer, corpus.train)
     return tokenizer, Batches(streams, corpus.mixture, config.sequence_length, config.seed)
+
+
+def _begin_folder(folder: Path, tokenizer: Tokenizer) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "tokenizer.json", tokenizer.to_json())
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}.") from None
 
 
 def _padded_bytes(tokenizer: Tokenizer, config: ModelConfig) -> list[bytes]:

@@ -42,7 +42,9 @@ class Checkpoint:
         if optimizer is not None:
             parts["optimizer"] = _blank_moments(model)
         expected = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        found = {name: tensor for name, tensor in self.tensors.items() if name.split(".")[0] in parts}
+        # To generate text, no optimizer is needed, and its tensors are passed over.
+        passed_over = () if optimizer is not None else ("optimizer.",)
+        found = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(passed_over)}
         for name in sorted(expected.keys() ^ found.keys()):
             raise ValueError(f"the checkpoint {'lacks' if name in expected else 'has an unknown'} tensor {name}.")
         for name, tensor in expected.items():
@@ -57,7 +59,7 @@ class Checkpoint:
         if optimizer is not None:
             for name, parameter in model.named_parameters():
                 optimizer.state[parameter] = {
-                    key: found[f"optimizer.{name}.{key}"].to(parameter.device)
+                    key: found[f"optimizer.{name}.{key}"].to(parameter.device, copy=True)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
 

@@ -9,6 +9,7 @@ temperature first: below 1 it sharpens the distribution, above 1 it flattens it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,8 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int | None, generator: 
     if top_k is not None:
         threshold = logits_BV.topk(top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < threshold, float("-inf"))
-    above = logits_BV - logits_BV.amax(dim=-1, keepdim=True)  # at most 0, so a tiny temperature overflows nothing
+    # At most 0, and in float64: a tiny temperature then overflows nothing.
+    above = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).double()
     probabilities = (above / temperature).softmax(dim=-1)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
@@ -89,11 +91,12 @@ def _check(model: DeepSeek, prompt: Tensor, max_new_tokens: int, temperature: fl
     vocabulary = model.config.vocab_size
     if prompt.ndim not in (1, 2) or prompt.numel() == 0:
         raise ValueError(f"the prompt has shape {tuple(prompt.shape)}: give at least one token, (T,) or (B, T).")
-    if prompt.min() < 0 or prompt.max() >= vocabulary:
-        raise ValueError(f"the prompt has token {prompt.max().item()}: tokens are 0 to {vocabulary - 1}.")
+    unknown = prompt[(prompt < 0) | (prompt >= vocabulary)]
+    if len(unknown):
+        raise ValueError(f"the prompt has token {unknown[0].item()}: tokens are 0 to {vocabulary - 1}.")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} is not possible: it must be at least 1.")
-    if temperature < 0:
+    if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature={temperature} is not possible: it must be 0 (greedy) or more.")
     if top_k is not None and not 1 <= top_k <= vocabulary:
         raise ValueError(f"top_k={top_k} is not possible: it must be 1 to {vocabulary}.")

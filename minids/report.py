@@ -33,15 +33,19 @@ def make_report(
     token_bytes = tokenizer.token_bytes()
     bytes_per_token = torch.tensor([len(b) for b in token_bytes])
     held_out = validation_rows(encode_split(tokenizer, corpus.validation), config.sequence_length)
-    context = max(1, config.sequence_length // 2)  # scored is the second half of a row: no token lacks context
     with autocast(device, config.dtype):
-        scores = {domain: score_rows(model, rows, bytes_per_token, context) for domain, rows in held_out.items()}
+        scores = {
+            domain: score_rows(model, rows, bytes_per_token, context_tokens(rows)) for domain, rows in held_out.items()
+        }
         accuracy = None
         if "arithmetic" in corpus.validation:
             accuracy = accuracy_by_digits(solved_problems(model, tokenizer, corpus.validation["arithmetic"]))
-        agreement = mtp_agreement(model, np.concatenate(list(held_out.values())))
+        agreement = None
+        if model.mtp:
+            agreements = [mtp_agreement(model, rows) for rows in held_out.values()]
+            agreement = float(np.average(agreements, weights=[rows[:, 1:].size for rows in held_out.values()]))
         samples = {domain: _sample(model, tokenizer, rows[len(rows) // 2]) for domain, rows in held_out.items()}
-    baseline = baseline_scores(batches, config, held_out, token_bytes, context)
+    baseline = baseline_scores(batches, config, held_out, token_bytes)
     count = count_parameters(model.config)
     violation = np.array([record["max_violation"] for record in records])
     tokens = config.steps * config.batch_size * config.sequence_length
@@ -80,6 +84,11 @@ def validation_rows(streams: dict[str, np.ndarray], sequence_length: int) -> dic
     return held_out
 
 
+def context_tokens(rows: np.ndarray) -> int:
+    """Return how many tokens of each row are context only: the first half, so that no scored token lacks context."""
+    return max(1, (rows.shape[1] - 1) // 2)
+
+
 def accuracy_by_digits(solved: list[tuple[str, bool]]) -> dict[str, float]:
     """Return the share of solved problems, of all and by the digits of the longer number."""
     results: dict[str, list[bool]] = {"all": [right for _, right in solved]}
@@ -94,17 +103,16 @@ def baseline_scores(
     config: TrainConfig,
     held_out: dict[str, np.ndarray],
     token_bytes: list[bytes],
-    context: int = 1,
 ) -> dict[str, tuple[float, int]]:
     """Train a byte 5-gram on exactly the rows that the run consumed; return its bits and bytes by domain.
 
-    Scored are the bytes that `score_rows` scores: those after the first `context` tokens of each row.
+    Scored are the bytes on which the model is scored: those of the second half of each row.
     """
     consumed = (batches.row(index) for index in range(config.steps * config.batch_size))
-    ngram = ByteNGram(np.concatenate([_symbols(row, token_bytes, context)[0] for row in consumed]))
+    ngram = ByteNGram(np.concatenate([_symbols(row, token_bytes, 1)[0] for row in consumed]))
     scores = {}
     for domain, rows in held_out.items():
-        pairs = [_symbols(row, token_bytes, context) for row in rows]
+        pairs = [_symbols(row, token_bytes, context_tokens(rows)) for row in rows]
         symbols, predicted = (np.concatenate(column) for column in zip(*pairs, strict=True))
         counted = predicted & (symbols != END)
         scores[domain] = float(ngram.bits(symbols)[counted].sum()), int(counted.sum())
@@ -115,8 +123,7 @@ def _symbols(row: np.ndarray, token_bytes: list[bytes], context: int) -> tuple[n
     """Return a row as byte symbols after an END, and which of them come after its first `context` tokens."""
     pieces = [np.frombuffer(token_bytes[token], dtype=np.uint8) if token_bytes[token] else [END] for token in row]
     symbols = np.concatenate([[END], *pieces]).astype(np.int16)
-    given = 1 + sum(map(len, pieces[:context]))
-    return symbols, np.arange(len(symbols)) >= given
+    return symbols, np.arange(len(symbols)) > sum(map(len, pieces[:context]))
 
 
 def _per_byte(scores: dict[str, tuple[float, int]]) -> dict[str, float]:

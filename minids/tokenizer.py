@@ -37,11 +37,14 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """Learn merges from `texts` until there are `vocab_size` tokens, or none are left to learn.
 
-        Raises ValueError for a vocabulary too small to hold the bytes and the end-of-text token.
+        Raises ValueError for a vocabulary too small for the bytes and the end-of-text token, or too large
+        for 16-bit ids.
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if vocab_size < len(alphabet) + 1:
             raise ValueError(f"vocab_size={vocab_size} is too small: 256 bytes and one special token need 257.")
+        if vocab_size > 1 << 16:
+            raise ValueError(f"vocab_size={vocab_size} is too large: a stream holds 16-bit ids, at most {1 << 16}.")
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -58,7 +61,10 @@ class Tokenizer:
         """Read a tokenizer.json; ValueError if there is none."""
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist: a tokenizer.json is needed there.")
-        return cls(Backend.from_file(str(path)))
+        try:
+            return cls(Backend.from_file(str(path)))
+        except Exception as error:  # the backend raises nothing narrower
+            raise ValueError(f"{path} is not a readable tokenizer.json: {error}.") from None
 
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import signal
 import threading
@@ -64,21 +65,32 @@ class TrainConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "sequence_length", "save_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name, least in {"steps": 1, "batch_size": 1, "sequence_length": 1, "save_every": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            self._require(name, whole and value >= least, f"a whole number of at least {least}")
         for name in ("learning_rate", "clip_norm"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
-        at_least_0 = ("final_learning_rate", "weight_decay", "mtp_weight", "final_mtp_weight", "balance_weight")
-        for name in (*at_least_0, "bias_speed", "seed"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0")
+            self._require(name, self._number(name) > 0, "a number above 0")
+        for name in (
+            "final_learning_rate", "weight_decay", "mtp_weight", "final_mtp_weight", "balance_weight", "bias_speed",
+        ):  # fmt: skip
+            self._require(name, self._number(name) >= 0, "a number of at least 0")
         for name in ("warmup_fraction", "decay_fraction", "frozen_bias_fraction"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+            self._require(name, 0 <= self._number(name) <= 1, "between 0 and 1")
         together = self.warmup_fraction + self.decay_fraction
         self._require("decay_fraction", together <= 1, f"at most 1 with warmup_fraction={self.warmup_fraction}")
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        self._require("betas", pair and all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
         size, micro = self.batch_size, self.micro_batch_size
-        divides = micro is None or (micro >= 1 and size % micro == 0)
+        divides = micro is None or (isinstance(micro, int) and micro >= 1 and size % micro == 0)
         self._require("micro_batch_size", divides, f"None or a divisor of batch_size={size}")
         self._require("dtype", self.dtype in DTYPES, " or ".join(DTYPES))
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        self._require(name, number, "a finite number")
+        return value
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
@@ -126,6 +138,9 @@ class Trainer:
         *, settings: dict, bytes_per_token: Tensor,
     ):  # fmt: skip
         self.model, self.batches, self.config, self.folder = model, batches, config, folder
+        shortest = 1 + model.config.num_nextn_predict_layers
+        if config.sequence_length < shortest:
+            raise ValueError(f"sequence_length={config.sequence_length} is not possible: this model needs {shortest}.")
         self.device = model.embed_tokens.weight.device
         environment = {
             "threads": torch.get_num_threads(), "torch": torch.__version__,
@@ -153,8 +168,9 @@ class Trainer:
         """
         checkpoint = load_checkpoint(self.checkpoint_path)
         differences = []
-        for name, ours in _flatten(self.settings).items():
-            theirs = _flatten(checkpoint.settings).get(name)
+        here, there = _flatten(self.settings), _flatten(checkpoint.settings)
+        for name in here | there:
+            ours, theirs = here.get(name), there.get(name)
             if ours != theirs and name.startswith("environment."):
                 differences.append(f"{name.removeprefix('environment.')} was {theirs} and is {ours}")
             elif ours != theirs:
@@ -162,9 +178,15 @@ class Trainer:
                     f"{self.checkpoint_path} was made with {name}={theirs!r}, not {ours!r}: "
                     "resume with the same settings or choose another folder."
                 )
+        records = [record for record in read_log(self.log_path) if record["step"] < checkpoint.step]
+        if [record["step"] for record in records] != list(range(checkpoint.step)):
+            raise ValueError(
+                f"{self.log_path} does not hold the {checkpoint.step} steps before the checkpoint: "
+                "bring it back, or choose another folder."
+            )
         checkpoint.restore(self.model, self.optimizer)
+        self.model.update_expert_bias(0.0)  # forget the load of a step that was not finished
         self.step = checkpoint.step
-        records = [record for record in read_log(self.log_path) if record["step"] < self.step]
         write_atomically(self.log_path, "".join(json.dumps(record) + "\n" for record in records))
         self.seconds = records[-1]["seconds"] if records else 0.0
         return differences
@@ -177,7 +199,8 @@ class Trainer:
 
         Ctrl-C lets the step finish, saves, and raises TrainingInterrupted. Raises TrainingDiverged.
         """
-        with _stop_requested() as stop, self.log_path.open("a", encoding="utf-8") as log:
+        mode = "a" if self.step else "w"  # a run that died before its first checkpoint left lines behind
+        with _stop_requested() as stop, self.log_path.open(mode, encoding="utf-8") as log:
             while self.step < self.config.steps:
                 record = self.train_step()
                 log.write(json.dumps(record) + "\n")
@@ -185,6 +208,7 @@ class Trainer:
                 on_step(record)
                 done = self.step == self.config.steps
                 if done or stop.is_set() or self.step % self.config.save_every == 0:
+                    os.fsync(log.fileno())  # the log never lags the checkpoint
                     self.save()
                 if stop.is_set() and not done:
                     raise TrainingInterrupted(f"stopped after step {self.step} of {self.config.steps}")

@@ -4,6 +4,8 @@ Colours are Okabe and Ito's, which stay apart for colour-blind eyes; their light
 stay apart in grey as well.
 """
 
+import math
+
 import matplotlib
 from matplotlib.figure import Figure
 
@@ -45,10 +47,16 @@ def styled():
     return matplotlib.rc_context(STYLE)
 
 
-def spread(heights: dict[str, float], gap: float) -> dict[str, float]:
-    """Move labels apart until neighbours are `gap` from each other, keeping their order and, roughly, their middle."""
+def spread(heights: dict[str, float], gap: float, lowest: float = -math.inf) -> dict[str, float]:
+    """Move labels apart until neighbours are `gap` from each other, keeping their order and, roughly, their middle.
+
+    None ends up below `lowest`.
+    """
     placed: dict[str, float] = {}
     for name, height in sorted(heights.items(), key=lambda item: item[1]):
         placed[name] = max([height, *(other + gap for other in placed.values())])
-    shift = sum(placed.values()) - sum(heights.values())
-    return {name: height - shift / len(placed) for name, height in placed.items()} if placed else {}
+    if not placed:
+        return {}
+    shift = (sum(placed.values()) - sum(heights.values())) / len(placed)
+    shift = min(shift, min(placed.values()) - lowest)
+    return {name: height - shift for name, height in placed.items()}

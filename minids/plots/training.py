@@ -18,25 +18,24 @@ def draw_loss(records: list[dict], report: dict) -> Figure:
         ax = fig.add_axes((0.09, 0.2, 0.66, 0.68))
         end = report["tokens"] / 1e6
         for domain in domains:
-            steps, values = _smooth([(r["step"], r["bits_per_byte"].get(domain)) for r in records])
-            ax.plot((steps + 1) * tokens_per_step / 1e6, values, color=DOMAINS[domain])
+            served = [(r["step"], r["bits_per_byte"][domain]) for r in records if domain in r["bits_per_byte"]]
+            if served:  # a run of few steps may not have come to this domain
+                steps, values = _smooth(served)
+                ax.plot((steps + 1) * tokens_per_step / 1e6, values, color=DOMAINS[domain])
             ax.plot(end * 1.015, held_out[domain], "o", color=DOMAINS[domain], clip_on=False)
             ax.hlines(baseline[domain], 0, end, color=DOMAINS[domain], linestyles=(0, (2, 3)), linewidth=1.2)
         ax.set(xlim=(0, end), xlabel="tokens trained on, millions", ylabel="bits per byte")
-        top = max([1.25 * max(baseline[d] for d in domains), *(held_out[d] for d in domains)])
+        top = 1.25 * max([*(baseline[d] for d in domains), *(held_out[d] for d in domains)])
         ax.set_ylim(0.8 * min(held_out[d] for d in domains), top)
-        labels = spread({d: held_out[d] for d in domains}, gap=0.15 * (ax.get_ylim()[1] - ax.get_ylim()[0]))
+        bottom, height = ax.get_ylim()[0], ax.get_ylim()[1] - ax.get_ylim()[0]
+        labels = spread({d: held_out[d] for d in domains}, gap=0.15 * height, lowest=bottom + 0.07 * height)
         for domain, y in labels.items():
             text = f"{domain}  {held_out[domain]:.2f}\n5-gram  {baseline[domain]:.2f}"
             ax.annotate(text, (end * 1.04, y), color=DOMAINS[domain], va="center", annotation_clip=False)
-        texts = [d for d in domains if d != "arithmetic"]
-        gain = min(1 - held_out[d] / baseline[d] for d in texts)
-        verb = "below" if gain >= 0 else "above"
-        name = " and ".join(texts)
-        each = " each" if len(texts) > 1 else ""
-        ax.set_title(
-            f"{name[0].upper()}{name[1:]} end{'s' if not each else ''} at least {abs(gain):.0%} {verb} a 5-gram{each}"
-        )
+        gains = {d: 1 - held_out[d] / baseline[d] for d in domains if d != "arithmetic"}
+        sides = [f"{d} {abs(gain):.0%} {'below' if gain >= 0 else 'above'}" for d, gain in gains.items()]
+        title = ", ".join(sides) + " a byte 5-gram on held-out text"
+        ax.set_title(title[0].upper() + title[1:])
         fig.text(
             0.09, 0.03, "line: training   dot: held-out text   dotted: byte 5-gram, held-out", color=MUTED, size=10
         )
@@ -62,24 +61,27 @@ def draw_expert_load(records: list[dict], layer_names: list[str]) -> Figure:
             _, values = _smooth(list(zip(steps, violations[:, i], strict=True)))
             upper.plot(steps, values, color=LAYERS[i % len(LAYERS)])
             ends[name] = values[-1]
-        upper.set(xlim=(0, len(records) - 1), ylabel="MaxVio")
+        last_step = max(1, len(records) - 1)
+        upper.set(xlim=(0, last_step), ylabel="MaxVio")
         upper.set_ylim(0, None)
         upper.tick_params(labelbottom=False)
+        top = upper.get_ylim()[1]
+        heights = spread(ends, gap=0.11 * top, lowest=0.05 * top)
         for i, name in enumerate(layer_names):
-            y = spread(ends, gap=0.1 * upper.get_ylim()[1])[name]
+            place, across = (1.015, heights[name]), upper.get_yaxis_transform()
             upper.annotate(
-                name, (len(records) * 1.01, y), color=LAYERS[i % len(LAYERS)], va="center", annotation_clip=False
+                name, place, xycoords=across, color=LAYERS[i % len(LAYERS)], va="center", annotation_clip=False
             )
         first, last = violations[:20].mean(), violations[-20:].mean()
         upper.set_title(f"The busiest expert: from {1 + first:.1f} times the average load to {1 + last:.1f} times")
         lower = fig.add_axes((0.08, 0.1, 0.74, 0.42))
         image = lower.imshow(
             relative, aspect="auto", cmap="cividis", vmin=0, vmax=2, interpolation="nearest",
-            extent=(0, len(records) - 1, len(relative) - 0.5, -0.5),
+            extent=(0, last_step, len(relative) - 0.5, -0.5),
         )  # fmt: skip
         lower.set(xlabel="step", ylabel=f"expert, {layer_names[0]}")
         lower.spines[:].set_visible(False)
-        bar = fig.colorbar(image, cax=fig.add_axes((0.85, 0.1, 0.018, 0.42)), ticks=[0, 1, 2])
+        bar = fig.colorbar(image, cax=fig.add_axes((0.85, 0.1, 0.018, 0.36)), ticks=[0, 1, 2])
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}×" if x < 2 else "≥ 2×"))
         bar.set_label("load / average", color=INK)
         bar.outline.set_visible(False)
@@ -98,10 +100,9 @@ def moe_layer_names(config: ModelConfig) -> list[str]:
     return [name for i, name in enumerate(names) if config.is_moe_layer(i)]
 
 
-def _smooth(points: list[tuple[int, float | None]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and a centred running mean over about a thirtieth of the run; missing values are skipped."""
-    kept = [(step, value) for step, value in points if value is not None]
-    steps, values = (np.array(column, dtype=float) for column in zip(*kept, strict=True))
+def _smooth(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and a centred running mean over about a thirtieth of the run."""
+    steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
     half = max(1, len(values) // 60)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     low = np.maximum(np.arange(len(values)) - half, 0)

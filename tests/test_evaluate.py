@@ -1,0 +1,215 @@
+"""Scores against closed forms (uniform logits), plain loops, and what `generate` really writes."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers_training import small_model, state
+from torch import nn
+
+from minids import evaluate
+from minids.data import arithmetic_documents, pack
+from minids.evaluate import arithmetic_accuracy, mtp_agreement, score_rows, solved_problems
+from minids.generate import generate
+from minids.tokenizer import Tokenizer
+
+BYTES = torch.tensor([0, 1, 1, 2, 3, 5, 1, 4])
+ROWS = np.random.default_rng(0).integers(8, size=(35, 7))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model(vocab_size=8, initializer_range=0.3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([*arithmetic_documents("train", 5), "Return the sum of the two.\n" * 5], 280)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Bits per byte
+
+
+def test_uniform_logits_need_log2_of_the_vocabulary_per_token():
+    model = small_model(vocab_size=8)
+    nn.init.zeros_(model.lm_head.weight)
+    bits, text_bytes = score_rows(model, np.array([[3, 1, 2, 5], [4, 7, 6, 3]]), BYTES)
+    assert bits == pytest.approx(6 * math.log2(8))
+    assert text_bytes == 1 + 1 + 5 + 4 + 1 + 2
+    assert type(text_bytes) is int
+
+
+def test_end_of_text_costs_neither_bits_nor_bytes():
+    model = small_model(vocab_size=8)
+    nn.init.zeros_(model.lm_head.weight)
+    bits, text_bytes = score_rows(model, np.array([[0, 0, 3, 0, 5]]), BYTES)
+    assert bits == pytest.approx(2 * 3)
+    assert text_bytes == 2 + 5
+
+
+@pytest.mark.parametrize("context", [1, 3, 6])
+def test_bits_equal_a_loop_over_single_predictions(model, context):
+    """The first `context` tokens of a row are given."""
+    expected = 0.0
+    with torch.no_grad():
+        model.eval()
+        for row in torch.from_numpy(ROWS[:5]):
+            for i in range(context, len(row)):
+                if row[i] != 0:
+                    expected -= model(row[None, :i])[0, -1].double().log_softmax(0)[row[i]].item() / math.log(2)
+    bits, text_bytes = score_rows(model, ROWS[:5], BYTES, context)
+    assert bits == pytest.approx(expected, rel=1e-5)
+    assert text_bytes == BYTES[ROWS[:5, context:]].sum()
+
+
+@pytest.mark.parametrize("measure", [lambda m, r: score_rows(m, r, BYTES), mtp_agreement])
+def test_the_batch_size_does_not_matter(model, monkeypatch, measure):
+    results = []
+    for size in (1, 3, 16, 100):
+        monkeypatch.setattr(evaluate, "BATCH", size)
+        results.append(measure(model, ROWS))
+    assert all(result == pytest.approx(results[0], rel=1e-5) for result in results)
+
+
+def test_the_bytes_are_those_of_the_text(tokenizer):
+    texts = ["Return the Größe of 12+7=19\n", "深度求索"]
+    stream = tokenizer.encode_documents(texts)
+    lengths = torch.tensor([len(piece) for piece in tokenizer.token_bytes()])
+    _, text_bytes = score_rows(small_model(), pack(stream, len(stream) - 1), lengths)
+    assert text_bytes == sum(len(text.encode()) for text in texts)
+
+
+@pytest.mark.parametrize("measure", [lambda m: score_rows(m, ROWS, BYTES), lambda m: mtp_agreement(m, ROWS)])
+def test_evaluation_changes_neither_weights_nor_biases_nor_loads(measure):
+    model = small_model(vocab_size=8).train()
+    before = state(model)
+    measure(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+
+
+# ---------------------------------------------------------------------------------------------------
+# MTP
+
+
+def test_agreement_equals_a_loop_over_every_position(model):
+    """The module that has seen tokens 0 ... i+1 and the main head that has seen the same: both predict token i+2."""
+    rows = ROWS[:6]
+    agree = []
+    with torch.no_grad():
+        model.eval()
+        for row in torch.from_numpy(rows):
+            for seen in range(2, len(row) + 1):
+                tokens = row[None, :seen]
+                hidden, _ = model.hidden_states(tokens)
+                (drafted, _), *_ = model.mtp_hidden_states(tokens, hidden)
+                drafts, choice = model.lm_head(drafted[0, -1]).argmax(), model(tokens)[0, -1].argmax()
+                agree.append((drafts == choice).item())
+    assert 0 < sum(agree) < len(agree)
+    assert mtp_agreement(model, rows) == pytest.approx(sum(agree) / len(agree))
+
+
+def test_a_model_without_mtp_has_no_agreement():
+    assert mtp_agreement(small_model(vocab_size=8, num_nextn_predict_layers=0), ROWS) is None
+
+
+def test_with_two_modules_the_first_counts():
+    two = small_model(vocab_size=8, initializer_range=0.3, num_nextn_predict_layers=2)
+    one = small_model(vocab_size=8, initializer_range=0.3)
+    one.load_state_dict({name: tensor for name, tensor in two.state_dict().items() if not name.startswith("mtp.1")})
+    assert mtp_agreement(two, ROWS) == mtp_agreement(one, ROWS)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+class Calculator(nn.Module):
+    """Stands for a model: writes after each problem the answer it was told, character by character."""
+
+    def __init__(self, tokenizer: Tokenizer, answers: dict[str, str]):
+        super().__init__()
+        self.tokenizer, self.answers = tokenizer, answers
+        self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
+        self.embed_tokens = nn.Embedding(tokenizer.vocab_size, 1)
+
+    def new_cache(self, batch_size: int, max_length: int) -> list:
+        return [torch.empty(batch_size, 0, dtype=torch.long)]
+
+    def forward(self, tokens_BT, cache=None):
+        all_BS = torch.cat([cache[0], tokens_BT], dim=1) if cache else tokens_BT
+        if cache:
+            cache[0] = all_BS
+        logits = torch.zeros(*all_BS.shape, self.config.vocab_size)
+        for b, row in enumerate(all_BS.tolist()):
+            for t in range(len(row)):
+                logits[b, t, self.next_token(row[: t + 1])] = 1.0
+        return logits[:, -tokens_BT.shape[1] :]
+
+    def next_token(self, tokens: list[int]) -> int:
+        line = self.tokenizer.decode(tokens).rpartition("\n")[2].rpartition("<|end_of_text|>")[2]
+        problem, equals, written = line.partition("=")
+        answer = self.answers.get(problem, "") + "\n"
+        character = answer[len(written)] if equals and len(written) < len(answer) else "?"
+        return self.tokenizer.encode(character)[0]
+
+
+SPOIL = [
+    lambda answer: answer,
+    lambda answer: "7" + answer[1:] if answer[0] != "7" else "8" + answer[1:],  # the first digit
+    lambda answer: answer[:-1] + str((int(answer[-1]) + 1) % 10),  # the last digit
+    lambda answer: answer + "0",  # no line break where it belongs
+    lambda answer: answer[:-1],  # a line break too early
+    lambda answer: answer,
+]
+
+
+def test_accuracy_is_what_greedy_generation_gets_right_problem_by_problem(tokenizer):
+    documents = [text[: text.index("\n", 3 * i) + 1] for i, text in enumerate(arithmetic_documents("validation", 18))]
+    lines = [line for text in documents for line in text.splitlines()]
+    answers = dict(line.split("=") for line in lines)
+    spoiled = {problem: SPOIL[i % 6](answer) for i, (problem, answer) in enumerate(answers.items())}
+    model = Calculator(tokenizer, spoiled)
+    right = []
+    for text in documents:
+        for i, character in enumerate(text):
+            if character == "=":
+                wanted = tokenizer.encode(text[i + 1 : text.index("\n", i) + 1])
+                out = generate(model, [tokenizer.end_of_text, *tokenizer.encode(text[: i + 1])], len(wanted))
+                right.append(out.new_tokens.tolist() == wanted)
+    assert sum(right) == sum(spoiled[line.split("=")[0]] == line.split("=")[1] for line in lines)
+    assert 0 < sum(right) < len(right)
+    problems = [line.split("=")[0] for line in lines]
+    assert solved_problems(model, tokenizer, documents) == list(zip(problems, right, strict=True))
+    assert arithmetic_accuracy(model, tokenizer, documents) == pytest.approx(sum(right) / len(right))
+
+
+@pytest.mark.parametrize(("spoil", "accuracy"), [(SPOIL[0], 1), *((spoil, 0) for spoil in SPOIL[1:5])])
+def test_one_wrong_token_anywhere_makes_an_answer_wrong(tokenizer, spoil, accuracy):
+    documents = ["12+7=19\n30-18=12\n", "127*3=381\n"]
+    answers = {"12+7": "19", "30-18": "12", "127*3": "381"}
+    model = Calculator(tokenizer, {problem: spoil(answer) for problem, answer in answers.items()})
+    assert arithmetic_accuracy(model, tokenizer, documents) == accuracy
+
+
+def test_a_real_model_is_right_exactly_where_it_writes_the_answer(tokenizer):
+    """Taught one document by heart, it knows the answers there and few of the others."""
+    documents = arithmetic_documents("train", 3)
+    model = small_model(n_routed_experts=None, num_nextn_predict_layers=0)
+    rows = [[0, *tokenizer.encode(text)] for text in documents]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        model.loss(torch.tensor(rows[:1])).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    right = []
+    for row in rows:
+        begins = [i for i, token in enumerate(row) if token == tokenizer.encode("=")[0]]
+        for begin in begins:
+            end = row.index(tokenizer.encode("\n")[0], begin)
+            out = generate(model, row[: begin + 1], end - begin)
+            right.append(out.new_tokens.tolist() == row[begin + 1 : end + 1])
+    assert 0 < sum(right) < len(right)
+    assert arithmetic_accuracy(model, tokenizer, documents) == pytest.approx(sum(right) / len(right))

@@ -1,0 +1,228 @@
+"""The pictures: what they say against the records they were given, and no text on top of another, by bounding boxes."""
+
+import itertools
+import re
+import warnings
+from unittest import mock
+
+import numpy as np
+import pytest
+from configurations import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from minids.config import ModelConfig
+from minids.model import DeepSeek
+from minids.plots import draw_expert_load, draw_loss, moe_layer_names
+from minids.plots.style import spread
+
+THREE = ("prose", "code", "arithmetic")
+
+
+def made_up_run(steps: int = 60, domains=THREE, held_out=None, baseline=None, layers: int = 4, experts: int = 32):
+    """Records and a report like those of a real run; MaxVio falls from 5 to about 0.2."""
+    rng = np.random.default_rng(0)
+    held_out = held_out or dict(zip(THREE, (1.62, 1.21, 2.05), strict=True))
+    baseline = baseline or dict(zip(THREE, (2.31, 1.94, 2.63), strict=True))
+    records = [
+        {
+            "step": step,
+            "bits_per_byte": {d: held_out[d] + 3 * np.exp(-9 * step / steps) for d in domains},
+            "max_violation": (0.2 + 5 * np.exp(-9 * step / steps) + 0.05 * rng.random(layers)).tolist(),
+            "load": rng.integers(50, 150, (layers, experts)).tolist(),
+        }
+        for step in range(steps)
+    ]
+    together = {"all": 1.6} | ({"prose_and_code": 1.5} if len(domains) > 1 else {})
+    report = {
+        "tokens": steps * 2048,
+        "bits_per_byte": {d: held_out[d] for d in domains} | together,
+        "baseline_bits_per_byte": {d: baseline[d] for d in domains} | together,
+    }
+    return records, report
+
+
+def drawn_texts(fig: Figure) -> list[tuple[str, object]]:
+    """Every text that is really drawn, with its box in pixels, a pixel smaller on each side."""
+    canvas, seen = FigureCanvasAgg(fig), []
+    draw = Text.draw
+    with mock.patch.object(Text, "draw", lambda self, renderer, **_: (seen.append(self), draw(self, renderer))):
+        canvas.draw()
+    texts = {id(text): text for text in seen if text.get_visible() and text.get_text().strip()}
+    return [(text.get_text(), text.get_window_extent(canvas.get_renderer()).padded(-1)) for text in texts.values()]
+
+
+def assert_legible(fig: Figure) -> None:
+    texts = drawn_texts(fig)
+    assert len(texts) > 8
+    for text, box in texts:
+        inside = fig.bbox.x0 <= box.x0 and box.x1 <= fig.bbox.x1 and fig.bbox.y0 <= box.y0 and box.y1 <= fig.bbox.y1
+        assert inside, f"{text!r} leaves the canvas"
+    for (one, box), (other, other_box) in itertools.combinations(texts, 2):
+        assert not box.overlaps(other_box), f"{one!r} overlaps {other!r}"
+
+
+def names_of(layers: int) -> list[str]:
+    return [*(f"layer {i + 2}" for i in range(layers - 1)), "MTP"]
+
+
+def test_the_legibility_check_sees_overlaps_and_what_leaves_the_canvas():
+    fig = Figure()
+    for i in range(9):
+        fig.text(0.1, 0.1 * i + 0.05, f"line {i}")
+    assert_legible(fig)
+    fig.text(0.11, 0.16, "on top")
+    with pytest.raises(AssertionError, match="overlaps"):
+        assert_legible(fig)
+    fig.texts[-1].set_position((0.98, 0.5))
+    with pytest.raises(AssertionError, match="leaves the canvas"):
+        assert_legible(fig)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The loss
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        made_up_run(),
+        made_up_run(steps=640),
+        made_up_run(steps=1),
+        made_up_run(domains=("prose", "code")),
+        made_up_run(held_out={"text": 1.4}, baseline={"text": 2.0}, domains=("text",)),
+        made_up_run(held_out=dict.fromkeys(THREE, 1.5)),
+        made_up_run(held_out=dict(zip(THREE, (4.1, 3.9, 6.0), strict=True))),
+        made_up_run(held_out=dict(zip(THREE, (0.9, 0.5, 0.1), strict=True))),
+    ],
+    ids=["usual", "long", "one step", "two domains", "own text", "all equal", "worse than the 5-gram", "far apart"],
+)
+def test_no_text_of_the_loss_picture_hides_another(run):
+    assert_legible(draw_loss(*run))
+
+
+@examples(8)
+@given(st.tuples(*[st.floats(0.2, 5)] * 3), st.tuples(*[st.floats(0.5, 4)] * 3))
+def test_the_loss_picture_stays_legible_whatever_the_numbers(held_out, baseline):
+    numbers = (dict(zip(THREE, values, strict=True)) for values in (held_out, baseline))
+    assert_legible(draw_loss(*made_up_run(30, THREE, *numbers)))
+
+
+def test_the_alt_text_of_the_loss_has_every_number():
+    records, report = made_up_run()
+    fig = draw_loss(records, report)
+    for domain in THREE:
+        ours, base = report["bits_per_byte"][domain], report["baseline_bits_per_byte"][domain]
+        assert f"{domain} {ours:.2f} against {base:.2f}" in fig.alt
+    assert "prose_and_code" not in fig.alt
+
+
+@pytest.mark.parametrize(
+    ("held_out", "baseline"),
+    [
+        ((1.5, 1.2, 9.0), (2.0, 2.0, 1.0)),
+        ((2.5, 3.0, 0.1), (2.0, 2.0, 1.0)),
+        ((2.2, 1.0, 1.0), (2.0, 2.0, 1.0)),
+        ((1.0, 2.6, 1.0), (2.0, 2.0, 1.0)),
+        ((2.0, 2.0, 1.0), (2.0, 2.0, 1.0)),
+    ],
+    ids=["both below", "both above", "prose above, code below", "prose below, code above", "equal"],
+)
+def test_the_title_of_the_loss_is_true_of_prose_and_of_code(held_out, baseline):
+    numbers = [dict(zip(THREE, values, strict=True)) for values in (held_out, baseline)]
+    title = draw_loss(*made_up_run(30, THREE, *numbers)).axes[0].get_title(loc="left")
+    claim = re.search(r"at least (\d+)% (below|above) a 5-gram", title)
+    if claim:
+        share, sign = int(claim[1]) / 100, {"below": 1, "above": -1}[claim[2]]
+        for ours, base in zip(held_out[:2], baseline[:2], strict=True):
+            assert sign * (1 - ours / base) >= share - 0.005, title
+
+
+def test_the_line_is_a_running_mean_of_the_training_loss():
+    records, report = made_up_run(steps=240)
+    rng = np.random.default_rng(1)
+    for record in records:
+        record["bits_per_byte"] = {d: rng.random() for d in THREE if rng.random() < 0.5}
+    line = draw_loss(records, report).axes[0].lines[0]
+    points = [(r["step"], r["bits_per_byte"]["prose"]) for r in records if "prose" in r["bits_per_byte"]]
+    half = max(1, len(points) // 60)
+    means = [np.mean([y for _, y in points[max(0, i - half) : i + half + 1]]) for i in range(len(points))]
+    np.testing.assert_allclose(line.get_ydata(), means)
+    np.testing.assert_allclose(line.get_xdata(), [(step + 1) * 2048 / 1e6 for step, _ in points])
+
+
+def test_a_domain_that_a_short_run_never_reached_is_no_obstacle():
+    records, report = made_up_run(steps=2)
+    for record in records:
+        del record["bits_per_byte"]["arithmetic"]
+    assert "arithmetic 2.05" in draw_loss(records, report).alt
+
+
+# ---------------------------------------------------------------------------------------------------
+# The experts
+
+
+@pytest.mark.parametrize(
+    ("steps", "layers", "experts"), [(60, 4, 32), (640, 4, 32), (60, 8, 8), (60, 1, 8), (3, 4, 32)]
+)  # fmt: skip
+def test_no_text_of_the_expert_picture_hides_another(steps, layers, experts):
+    records, _ = made_up_run(steps, layers=layers, experts=experts)
+    assert_legible(draw_expert_load(records, names_of(layers)))
+
+
+def test_layers_of_equal_violation_keep_their_labels_apart():
+    records, _ = made_up_run()
+    for record in records:
+        record["max_violation"] = [0.5] * 4
+    assert_legible(draw_expert_load(records, names_of(4)))
+
+
+@pytest.mark.parametrize(
+    "draw", [draw_loss, lambda records, _: draw_expert_load(records, names_of(4))], ids=["loss", "experts"]
+)
+def test_a_run_of_one_step_is_drawn_without_a_warning(draw):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_legible(draw(*made_up_run(steps=1)))
+
+
+def test_the_expert_picture_says_its_numbers():
+    records, _ = made_up_run(steps=100)
+    violations = np.array([record["max_violation"] for record in records])
+    first, last = violations[:20].mean(), violations[-20:].mean()
+    fig = draw_expert_load(records, names_of(4))
+    assert f"4 MoE layers: {first:.2f} in the first 20 steps, {last:.2f} in the last 20" in fig.alt
+    assert "32 experts of layer 2" in fig.alt
+    assert f"from {1 + first:.1f} times the average load to {1 + last:.1f} times" in fig.axes[0].get_title(loc="left")
+    assert [text.get_text() for text in fig.axes[0].texts] == names_of(4)
+
+
+def test_the_heat_map_is_the_load_over_the_average():
+    records, _ = made_up_run(steps=50)
+    (image,) = (image for axes in draw_expert_load(records, names_of(4)).axes[:2] for image in axes.images)
+    expected = [[load / np.mean(r["load"][0]) for load in r["load"][0]] for r in records]
+    np.testing.assert_allclose(image.get_array(), np.array(expected).T)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "mini", "mini-dense"])
+def test_every_gate_has_a_name(preset):
+    config = ModelConfig.preset(preset)
+    names = moe_layer_names(config)
+    assert len(names) == len(DeepSeek(config).gates)
+    assert names == [f"layer {i + 1}" for i in range(config.num_hidden_layers) if config.is_moe_layer(i)] + (
+        ["MTP"] if names else []
+    )
+
+
+@examples(100)
+@given(st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(-10, 10), max_size=6), st.floats(0.01, 2))
+def test_spread_labels_keep_their_distance_order_and_middle(heights, gap):
+    placed = spread(heights, gap)
+    order = sorted(heights, key=heights.get)
+    assert all(placed[upper] - placed[lower] >= gap - 1e-9 for lower, upper in itertools.pairwise(order))
+    assert sum(placed.values()) == pytest.approx(sum(heights.values()), abs=1e-6)
+    if all(heights[b] - heights[a] >= gap for a, b in itertools.pairwise(order)):
+        assert placed == pytest.approx(heights)

@@ -1,0 +1,206 @@
+"""The repository keeps its promises: pins, commands, layers and sizes, read from the files that state them."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minids import data
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minids"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# From the ground up; a module may import what stands before it.
+FLOORS = [
+    "config files layers",
+    "accounting tokenizer ngram",
+    "rope data",
+    "attention balance",
+    "mla moe",
+    "block",
+    "mtp",
+    "model",
+    "generate checkpoint evaluate",
+    "train",
+    "report plots.style",
+    "plots.training",
+    "plots",
+    "__main__ experiments",
+]
+
+
+def imports(path: Path) -> set[str]:
+    """The minids modules that a file imports, also inside functions; `from minids import x` counts as minids.x."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports by a relative path"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & MODULES.keys()) or {node.module}
+    return {name for name in found if name.split(".")[0] == "minids"}
+
+
+def floor(module: str) -> int:
+    name = module.removeprefix("minids.")
+    for number, names in enumerate(FLOORS):
+        if name in names.split() or (name.split(".")[0] == "experiments" and "experiments" in names.split()):
+            return number
+    raise AssertionError(f"{module} stands on no floor: give it one in FLOORS")
+
+
+def requirements(extra: str | None = None) -> dict[str, str]:
+    """Name and version range of each dependency."""
+    lines = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
+    return dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in lines)
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"(?m)^([\w-]+):(?!=)", (ROOT / "Makefile").read_text()))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Layers
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "minids"])
+def test_a_module_imports_only_from_floors_below_its_own(module):
+    for imported in imports(MODULES[module]):
+        assert imported != "minids", f"{module} imports the package that imports it"
+        assert floor(imported) < floor(module), f"{module} imports {imported}"
+
+
+def test_no_two_modules_import_each_other():
+    graph = {module: imports(path) - {module} for module, path in MODULES.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)
+
+
+def test_the_table_of_the_readme_stands_in_the_order_of_the_imports():
+    """'Files import only from the rows above them.'"""
+    rows = re.findall(r"\]\(minids/(\w+)\.py\) \|", (ROOT / "README.md").read_text())
+    assert len(rows) >= 15
+    assert len(set(rows)) == len(rows)
+    for i, name in enumerate(rows):
+        below = {f"minids.{row}" for row in rows[i:]}
+        assert not imports(PACKAGE / f"{name}.py") & below, f"{name}.py imports from below"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is(module):
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+def test_every_module_has_a_file_of_tests():
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    covered_elsewhere = {"minids", "__main__", "plots", "style", "training", "experiments", "block"}
+    for module in MODULES:
+        if not module.startswith("minids.experiments"):
+            name = module.split(".")[-1]
+            assert name in tested | covered_elsewhere, f"{module} has no tests/test_{name}.py"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Versions
+
+
+def test_what_results_depend_on_is_pinned_exactly():
+    exact = re.compile(r"==\d+(\.\d+)+")
+    for name in ("torch", "sympy", "networkx", "matplotlib"):
+        assert exact.fullmatch(requirements()[name]), name
+    assert exact.fullmatch(requirements("test")["transformers"])
+
+
+def test_every_other_dependency_has_a_range():
+    for name, version in (requirements() | requirements("test")).items():
+        assert re.fullmatch(r"==[\d.]+|>=[\d.]+,<[\d.]+", version), f"{name}{version}"
+
+
+def test_the_corpus_is_read_from_the_pinned_versions():
+    assert {name: f"=={version}" for name, version in data.SOURCES.items()} == {
+        name: requirements()[name] for name in data.SOURCES
+    }
+
+
+def test_the_package_states_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "minids.__version__"}
+
+
+def test_conda_installs_what_pip_installs():
+    """environment.yml names a Python and hands everything else to pyproject.toml."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-e .[test]"]}
+    packages = dict(re.fullmatch(r"([\w-]+)=*(.*)", line).groups() for line in conda)
+    assert set(packages) == {"python", "pip"}
+    lowest = tuple(map(int, PROJECT["requires-python"].removeprefix(">=").split(".")))
+    assert tuple(map(int, packages["python"].split("."))) >= lowest
+    assert packages["pip"] == ""
+
+
+def test_the_lowest_python_is_said_in_one_voice():
+    lowest = PROJECT["requires-python"].removeprefix(">=")
+    assert f"needs Python {lowest} or newer" in (ROOT / "Makefile").read_text()
+    assert f"Python {lowest} or newer" in (ROOT / "README.md").read_text()
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    assert lowest in workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Commands and files
+
+
+def test_the_readme_s_commands_exist():
+    named = set(re.findall(r"(?m)^make ([\w-]+)", (ROOT / "README.md").read_text()))
+    assert named >= {"train", "test"}
+    assert named <= targets()
+
+
+def test_every_target_that_makes_no_file_is_declared_phony():
+    phony = re.search(r"(?m)^\.PHONY: (.*)$", (ROOT / "Makefile").read_text())[1].split()
+    assert set(phony) == targets()
+
+
+def test_continuous_integration_runs_what_the_readme_names():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
+
+
+def test_the_readme_links_only_to_what_is_there():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_readme_has_no_blanks_left_to_fill():
+    assert not re.findall(r"@[A-Z_]+@|TODO|TBD|XXX", (ROOT / "README.md").read_text())
+
+
+def tracked() -> list[Path]:
+    try:
+        run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in run.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_no_tracked_file_is_larger_than_a_megabyte():
+    large = [path.name for path in tracked() if path.stat().st_size > 1_000_000]
+    assert not large
+
+
+def test_nothing_that_a_run_leaves_behind_is_tracked():
+    parts = {part for path in tracked() for part in path.relative_to(ROOT).parts}
+    assert not parts & {"runs", "my", ".venv", "__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache"}
+    assert not [path.name for path in tracked() if path.suffix in {".pyc", ".pt", ".pkl", ".safetensors"}]
