@@ -10,28 +10,24 @@ TRAIN_ENV := GOMP_SPINCOUNT=10000
 # One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
 
-.PHONY: train test lint figures clean
+.PHONY: train test figures clean
 
 train: .venv/train.stamp
 	$(TRAIN_ENV) $(BIN)/minids train --resume $(ARGS)
 
 test: .venv/test.stamp
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(ARGS)
 
 figures: .venv/train.stamp
 	$(BIN)/python figures/draw.py
 
-lint: .venv/test.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
 clean:
-	rm -rf .venv runs
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'minids needs Python 3.11 or newer; this is ' + sys.version.split()[0])"
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/train.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e .

@@ -30,7 +30,7 @@ from minids.files import atomic_path, write_atomically
 from minids.generate import generate as generate_tokens
 from minids.model import DeepSeek
 from minids.plots import draw_expert_load, draw_loss, moe_layer_names
-from minids.report import format_report, make_report
+from minids.report import format_report, make_report, printable
 from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig, Trainer, TrainingDiverged, TrainingInterrupted, best_dtype, read_log
 
@@ -48,7 +48,10 @@ app = typer.Typer(
 def train(
     config: Annotated[str, typer.Option(help="A preset (see `minids count --help`) or a config.json.")] = "mini",
     data: Annotated[
-        Path | None, typer.Option(help="Your own text: a UTF-8 file or a folder. Default: the book's corpus.")
+        Path | None,
+        typer.Option(
+            help="Your own text: a UTF-8 file or a folder; its last tenth is held out. Default: the book's corpus."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME_OF_THE_PRESET.")] = None,
     resume: Annotated[
@@ -70,6 +73,13 @@ def train(
     save_every: Annotated[
         int | None, typer.Option(help=f"Steps between checkpoints. Default: {DEFAULTS.save_every:g}.")
     ] = None,
+    bias_speed: Annotated[
+        float | None,
+        typer.Option(help=f"γ, how fast a gate's bias moves; 0: no balancing. Default: {DEFAULTS.bias_speed:g}."),
+    ] = None,
+    balance_weight: Annotated[
+        float | None, typer.Option(help=f"α of the sequence-wise balance loss. Default: {DEFAULTS.balance_weight:g}.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial weights and the order of the text.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16. Default: bfloat16 where the hardware has it.")
@@ -86,7 +96,8 @@ def train(
         model_config = read_config(config)
         given = dict(
             steps=steps, batch_size=batch_size, micro_batch_size=micro_batch_size, sequence_length=sequence_length,
-            learning_rate=learning_rate, save_every=save_every, seed=seed, dtype=dtype or best_dtype(torch_device),
+            learning_rate=learning_rate, bias_speed=bias_speed, balance_weight=balance_weight,
+            save_every=save_every, seed=seed, dtype=dtype or best_dtype(torch_device),
         )  # fmt: skip
         train_config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
         _require_memory(model_config)
@@ -102,6 +113,7 @@ def train(
             bytes_per_token=torch.tensor([len(b) for b in _padded_bytes(tokenizer, model_config)]),
         )  # fmt: skip
         differences = trainer.resume() if continues else []
+        seconds_before = trainer.seconds
         if not continues:
             _begin_folder(folder, tokenizer)
     for difference in differences:
@@ -111,7 +123,7 @@ def train(
     typer.echo("evaluating on held-out text ...")
     records = read_log(trainer.log_path)
     report = {"preset": config} | make_report(model, tokenizer, corpus, batches, train_config, records)
-    report["seconds"] = time.perf_counter() - began
+    report["seconds"] = time.perf_counter() - began + seconds_before
     _write_results(folder, report, records, model_config)
     typer.echo(format_report(report))
     typer.echo(
@@ -135,6 +147,8 @@ def generate(
         _set_up("cpu", threads)
         checkpoint = load_checkpoint(run / "checkpoint.safetensors")
         tokenizer = Tokenizer.load(run / "tokenizer.json")
+        if "model" not in checkpoint.settings:
+            raise ValueError(f"{run} holds a checkpoint without a configuration: `minids train` writes one.")
         model = DeepSeek(ModelConfig.from_hf(checkpoint.settings["model"]))
         checkpoint.restore(model)
         text = sys.stdin.read() if prompt == "-" else prompt
@@ -143,7 +157,8 @@ def generate(
             model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=tokenizer.end_of_text
         )
     new = [token for token in out.new_tokens.tolist() if token != tokenizer.end_of_text]
-    typer.echo(text + tokenizer.decode(new))
+    continued = text + tokenizer.decode(new)
+    typer.echo(printable(continued) if sys.stdout.isatty() else continued)
 
 
 @app.command()
@@ -171,10 +186,19 @@ def count(
         typer.echo(f"{name:<28}{number:>20,}{number / parameters.total:>9.1%}")
     cache = accounting.kv_cache_bytes(model_config)
     flops = accounting.training_flops_per_token(model_config, context)
-    typer.echo(
-        f"{'cache per token, BF16':<28}{cache:>20,.0f} bytes, {cache * context / 2**30:,.2f} GiB at {context:,} tokens"
-    )
-    typer.echo(f"{'training, per token':<28}{flops / 1e9:>20,.2f} GFLOP at {context:,} tokens of context")
+    size, unit = _in_unit(cache * context, 1024, ("bytes", "KiB", "MiB", "GiB"))
+    work, per = _in_unit(flops, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP"))
+    typer.echo(f"{'cache per token, BF16':<28}{cache:>20,.0f} bytes, {size:,.2f} {unit} at {context:,} tokens")
+    typer.echo(f"{'training, per token':<28}{work:>20,.2f} {per} at {context:,} tokens of context")
+
+
+def _in_unit(value: float, base: int, units: tuple[str, ...]) -> tuple[float, str]:
+    """Return the value in the largest unit that leaves at least 1."""
+    for unit in units[:-1]:
+        if value < base:
+            return value, unit
+        value /= base
+    return value, units[-1]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -188,6 +212,9 @@ def told_in_one_sentence() -> Iterator[None]:
     except ValueError as error:
         typer.echo(f"minids: {error}", err=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(f"minids: {error.strerror}: {error.filename or 'the disk'}.", err=True)
+        raise typer.Exit(1) from None
 
 
 def read_config(name: str) -> ModelConfig:

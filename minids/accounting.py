@@ -56,7 +56,7 @@ class ParameterCount:
 
     @property
     def active_with_embedding(self) -> int:
-        return self.active + self.embedding
+        return self.active_body + self.head + self.embedding
 
     @property
     def breakdown(self) -> dict[str, int]:

@@ -14,7 +14,8 @@ per token and layer, and costs quality. MLA (next file) escapes that trade, and 
     o_proj      self_attn.o_proj.weight     (hidden, heads · head_dim)
 
 Shapes: B batch, T query positions, S key positions (S - T of them cached before), H query heads,
-G key-value heads, R = H / G heads that share one, C and V width of a key and of a value.
+G key-value heads, R = H / G heads that share one, C and V width of a key and of a value, W of all
+that is cached per position.
 """
 
 import torch
@@ -46,7 +47,7 @@ def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, scale: float) -> Tens
 class Cache:
     """What one attention layer remembers while decoding: a buffer (batch, max_length, width) that fills up.
 
-    Setting `length` back forgets the positions after it, as speculative decoding must.
+    Setting `length` back forgets the positions after it.
     """
 
     def __init__(self, batch_size: int, max_length: int, width: int, like: Tensor):

@@ -32,7 +32,9 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the new hidden state and the layer's balance loss, None where the layer is dense."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, cache)
-        out, balance = self.mlp(self.post_attention_layernorm(x_BTD)), None
+        normalised = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):
-            out, balance = out
+            out, balance = self.mlp(normalised)
+        else:
+            out, balance = self.mlp(normalised), None
         return x_BTD + out, balance

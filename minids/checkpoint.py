@@ -45,7 +45,8 @@ class Checkpoint:
         # To generate text, no optimizer is needed, and its tensors are passed over.
         passed_over = () if optimizer is not None else ("optimizer.",)
         found = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(passed_over)}
-        for name in sorted(expected.keys() ^ found.keys()):
+        if unmatched := sorted(expected.keys() ^ found.keys()):
+            name = unmatched[0]
             raise ValueError(f"the checkpoint {'lacks' if name in expected else 'has an unknown'} tensor {name}.")
         for name, tensor in expected.items():
             if found[name].shape != tensor.shape:

@@ -7,9 +7,9 @@ exact versions, so every machine has the same bytes. Three labelled domains:
     code         the sources, with docstrings cut out
     arithmetic   generated sums, differences and products, every answer checkable
 
-The labels let the book ask later which expert learned what, and the checkable answers let it do
-reinforcement learning. Whole sub-packages are held out for validation, all text of one file falls
-on one side, and held-out arithmetic shares no problem with training, not even as b + a for a + b.
+The labels show later which expert learned what; the checkable answers can serve as rewards. Whole
+sub-packages are held out for validation, all text of one file falls on one side, and held-out
+arithmetic shares no problem with training, not even as b + a for a + b.
 
 Documents are packed end to end with an end-of-text token between them. Nothing masks attention
 across documents, as in DeepSeek-V3 (report §4.1); unlike there, no fill-in-the-middle.
@@ -86,6 +86,8 @@ def load_corpus() -> Corpus:
         splits = extract_documents()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for outdated in folder.glob("corpus-*.json"):
+                outdated.unlink()
             write_atomically(path, json.dumps(splits))
         except OSError:
             pass  # a read-only home is no reason to stop
@@ -106,7 +108,10 @@ def extract_documents() -> dict[str, dict[str, list[str]]]:
     splits = {split: {"prose": [], "code": []} for split in ("train", "validation")}
     paragraphs: set[str] = set()
     lines: set[str] = set()
-    for split, path in sorted((_split_of(relative), path) for relative, path in _source_files()):
+    files = _source_files()
+    in_order = [file for split in ("train", "validation") for file in files if _split_of(file[0]) == split]
+    for relative, path in in_order:  # all of training first: validation must not repeat it
+        split = _split_of(relative)
         prose, code = separate(path.read_text(encoding="utf-8"))
         for domain, text in (("prose", prose), ("code", code)):
             text = _without_repeated_paragraphs(text, paragraphs)
@@ -250,7 +255,8 @@ def solve(a: int, operator: str, b: int) -> int:
 def read_texts(path: str | Path) -> Corpus:
     """Return a corpus of one domain, 'text', from a UTF-8 file or a folder of them.
 
-    A tenth is held out: the last files of a folder in sorted order, or the last lines of a few.
+    A tenth is held out: the last files of a folder in sorted order, or, of fewer than ten files, the
+    last lines of all of them joined.
     Raises ValueError, one sentence, for a missing path, an empty one, or a file that is not text.
     """
     path = Path(path)

@@ -33,7 +33,7 @@ def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, conte
         logits = model(tokens_BT[:, :-1])[:, context - 1 :].flatten(0, 1).float()
         target_bytes = bytes_per_token.to(targets.device)[targets]
         losses = F.cross_entropy(logits, targets, reduction="none")
-        nats += losses[target_bytes > 0].double().sum().item()
+        nats += losses[target_bytes > 0].sum().item()
         text_bytes += target_bytes.sum().item()
     return nats / math.log(2), text_bytes
 
@@ -42,8 +42,9 @@ def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, conte
 def mtp_agreement(model: DeepSeek, rows: np.ndarray) -> float | None:
     """Return how often the first MTP module's best token is the main head's, for the same position; None without MTP.
 
-    Both are fed the true text, the module one token less of it. This share is what speculative
-    decoding would accept under greedy sampling (V3 report §5.4.3).
+    Both are fed the true text, the module one token less of it. This estimates the share that
+    speculative decoding accepts under greedy sampling (V3 report §5.4.3), where the main head's own
+    choice takes the true token's place.
     """
     if not model.mtp:
         return None
@@ -66,7 +67,10 @@ def arithmetic_accuracy(model: DeepSeek, tokenizer: Tokenizer, documents: Sequen
 
 @torch.no_grad()
 def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[str]) -> list[tuple[str, bool]]:
-    """Return each problem ('12+7') of the documents, in order, and whether greedy decoding answers it exactly.
+    """Return problems ('12+7') of the documents, in order, and whether greedy decoding answers each exactly.
+
+    A problem that stands solved above in its document, as it is or turned round, is left out: its
+    answer could be copied.
 
     Each problem stands after the solved ones above it. Greedy decoding writes the right answer if
     and only if every token of it is the most likely one given the right tokens before, so a single
@@ -87,7 +91,21 @@ def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[s
             # right[i] speaks of token i + 1, so the answer to '=' at i is right[i : end].
             solved += [all(right[i:end]) for i, end in zip(begins, ends, strict=True)]
     problems = [line.split("=")[0] for text in documents for line in text.splitlines()]
-    return list(zip(problems, solved, strict=True))
+    fresh = [is_fresh for text in documents for is_fresh in _fresh_problems(text)]
+    return [pair for pair, is_fresh in zip(zip(problems, solved, strict=True), fresh, strict=True) if is_fresh]
+
+
+def _fresh_problems(text: str) -> list[bool]:
+    """For each line, whether its problem is not on a line above, nor the same two numbers turned round."""
+    seen: set[tuple] = set()
+    fresh = []
+    for line in text.splitlines():
+        problem = line.split("=")[0]
+        operator = next(c for c in problem if not c.isdigit())
+        key = (operator, *sorted(problem.split(operator)))
+        fresh.append(key not in seen)
+        seen.add(key)
+    return fresh
 
 
 def _batches(rows: np.ndarray, model: DeepSeek):

@@ -1,7 +1,8 @@
 """Writing text: fill the cache with the prompt at once, then one token at a time.
 
 Prefill pushes the whole prompt through the model and leaves a latent per token in the cache. Every
-decoding step then pushes one token through, and attends to the cached latents in absorbed form.
+decoding step then pushes one token through, and (with MLA) attends to the cached latents in absorbed
+form.
 
 Greedy decoding (temperature 0) takes the most likely token. Sampling divides the logits by the
 temperature first: below 1 it sharpens the distribution, above 1 it flattens it.
@@ -31,7 +32,7 @@ class Generation:
         return self.tokens[..., self.prompt_length :]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: DeepSeek,
     prompt_tokens: Sequence[int] | Tensor,
@@ -45,14 +46,15 @@ def generate(
     """Continue a prompt (T,), or several of equal length (B, T), by up to `max_new_tokens`.
 
     `temperature` 0 is greedy; otherwise tokens are sampled, from the `top_k` likeliest if given, and
-    the same `seed` gives the same text. Stops early when every row has produced `end_of_text`, if
+    the same `seed` gives the same text. `max_position_embeddings` is not enforced: text may run beyond
+    it, and gets worse. Stops early when every row has produced `end_of_text`, if
     one is named; a finished row is filled up with it. The model is left in the mode it was in.
     Raises ValueError for an empty prompt, an unknown token, or settings out of range.
     """
     prompt = torch.as_tensor(prompt_tokens, dtype=torch.long, device=model.embed_tokens.weight.device)
     _check(model, prompt, max_new_tokens, temperature, top_k)
     tokens_BT = prompt[None] if prompt.ndim == 1 else prompt
-    generator = torch.Generator(device=prompt.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     cache = model.new_cache(len(tokens_BT), prompt.shape[-1] + max_new_tokens)
     finished = torch.zeros(len(tokens_BT), dtype=torch.bool, device=prompt.device)
     was_training = model.training
@@ -61,7 +63,7 @@ def generate(
         step_BT = tokens_BT
         for _ in range(max_new_tokens):
             logits_BV = model(step_BT, cache)[:, -1].float()
-            chosen = sample(logits_BV, temperature, top_k, generator)
+            chosen = sample(logits_BV, temperature, top_k, generator).to(prompt.device)
             if end_of_text is not None:
                 chosen = chosen.masked_fill(finished, end_of_text)
                 finished |= chosen == end_of_text
@@ -81,8 +83,8 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int | None, generator: 
     if top_k is not None:
         threshold = logits_BV.topk(top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < threshold, float("-inf"))
-    # At most 0, and in float64: a tiny temperature then overflows nothing.
-    above = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).double()
+    # At most 0, and in float64: a tiny temperature overflows nothing. On the CPU: a seed means the same everywhere.
+    above = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).cpu().double()
     probabilities = (above / temperature).softmax(dim=-1)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 

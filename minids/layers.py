@@ -6,11 +6,11 @@ it keeps the direction and forgets the length, without LayerNorm's mean or bias.
 SwiGLU (Shazeer 2020) is the feed-forward layer. One projection goes through SiLU and gates
 another: down(silu(gate x) * up x). Three matrices, no bias.
 
-And the loss that all of it is trained by, cross-entropy.
+And the loss that all of it is trained by, cross-entropy. Shapes: N predictions, V vocabulary.
 
     paper        code             released weight
-    W_1          gate_proj        mlp.gate_proj.weight     (width, hidden)
-    W_3          up_proj          mlp.up_proj.weight       (width, hidden)
+    W            gate_proj        mlp.gate_proj.weight     (width, hidden)
+    V            up_proj          mlp.up_proj.weight       (width, hidden)
     W_2          down_proj        mlp.down_proj.weight     (hidden, width)
 """
 
@@ -36,21 +36,22 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     """log-sum-exp minus the target's logit; the gradient is softmax minus one at the target.
 
-    torch's own would keep two more tensors as large as the logits, in float32.
+    Between forward and backward torch's own keeps a tensor as large as the logits, in float32. This
+    keeps the logits alone, in the dtype they came in, and rounds to that dtype once, at the end.
     """
 
     @staticmethod
     def forward(ctx, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        ctx.save_for_backward(logits_NV, targets_N)
-        target_logits = logits_NV.gather(1, targets_N[:, None])[:, 0]
-        return logits_NV.float().logsumexp(dim=-1) - target_logits.float()
+        log_sum_N = logits_NV.float().logsumexp(dim=-1)
+        ctx.save_for_backward(logits_NV, targets_N, log_sum_N)
+        return log_sum_N - logits_NV.gather(1, targets_N[:, None])[:, 0].float()
 
     @staticmethod
     def backward(ctx, grad_N: Tensor) -> tuple[Tensor, None]:
-        logits_NV, targets_N = ctx.saved_tensors
-        grad_NV = logits_NV.softmax(dim=-1, dtype=logits_NV.dtype)
+        logits_NV, targets_N, log_sum_N = ctx.saved_tensors
+        grad_NV = (logits_NV - log_sum_N[:, None]).exp_()
         grad_NV[torch.arange(len(targets_N), device=targets_N.device), targets_N] -= 1
-        return grad_NV.mul_(grad_N[:, None].to(grad_NV.dtype)), None
+        return grad_NV.mul_(grad_N[:, None]).to(logits_NV.dtype), None
 
 
 class RMSNorm(nn.Module):

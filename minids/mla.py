@@ -10,14 +10,14 @@ remembered. V3 caches 512 + 64 numbers per token and layer; the keys and values 
     (4, 9)   k = [k_nope ; k_rope]       q = [q_nope ; q_rope]
     (10-11)  u = W^O attend(q, k, v)     with scale 1 / sqrt(d_h + d_h^R)
 
-**Why RoPE sits apart.** A rotation between W^UQ and W^UK would depend on the position, and nothing
-could be folded. So position travels in a few extra dimensions, and k_rope is one vector per token,
-shared by all heads: one per head would make the cache large again.
-
 **Absorption** (V2 report, appendix C). q_nope · (W^UK c) = (W^UK^T q_nope) · c: moving W^UK to the
 query side turns attention into multi-query attention over the latent itself, with the same result,
 and no cached token is ever expanded. Each score costs more multiplications (512 + 64 instead of
 128 + 64 wide in V3), so this form is for decoding; training uses the naive form, which expands.
+
+**Why RoPE sits apart.** With a rotation between W^UQ and W^UK the product would be another for every
+distance, and nothing could be absorbed. So position travels in a few extra dimensions, and k_rope is
+one vector per token, shared by all heads: one per head would make the cache large again.
 
     paper               code (shape)                        released weight (self_attn.…)
     W^DQ                q_a_proj                            q_a_proj.weight
@@ -31,7 +31,7 @@ and no cached token is ever expanded. Each score costs more multiplications (512
 
 The norms on the two latents are in the text of §4.2 and in the released code, not in the equations.
 Shapes: B batch, T new positions, S all positions, H heads, L latent width; N, R, V the widths
-of the nope, rope and value parts of a head.
+of the nope, rope and value parts of a head; W = L + R, what is cached.
 """
 
 import torch
@@ -54,14 +54,15 @@ class MLA(nn.Module):
         self.latent_dim, self.nope_dim, self.rope_dim = c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim
         self.v_dim = c.v_head_dim
         self.scale = softmax_scale(c)
+        # The norms on the latents keep eps 1e-6 whatever rms_norm_eps says, as in the released code.
         if c.q_lora_rank is None:
             self.q_proj = nn.Linear(c.hidden_size, self.heads * c.qk_head_dim, bias=False)
         else:
             self.q_a_proj = nn.Linear(c.hidden_size, c.q_lora_rank, bias=False)
-            self.q_a_layernorm = RMSNorm(c.q_lora_rank)  # eps 1e-6 whatever rms_norm_eps says,
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank)
             self.q_b_proj = nn.Linear(c.q_lora_rank, self.heads * c.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(c.hidden_size, self.latent_dim + self.rope_dim, bias=False)
-        self.kv_a_layernorm = RMSNorm(self.latent_dim)  # as in the released code
+        self.kv_a_layernorm = RMSNorm(self.latent_dim)
         self.kv_b_proj = nn.Linear(self.latent_dim, self.heads * (self.nope_dim + self.v_dim), bias=False)
         self.o_proj = nn.Linear(self.heads * self.v_dim, c.hidden_size, bias=False)
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minids import balance
 from minids.attention import Cache
+from minids.balance import update_expert_bias
 from minids.block import Block
 from minids.config import ModelConfig
 from minids.layers import RMSNorm, cross_entropy
@@ -58,13 +58,15 @@ class DeepSeek(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw every matrix from N(0, initializer_range²), as the V3 report does (§4.2); norms start at 1."""
+        """Draw every matrix from N(0, initializer_range²) (V3 report §4.2); norms start at 1, biases at 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Gate)):
                 module.weight.normal_(std=self.config.initializer_range)
-            elif isinstance(module, RMSNorm):
+            if isinstance(module, Gate):
+                module.reset_balance()
+            if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
-            elif isinstance(module, Experts):
+            if isinstance(module, Experts):
                 module.gate_up_proj.normal_(std=self.config.initializer_range)
                 module.down_proj.normal_(std=self.config.initializer_range)
 
@@ -109,6 +111,8 @@ class DeepSeek(nn.Module):
     def loss(self, tokens_BT: Tensor, *, mtp_weight: float = 0.3, balance_weight: float = 1e-4) -> LossTerms:
         """Return the training loss on tokens (B, T): T - 1 predictions of the main head in each row.
 
+        In training mode the gates count their load meanwhile; in eval mode the balance term is 0.
+
         Cross-entropies are means over the predicted tokens. (The report divides depth k's T - k
         terms by T; dividing by their number lets λ weigh the same at every length.)
         """
@@ -146,6 +150,6 @@ class DeepSeek(nn.Module):
         for gate in self.gates:
             loads.append(gate.load.clone())
             if gate.expert_bias is not None:
-                balance.update_expert_bias(gate.expert_bias, gate.load, speed)
+                update_expert_bias(gate.expert_bias, gate.load, speed)
             gate.load.zero_()
         return loads

@@ -12,7 +12,7 @@ The factor (`routed_scaling_factor`) is in the released configuration, not in eq
 DeepSeekMoE use softmax over all experts, no bias, and do not renormalise.
 
 **Group-limited selection** keeps a token on few machines: experts stand in groups, one per node; a
-group scores by its best experts, and only the best `topk_group` groups stay eligible. The others
+group scores by its two best experts (V2: by its best), and only the best `topk_group` groups stay eligible. The others
 are masked with -inf. Zero would not do: s + b can be negative, and then a masked expert would win.
 
     paper     code                    released weight (mlp.…)
@@ -24,7 +24,8 @@ are masked with -inf. Zero would not do: s + b can be negative, and then a maske
     c_i       gate.load               not stored
 
 All N_s shared experts are one SwiGLU of N_s times the width, which computes the same sum.
-Shapes: N tokens (batch times time), D hidden, E routed experts, K experts per token, I expert width.
+Shapes: N tokens (batch times time), D hidden, E routed experts, K experts per token, I expert width,
+R rows: every choice of every token, sorted by expert.
 """
 
 import torch
@@ -35,7 +36,7 @@ from minids.balance import sequence_balance_loss
 from minids.config import ModelConfig
 from minids.layers import SwiGLU, to_compute_dtype
 
-ROWS = 32  # rows of an expert are filled up to a multiple of this
+ROW_MULTIPLE = 32  # rows of an expert are filled up to a multiple of this
 
 
 class Gate(nn.Module):
@@ -50,11 +51,18 @@ class Gate(nn.Module):
         self.register_buffer("load", torch.zeros(c.n_routed_experts, dtype=torch.int64), persistent=False)
 
     def _apply(self, fn, recurse=True):
+        # The bias moves with the weights but stays float32 in a bfloat16 model, as released.
         bias = self.expert_bias
         super()._apply(fn, recurse)
-        if bias is not None and not bias.is_meta:
-            self.expert_bias = bias.to(self.weight.device)  # moves, but stays float32 in a bfloat16 model, as released
+        if bias is not None:
+            self.expert_bias = self.expert_bias.float() if bias.is_meta else bias.to(self.weight.device)
         return self
+
+    def reset_balance(self) -> None:
+        """Set the bias and the counts back to zero."""
+        self.load.zero_()
+        if self.expert_bias is not None:
+            self.expert_bias.zero_()
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights g (N, K), the chosen experts (N, K), and all affinities s (N, E), in float32."""
@@ -100,28 +108,28 @@ class Experts(nn.Module):
         A token that chose K experts becomes K rows. Sorted by expert, the rows of one expert stand
         together and pass through it in one product; then every row returns to its token.
         """
-        rows_token, rows_weight, counts = self._sort_by_expert(weights_NK, experts_NK)
+        token_R, weight_R, counts = self._sort_by_expert(weights_NK, experts_NK)
         # Converted once; autocast would do it expert by expert.
         x_ND, gate_up_proj, down_proj = map(to_compute_dtype, (x_ND, self.gate_up_proj, self.down_proj))
-        rows_RD = x_ND.index_select(0, rows_token)
-        rows_weight = rows_weight[:, None].to(x_ND.dtype)
+        rows_RD = x_ND.index_select(0, token_R)
+        weight_R = weight_R[:, None].to(x_ND.dtype)
         outs = []
         for rows, weight, gate_up, down in zip(
-            rows_RD.split(counts), rows_weight.split(counts), gate_up_proj, down_proj, strict=True
+            rows_RD.split(counts), weight_R.split(counts), gate_up_proj, down_proj, strict=True
         ):
             gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
             outs.append(F.linear(F.silu(gate) * up * weight, down))
-        return torch.zeros_like(x_ND).index_add_(0, rows_token, torch.cat(outs))
+        return torch.zeros_like(x_ND).index_add_(0, token_R, torch.cat(outs))
 
     def _sort_by_expert(self, weights_NK: Tensor, experts_NK: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Return token and weight of each row, and how many rows each expert gets: a multiple of `ROWS`.
+        """Return token and weight of each row, and how many rows each expert gets: a multiple of `ROW_MULTIPLE`.
 
         The rows that fill up are token 0 with weight 0. Without them every step would bring matrix
         products of new shapes, and for those the CPU's bfloat16 library compiles new kernels.
         """
         expert_of_choice = experts_NK.flatten()
         counts_E = expert_of_choice.bincount(minlength=len(self.gate_up_proj))
-        padded_E = (counts_E + ROWS - 1) // ROWS * ROWS
+        padded_E = (counts_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
         shift_E = (padded_E - counts_E).cumsum(0) - (padded_E - counts_E)  # filling before each expert
         order = expert_of_choice.argsort(stable=True)
         place = torch.arange(len(order), device=order.device) + shift_E[expert_of_choice[order]]

@@ -3,9 +3,10 @@
 The main model's hidden state at position i predicts token i+1. Module k takes the hidden state of
 depth k-1 and the embedding of token i+k, and predicts token i+k+1 (eq. 21-23):
 
-    h'_i = M_k [norm(Emb(t_{i+k})) ; norm(h_i^{k-1})]        h^k = norm(Block(h'))
+    h'_i^k = M_k [norm(h_i^{k-1}) ; norm(Emb(t_{i+k}))]      h^k = TRM_k(h'^k)      P_{i+k+1} = OutHead(h_i^k)
 
-Embedding and output head are the main model's own. The chain stays causal: to say what comes after
+(model.py calls the modules and aligns hidden states, embeddings and targets.) Embedding and output
+head are the main model's own. The chain stays causal: to say what comes after
 the next token, the module is told the next token. It can be dropped after training, or used to draft.
 
     paper     code          released weight (model.layers.{l+k-1}.…)
@@ -17,9 +18,10 @@ the next token, the module is told the next token. It can be dropped after train
     Emb       –             embed_tokens.weight      stored again, equal to the main model's
     OutHead   –             shared_head.head.weight  stored again, equal to the main model's
 
-Two things the report does not settle. Eq. 21 writes [hidden ; embedding], the released weights take
-[embedding ; hidden]: we follow the weights. And whether h^0 is taken before or after the main
-model's final norm is not said: like Hugging Face's MtpModel, after.
+Where the released weights and Hugging Face's MtpModel go beyond the equations, we follow them: the
+weights take [embedding ; hidden], the other way round; h^k is normalised before the head, and so
+passed on to module k+1; and h^0, of which the report does not say, comes after the main model's final
+norm.
 """
 
 import torch

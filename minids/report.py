@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import platform
 import re
+from collections import Counter
 from dataclasses import asdict
 
 import numpy as np
 import torch
 
 from minids.accounting import count_parameters
-from minids.data import Batches, Corpus, encode_split, pack
+from minids.data import Batches, Corpus, encode_split, pack, solve
 from minids.evaluate import mtp_agreement, score_rows, solved_problems
 from minids.generate import generate
 from minids.model import DeepSeek
@@ -39,7 +40,8 @@ def make_report(
         }
         accuracy = None
         if "arithmetic" in corpus.validation:
-            accuracy = accuracy_by_digits(solved_problems(model, tokenizer, corpus.validation["arithmetic"]))
+            solved = solved_problems(model, tokenizer, corpus.validation["arithmetic"])
+            accuracy = accuracy_by_digits(solved) | {"best_constant": best_constant([problem for problem, _ in solved])}
         agreement = None
         if model.mtp:
             agreements = [mtp_agreement(model, rows) for rows in held_out.values()]
@@ -48,6 +50,7 @@ def make_report(
     baseline = baseline_scores(batches, config, held_out, token_bytes)
     count = count_parameters(model.config)
     violation = np.array([record["max_violation"] for record in records])
+    edge = max(1, min(20, len(records) // 2))  # of a run below 40 steps, half
     tokens = config.steps * config.batch_size * config.sequence_length
     training_seconds = records[-1]["seconds"]
     return {
@@ -59,7 +62,7 @@ def make_report(
         "tokens": tokens,
         "tokens_per_second": tokens / training_seconds,
         "max_violation": {
-            "first_20_steps": violation[:20].mean(), "last_20_steps": violation[-20:].mean(),
+            "first_20_steps": violation[:edge].mean(), "last_20_steps": violation[-edge:].mean(),
         } if violation.size else None,
         "training_seconds": training_seconds,
         "parameters": {"total": count.total, "active": count.active, "mtp": count.mtp},
@@ -98,6 +101,12 @@ def accuracy_by_digits(solved: list[tuple[str, bool]]) -> dict[str, float]:
     return {digits: sum(rights) / len(rights) for digits, rights in sorted(results.items())}
 
 
+def best_constant(problems: list[str]) -> float:
+    """Return the share of problems that share the commonest answer: what always saying the same would get."""
+    answers = Counter(solve(int(a), op, int(b)) for a, op, b in (re.split(r"(\D)", problem) for problem in problems))
+    return answers.most_common(1)[0][1] / len(problems)
+
+
 def baseline_scores(
     batches: Batches,
     config: TrainConfig,
@@ -120,7 +129,10 @@ def baseline_scores(
 
 
 def _symbols(row: np.ndarray, token_bytes: list[bytes], context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a row as byte symbols after an END, and which of them come after its first `context` tokens."""
+    """Return a row as byte symbols, and which of them come after its first `context` tokens.
+
+    An END comes first: rows are no neighbours, and nothing is known before one.
+    """
     pieces = [np.frombuffer(token_bytes[token], dtype=np.uint8) if token_bytes[token] else [END] for token in row]
     symbols = np.concatenate([[END], *pieces]).astype(np.int16)
     return symbols, np.arange(len(symbols)) > sum(map(len, pieces[:context]))
@@ -134,6 +146,11 @@ def _per_byte(scores: dict[str, tuple[float, int]]) -> dict[str, float]:
     together["all"] = list(scores.values())
     single = {domain: [score] for domain, score in scores.items()}
     return {name: sum(bits for bits, _ in s) / sum(n for _, n in s) for name, s in (single | together).items()}
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters, which would act on the terminal, written out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _sample(model: DeepSeek, tokenizer: Tokenizer, row: np.ndarray) -> dict[str, str]:
@@ -152,10 +169,11 @@ def format_report(report: dict) -> str:
     lines.append("")
     if report["arithmetic_accuracy"] is not None:
         by_digits = report["arithmetic_accuracy_by_digits"]
-        sizes = ", ".join(f"{share:.0%} with {digits}" for digits, share in by_digits.items() if digits != "all")
+        sizes = ", ".join(f"{share:.0%} with {digits}" for digits, share in by_digits.items() if digits.isdigit())
         lines.append(f"arithmetic, held-out problems solved exactly   {by_digits['all']:.1%} ({sizes} digits)")
+        lines.append(f"  always the commonest answer would solve      {by_digits['best_constant']:.1%}")
     if report["mtp_agreement"] is not None:
-        lines.append(f"MTP's second token agrees with the main head   {report['mtp_agreement']:.1%}")
+        lines.append(f"MTP's choice, a token early, is the main one's {report['mtp_agreement']:.1%}")
     if report["max_violation"] is not None:
         first, last = report["max_violation"].values()
         lines.append(f"busiest expert over the average (MaxVio)       {first:.2f} at first, {last:.2f} at last")
@@ -167,5 +185,5 @@ def format_report(report: dict) -> str:
     lines.append(f"computed in                                    {how}")
     for domain, sample in report["samples"].items():
         lines += ["", f"--- {domain}: a held-out prompt ▸ and what the model makes of it"]
-        lines.append(sample["prompt"] + "▸" + sample["continuation"])
+        lines.append(printable(sample["prompt"] + "▸" + sample["continuation"]))
     return "\n".join(lines)

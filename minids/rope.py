@@ -22,7 +22,6 @@ Hugging Face's code; DeepSeek's own demo switches them on beyond the original le
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,7 +29,6 @@ from torch import Tensor
 from minids.config import ModelConfig, YarnScaling
 
 
-@lru_cache
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """Return θ_k in radians per position, shape (rope_dim / 2,), float32; stretched where YaRN is set."""
     dim, base = config.rope_dim, config.rope_theta
@@ -65,7 +63,7 @@ def softmax_scale(config: ModelConfig) -> float:
     """Return what attention scores are multiplied by: 1/sqrt(head width), times m² under YaRN.
 
     The width is that of the query and key heads, d_h + d_h^R in MLA (eq. 10), never the latent's.
-    Ordinary attention has no m² here: there all of YaRN's m rides on the rotation (`rope_angles`).
+    Ordinary attention has no m² here, as in Hugging Face's Llama: what it has is in `rope_angles`.
     """
     if not config.uses_mla:
         return config.head_dim**-0.5
@@ -80,7 +78,7 @@ def rope_angles(config: ModelConfig, frequencies: Tensor, positions: Tensor) -> 
     yarn = config.rope_scaling
     if yarn is None or yarn.mscale == yarn.mscale_all_dim:
         return angles.cos(), angles.sin()
-    # No released model takes this way: part of m rides on the rotation instead of the scale.
+    # No released model takes this way: m(mscale) / m(mscale_all_dim) rides on the rotation.
     factor = yarn_temperature(yarn.factor, yarn.mscale) / yarn_temperature(yarn.factor, yarn.mscale_all_dim)
     return angles.cos() * factor, angles.sin() * factor
 

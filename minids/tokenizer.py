@@ -28,6 +28,8 @@ class Tokenizer:
     """Text to ids and back; `decode(encode(text)) == text` for every text without lone surrogates."""
 
     def __init__(self, backend: Backend):
+        if backend.token_to_id(END_OF_TEXT) is None:
+            raise ValueError(f"the tokenizer has no token {END_OF_TEXT}: train one here, or add it.")
         backend.encode_special_tokens = True  # a special token in the text is text
         self._backend = backend
         self.end_of_text: int = backend.token_to_id(END_OF_TEXT)
@@ -71,7 +73,11 @@ class Tokenizer:
         return self._backend.to_str(pretty=True)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without any special token."""
+        """Return the ids of `text`, without any special token; ValueError if it is not valid Unicode."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text has a lone surrogate at character {error.start}: give valid UTF-8.") from None
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:

@@ -1,12 +1,14 @@
 """The training loop: schedules, clipping, the bias update, a log line per step, and exact resume.
 
-As DeepSeek-V3 was trained (report §4.2), each number scaled to a run of minutes:
+After DeepSeek-V3's recipe (report §4.2), scaled to a run of minutes:
 
-    AdamW, β = (0.9, 0.95), weight decay 0.1, gradient norm clipped at 1.0
-    learning rate    linear warm-up, constant, decay
-    λ (MTP)          0.3, then 0.1 from where the decay begins (V3: after 10T of 14.8T tokens)
-    γ (bias)         constant, then 0 for the last 3.4% of the steps (V3: the last 500B tokens)
-    α (balance)      1e-4
+    AdamW, β = (0.9, 0.95), weight decay 0.1, gradient norm clipped at 1.0, α = 1e-4: as there
+                     here                                        DeepSeek-V3
+    learning rate    warm-up, constant, a line down over the     warm-up, constant for 10T of 14.8T tokens,
+                     last 60% of the steps                       a cosine down, two short steps at the end
+    λ (MTP)          0.3, then 0.1 from where the decay begins   the same
+    γ (bias)         0.005, then 0 for the last 3.4%             0.001, then 0 for the last 3.4%
+    batch            constant                                    grows fivefold over the first 3%
 
 A run is a number of steps, never a time, so that it can be repeated. One step is one optimizer
 step: its rows may pass in several micro-batches whose gradients add up, and the gates' biases move
@@ -49,7 +51,7 @@ class TrainConfig:
     micro_batch_size: int | None = None  # rows per forward pass; None: all at once
     sequence_length: int = 256
     learning_rate: float = 1.8e-3
-    final_learning_rate: float = 9e-5
+    final_learning_rate_fraction: float = 0.05  # of the peak
     warmup_fraction: float = 0.03
     decay_fraction: float = 0.6
     weight_decay: float = 0.1
@@ -72,10 +74,10 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm"):
             self._require(name, self._number(name) > 0, "a number above 0")
         for name in (
-            "final_learning_rate", "weight_decay", "mtp_weight", "final_mtp_weight", "balance_weight", "bias_speed",
+            "weight_decay", "mtp_weight", "final_mtp_weight", "balance_weight", "bias_speed",
         ):  # fmt: skip
             self._require(name, self._number(name) >= 0, "a number of at least 0")
-        for name in ("warmup_fraction", "decay_fraction", "frozen_bias_fraction"):
+        for name in ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction", "frozen_bias_fraction"):
             self._require(name, 0 <= self._number(name) <= 1, "between 0 and 1")
         together = self.warmup_fraction + self.decay_fraction
         self._require("decay_fraction", together <= 1, f"at most 1 with warmup_fraction={self.warmup_fraction}")
@@ -108,7 +110,7 @@ class TrainConfig:
         if step < self.decay_start:
             return self.learning_rate
         done = (step - self.decay_start + 1) / (self.steps - self.decay_start)
-        return self.learning_rate + done * (self.final_learning_rate - self.learning_rate)
+        return self.learning_rate * (1 - done * (1 - self.final_learning_rate_fraction))
 
     def mtp_weight_at(self, step: int) -> float:
         return self.mtp_weight if step < self.decay_start else self.final_mtp_weight
@@ -199,6 +201,9 @@ class Trainer:
 
         Ctrl-C lets the step finish, saves, and raises TrainingInterrupted. Raises TrainingDiverged.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.step == 0 and self.checkpoint_path.exists():
+            raise ValueError(f"{self.folder} already holds a run: resume it, or choose another folder.")
         mode = "a" if self.step else "w"  # a run that died before its first checkpoint left lines behind
         with _stop_requested() as stop, self.log_path.open(mode, encoding="utf-8") as log:
             while self.step < self.config.steps:

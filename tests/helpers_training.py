@@ -25,7 +25,7 @@ def small_model(seed: int = 0, **changes) -> DeepSeek:
 def small_train_config(**changes) -> TrainConfig:
     """Six steps; spelled out are the settings that tests do sums with."""
     fixed = dict(
-        steps=6, batch_size=4, sequence_length=16, learning_rate=3e-3, final_learning_rate=1.5e-4,
+        steps=6, batch_size=4, sequence_length=16, learning_rate=3e-3, final_learning_rate_fraction=0.05,
         warmup_fraction=0.05, decay_fraction=0.4, frozen_bias_fraction=0.034, save_every=100,
     )  # fmt: skip
     return TrainConfig(**(fixed | changes))

@@ -78,3 +78,11 @@ def test_cross_entropy_and_its_gradient_equal_torch(scale):
 def test_cross_entropy_of_bfloat16_logits_is_taken_in_float32():
     logits, targets = torch.randn(30, 2000).to(torch.bfloat16), torch.randint(2000, (30,))
     assert_close(cross_entropy(logits, targets), F.cross_entropy(logits.float(), targets, reduction="none"))
+
+
+def test_cross_entropy_in_bfloat16_keeps_the_gradient_of_a_confident_target():
+    logits = torch.tensor([[9.0, 2.0, 1.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    cross_entropy(logits, torch.tensor([0])).sum().backward()
+    exact = logits.detach().double().softmax(dim=-1)
+    exact[0, 0] -= 1
+    assert_close(logits.grad.double(), exact, rtol=1e-2, atol=0)

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from minids.balance import sequence_balance_loss
 from minids.config import ModelConfig
 from minids.layers import SwiGLU
-from minids.moe import ROWS, Experts, Gate, MoE
+from minids.moe import ROW_MULTIPLE, Experts, Gate, MoE
 
 CONFIG = ModelConfig(
     vocab_size=10, hidden_size=6, num_hidden_layers=1, intermediate_size=8, num_attention_heads=1,
@@ -202,7 +202,7 @@ def test_experts_and_their_gradients_equal_a_loop(experts, chosen, tokens, seed)
     assert_experts_equal_the_loop(config, experts_NK)
 
 
-@pytest.mark.parametrize("tokens", [1, ROWS - 1, ROWS, ROWS + 1, 2 * ROWS + 5])
+@pytest.mark.parametrize("tokens", [1, ROW_MULTIPLE - 1, ROW_MULTIPLE, ROW_MULTIPLE + 1, 2 * ROW_MULTIPLE + 5])
 @pytest.mark.parametrize("expert", [0, 3, 7])
 def test_experts_equal_a_loop_when_all_tokens_choose_the_same(tokens, expert):
     experts_NK = torch.tensor([[expert, (expert + 4) % 8]]).repeat(tokens, 1)

@@ -18,9 +18,11 @@ from minids.report import (
     ROWS_PER_DOMAIN,
     accuracy_by_digits,
     baseline_scores,
+    best_constant,
     context_tokens,
     format_report,
     make_report,
+    printable,
     validation_rows,
 )
 from minids.tokenizer import END_OF_TEXT, Tokenizer
@@ -152,7 +154,9 @@ def test_the_report_counts_tokens_time_and_parameters(report):
     assert report["parameters"]["total"] + report["parameters"]["mtp"] == (
         sum(p.numel() for p in model.parameters()) + sum(gate.expert_bias.numel() for gate in model.gates)
     )
-    assert report["max_violation"] == {"first_20_steps": 2.0, "last_20_steps": 2.0}
+    assert report["max_violation"] == {"first_20_steps": 1.0, "last_20_steps": 3.0}, (
+        "of 3 steps, the first and the last"
+    )
     assert report["corpus_sha256"] == CORPUS.sha256
     assert report["torch"] == torch.__version__
 
@@ -194,13 +198,21 @@ def test_accuracy_is_split_by_the_digits_of_the_longer_number():
 # In the terminal
 
 
+def test_the_best_constant_answer_is_the_commonest():
+    assert best_constant(["1+2", "5-2", "3*1", "12+7", "9-9"]) == 3 / 5
+
+
+def test_control_characters_are_written_out():
+    assert printable("a\tß\n\x1b[31m\x00") == "a\tß\n\\x1b[31m\\x00"
+
+
 def test_the_printed_report_has_the_numbers(report):
     numbers = dict(
         bits_per_byte={"prose": 1.5, "code": 1.25, "arithmetic": 2.0, "prose_and_code": 1.375, "all": 1.4},
         baseline_bits_per_byte={"prose": 2.0, "code": 2.5, "arithmetic": 1.0, "prose_and_code": 2.25, "all": 2.2},
         mtp_agreement=0.625,
         arithmetic_accuracy=0.125,
-        arithmetic_accuracy_by_digits={"1": 0.25, "2": 0.0, "all": 0.125},
+        arithmetic_accuracy_by_digits={"1": 0.25, "2": 0.0, "all": 0.125, "best_constant": 0.0625},
         tokens=1_310_720,
     )
     lines = format_report(report | numbers).splitlines()

@@ -147,7 +147,7 @@ def test_a_new_run_does_not_go_on_in_the_log_of_one_that_died_before_its_first_c
 
 
 OTHER_SETTINGS = dict(
-    steps=7, batch_size=8, micro_batch_size=2, sequence_length=8, learning_rate=1e-3, final_learning_rate=1e-5,
+    steps=7, batch_size=8, micro_batch_size=2, sequence_length=8, learning_rate=1e-3, final_learning_rate_fraction=0.01,
     warmup_fraction=0.1, decay_fraction=0.3, weight_decay=0.2, betas=(0.9, 0.99), clip_norm=2.0, mtp_weight=0.2,
     final_mtp_weight=0.2, balance_weight=1e-3, bias_speed=1e-2, frozen_bias_fraction=0.1, save_every=7, seed=1,
     dtype="bfloat16",
@@ -494,7 +494,7 @@ def test_the_log_is_json_a_line_and_grows_with_every_step(tmp_path):
 
 
 def schedule(**options) -> TrainConfig:
-    return TrainConfig(learning_rate=1.0, final_learning_rate=0.1, **options)
+    return TrainConfig(learning_rate=1.0, final_learning_rate_fraction=0.1, **options)
 
 
 def test_the_learning_rate_rises_stays_and_falls():
@@ -552,7 +552,7 @@ def test_gamma_is_zero_at_the_end_only(fraction, frozen):
         *((name, value) for name in ("learning_rate", "clip_norm") for value in (0, -1, math.inf, math.nan)),
         *(
             (name, value)
-            for name in ("final_learning_rate", "weight_decay", "mtp_weight", "final_mtp_weight", "balance_weight")
+            for name in ("weight_decay", "mtp_weight", "final_mtp_weight", "balance_weight")
             for value in (-1e-9, math.inf, math.nan)
         ),
         *(("bias_speed", value) for value in (-1, math.nan)),
@@ -591,7 +591,8 @@ def test_settings_are_frozen_and_named():
 def test_settings_of_the_corners_are_accepted():
     TrainConfig(
         steps=1, batch_size=1, micro_batch_size=1, warmup_fraction=0, decay_fraction=1, frozen_bias_fraction=1,
-        final_learning_rate=0, weight_decay=0, mtp_weight=0, final_mtp_weight=0, balance_weight=0, bias_speed=0,
+        final_learning_rate_fraction=0, weight_decay=0, mtp_weight=0, final_mtp_weight=0, balance_weight=0,
+        bias_speed=0,
     )  # fmt: skip
 
 

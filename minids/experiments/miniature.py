@@ -11,6 +11,7 @@ So the dense twin's steps for equal time are a constant here, from a measurement
 training steps alternating in one process on a quiet machine.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -51,9 +52,14 @@ def run(folder: Path, arm: str, seed: int) -> dict:
         preset, steps = ARMS[arm]
         options = ["--config", preset, "--steps", str(steps), "--seed", str(seed), "--threads", "1"]
         command = [sys.executable, "-m", "minids", "train", *options, "--out", str(out), "--resume"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "stderr.txt").open("w") as errors:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=errors)
         print(f"{arm}, seed {seed}: done", flush=True)
-    return json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text())
+    if report["train"]["steps"] != ARMS[arm][1]:
+        raise ValueError(f"{out} is a run of {report['train']['steps']} steps: take another folder.")
+    return report
 
 
 def run_folder(folder: Path, arm: str, seed: int) -> Path:
@@ -108,4 +114,6 @@ def _median_report(reports: list[dict], measure: str) -> dict:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where the runs are kept, and found again")
+    main(parser.parse_args().folder)

@@ -1,15 +1,13 @@
 """One palette with fixed meanings and one matplotlib style.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind eyes; their lightness differs, so they
-stay apart in grey as well.
+Colours are Okabe and Ito's, which stay apart for colour-blind eyes. Lines are labelled where they
+end, so that nobody has to tell them apart by colour alone.
 """
 
 import math
 
 import matplotlib
 from matplotlib.figure import Figure
-
-matplotlib.use("agg", force=False)
 
 INK = "#222222"
 MUTED = "#767676"
