@@ -3,7 +3,16 @@
 from minids.accounting import count_parameters
 from minids.config import ModelConfig
 from minids.generate import generate
+from minids.hub import load_pretrained, reference, save_pretrained
 from minids.model import DeepSeek
 
 __version__ = "0.1.0"
-__all__ = ["DeepSeek", "ModelConfig", "count_parameters", "generate"]
+__all__ = [
+    "DeepSeek",
+    "ModelConfig",
+    "count_parameters",
+    "generate",
+    "load_pretrained",
+    "reference",
+    "save_pretrained",
+]

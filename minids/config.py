@@ -22,11 +22,11 @@ Symbols of the V3 report (§2.1, §2.2, §4.2) and their names here:
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from minids import hf_config
 from minids.presets import ALIASES, PRESETS
 
 SCORING_FUNCTIONS = ("sigmoid", "softmax")
@@ -144,15 +144,8 @@ class ModelConfig:
 
     @property
     def model_type(self) -> str:
-        """The Hugging Face family that this configuration is written as, and whose class computes it.
-
-        A mixture that no family has (MLA with a softmax gate and a balancing bias, say) takes the name
-        of the nearest one.
-        """
-        if not self.uses_mla:
-            return "deepseek" if self.uses_moe else "llama"
-        softmax_gate = self.uses_moe and self.scoring_func == "softmax" and self.topk_method != "noaux_tc"
-        return "deepseek_v2" if softmax_gate else "deepseek_v3"
+        """The Hugging Face family whose class computes exactly this, or "minids" where none does."""
+        return hf_config.family_of(self)
 
     @staticmethod
     def preset_names() -> list[str]:
@@ -165,10 +158,7 @@ class ModelConfig:
         name = ALIASES.get(name, name)
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown: choose one of {', '.join(cls.preset_names())}.")
-        fields = dict(PRESETS[name])
-        if fields.get("rope_scaling") is not None:
-            fields["rope_scaling"] = YarnScaling(**fields["rope_scaling"])
-        return cls(**fields)
+        return cls._from_fields(PRESETS[name])
 
     @classmethod
     def from_hf(cls, source: dict | str | Path) -> ModelConfig:
@@ -177,43 +167,21 @@ class ModelConfig:
         A key that is missing takes the default of its `model_type`; a null stays a null. Keys that do not touch the
         architecture are passed over. Raises ValueError for what this library cannot represent.
         """
-        entries = dict(source) if isinstance(source, dict) else _read_json(Path(source))
-        model_type = entries.get("model_type")
-        if not isinstance(model_type, str) or model_type not in FAMILY_DEFAULTS:
-            raise ValueError(f"model_type={model_type!r} is unknown: use one of {', '.join(FAMILY_DEFAULTS)}.")
-        _require_supported(entries)
-        for alias, name in HF_ALIASES.items():
-            if alias in entries:
-                entries[name] = entries.pop(alias)
-        rope = entries.get("rope_parameters") or entries.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"rope_scaling={rope!r} is not possible: it must be an object or null.")
-        theta = rope.get("rope_theta", entries.get("rope_theta", cls.rope_theta))
-        entries |= {"rope_theta": theta, "rope_scaling": _read_rope_scaling(rope)}
-        names = {f.name for f in dataclasses.fields(cls)}
-        values = FAMILY_DEFAULTS[model_type] | {k: v for k, v in entries.items() if k in names}
-        if not values.keys() >= REQUIRED:
-            raise ValueError(f"{min(REQUIRED - values.keys())} is missing from the configuration: give it a value.")
-        for name in ("n_group", "topk_group"):  # null in config.json: the gate knows no groups
-            values[name] = 1 if values.get(name) is None else values[name]
-        if values.get("n_shared_experts") == 0:
-            values["n_shared_experts"] = None
-        if values.get("q_lora_rank") == 0:
-            values["q_lora_rank"] = None
-        return cls(**values)
+        return cls._from_fields(hf_config.read_fields(source, cls.field_names()))
 
     def to_hf(self) -> dict:
         """Return the Hugging Face configuration as a dict; `from_hf` gives this one back."""
-        defaults = FAMILY_DEFAULTS[self.model_type]
-        entries = {"model_type": self.model_type, "architectures": [ARCHITECTURES[self.model_type]]}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None and defaults.get(field.name) is None and field.name != "rope_scaling":
-                continue  # absent means the same
-            entries[field.name] = value
-        if self.rope_scaling is not None:
-            entries["rope_scaling"] = {"type": "yarn"} | dataclasses.asdict(self.rope_scaling)
-        return entries | {"hidden_act": "silu", "attention_bias": False}
+        return hf_config.write_entries(self.model_type, dataclasses.asdict(self))
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def _from_fields(cls, fields: dict) -> ModelConfig:
+        """From plain values, `rope_scaling` being a dict of its own."""
+        scaling = fields.get("rope_scaling")
+        return cls(**fields | {"rope_scaling": YarnScaling(**scaling) if scaling is not None else None})
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -300,72 +268,3 @@ def _check_moe(c: ModelConfig) -> None:
     reachable = experts if c.topk_method == "greedy" else per_group * c.topk_group
     held = f"at most {reachable}, the experts that a token can reach"
     _require(c, "num_experts_per_tok", c.num_experts_per_tok <= reachable, held)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Hugging Face's side
-
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "deepseek": "DeepseekForCausalLM",
-    "deepseek_v2": "DeepseekV2ForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-}
-REQUIRED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
-HF_ALIASES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
-_DENSE = {"n_routed_experts": None, "kv_lora_rank": None}
-_LLAMA = {"initializer_range": 0.02, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 2048}
-_SOFTMAX_GATE = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
-_MLA_HEADS = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-# What the family's own configuration class assumes when a key is absent.
-FAMILY_DEFAULTS = {
-    "llama": {**_LLAMA, **_DENSE},
-    "deepseek": {**_LLAMA, **_DENSE, **_SOFTMAX_GATE},
-    "deepseek_v2": {
-        **_LLAMA, **_MLA_HEADS, **_SOFTMAX_GATE, "q_lora_rank": 1536,
-        "n_shared_experts": 2, "n_routed_experts": 64, "moe_intermediate_size": 1407,
-    },
-    "deepseek_v3": {
-        **_MLA_HEADS, "q_lora_rank": 1536, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
-        "routed_scaling_factor": 2.5, "n_shared_experts": 1, "num_nextn_predict_layers": 1, "initializer_range": 0.02,
-        "n_routed_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_size": 2048,
-    },
-}  # fmt: skip
-
-
-def _read_json(path: Path) -> dict:
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: give a config.json or the folder that holds one.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a readable JSON file: {error}.") from None
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path} holds a {type(entries).__name__}: a configuration is one JSON object.")
-    return entries
-
-
-def _require_supported(entries: dict) -> None:
-    """A switch that this library would silently ignore is refused instead."""
-    supported = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleave": True}
-    for name, only in supported.items():
-        value = entries.get(name, only)
-        if value is not None and value != only:
-            raise ValueError(f"{name}={value!r} is not supported: it must be {only!r}.")
-
-
-def _read_rope_scaling(entry: dict) -> YarnScaling | None:
-    kind = entry.get("rope_type") or entry.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "yarn":
-        raise ValueError(f"rope_scaling type {kind!r} is not supported: it must be 'yarn' or absent.")
-    for name, only in {"attention_factor": None, "truncate": True, "partial_rotary_factor": 1.0}.items():
-        if entry.get(name, only) not in (None, only):
-            raise ValueError(f"rope_scaling {name}={entry[name]!r} is not supported: it must be absent.")
-    known = {f.name for f in dataclasses.fields(YarnScaling)}
-    for name in ("factor", "original_max_position_embeddings"):
-        if name not in entry:
-            raise ValueError(f"rope_scaling has no {name}: YaRN needs it.")
-    return YarnScaling(**{k: v for k, v in entry.items() if k in known})

@@ -1,6 +1,7 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Writing a file, or a folder, so that it is there whole or not at all."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # on the disk before it gets the name
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp is private; a result is not
+        temporary.chmod(0o666 & ~_umask())  # mkstemp is private; a result is not
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -33,3 +32,40 @@ def write_atomically(path: Path, text: str) -> None:
     """Put `text` at `path` in one step, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, which takes the name over when the block ends well.
+
+    An exception leaves what was there. So does a crash, but for the moment between two renames in which
+    an earlier folder has stepped aside as `.NAME.….old` and the new one has not yet taken its place.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 END_OF_TEXT = "<|end_of_text|>"
 
@@ -56,12 +56,17 @@ class Tokenizer:
             vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
         )
         backend.train_from_iterator(texts, trainer)
+        # Other programs that read tokenizer.json begin a prompt as `minids generate` does.
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
+        )
         return cls(backend)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json; ValueError if there is none."""
-        if not Path(path).is_file():
+        """Read a tokenizer.json, or the one in a folder; ValueError if there is none."""
+        path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        if not path.is_file():
             raise ValueError(f"{path} does not exist: a tokenizer.json is needed there.")
         try:
             return cls(Backend.from_file(str(path)))

@@ -21,7 +21,7 @@ MODULES = {
 }
 # From the ground up; a module may import what stands before it.
 FLOORS = [
-    "presets files layers",
+    "presets hf_config files layers",
     "config",
     "accounting tokenizer ngram",
     "rope data",
@@ -30,7 +30,7 @@ FLOORS = [
     "block",
     "mtp",
     "model",
-    "generate checkpoint evaluate",
+    "generate checkpoint hub evaluate",
     "train",
     "report plots.style",
     "plots.training",

@@ -1,0 +1,341 @@
+"""The released checkpoint layout, in and out: a folder that DeepSeek's tools, transformers and this library share.
+
+    config.json                        the architecture (hf_config.py)
+    model.safetensors                  all weights, or
+    model-00001-of-00163.safetensors   ... several files, and
+    model.safetensors.index.json       which tensor is in which of them
+    tokenizer.json                     the tokenizer
+
+Inside, three things are unlike the model in memory:
+
+- **Experts stand alone**: `mlp.experts.7.gate_proj.weight` and so on, where `Experts` stacks them all
+  and puts gate above up.
+- **MTP modules are layers**: module k is `model.layers.{l+k-1}`, and stores the embedding and the head
+  once more. In a file the copies must equal the originals; they may also be absent.
+- **Matrices may be FP8**: DeepSeek-V3 is released so, each block of 128 x 128 with one float32 scale in
+  a second tensor, `….weight_scale_inv`. They are read as value times scale; `weight_block_size` in
+  config.json gives the block.
+
+`released_tensors` is the whole dictionary between the two sides: the released name of every tensor, and
+beside it the piece of the model's own memory that it is. Saving writes the pieces, loading fills them.
+The tables in each module's docstring say the same in words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minids.config import ModelConfig
+from minids.files import atomic_folder
+from minids.hf_config import read_json
+from minids.model import DeepSeek
+from minids.tokenizer import END_OF_TEXT, Tokenizer
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FP8 = "F8_E4M3"
+SCALE = "_scale_inv"
+# What saving may replace is an earlier export; a folder with anything else in it is somebody's.
+OUR_FILES = re.compile(r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model.*\.safetensors(\.index\.json)?")
+REFERENCE = Path(__file__).parent / "checkpoints" / "mini"
+
+
+def released_tensors(model: DeepSeek) -> dict[str, Tensor]:
+    """Return the model's weights by their released names. Each is a view: what is copied in is in the model."""
+    c, named = model.config, {}
+    for name, tensor in model.state_dict().items():
+        name = _released_name(name, c)
+        if name == "lm_head.weight" and c.tie_word_embeddings:
+            continue
+        stem, _, stacked = name.rpartition(".")
+        if stacked == "gate_up_proj":
+            for i, both in enumerate(tensor):
+                named[f"{stem}.{i}.gate_proj.weight"], named[f"{stem}.{i}.up_proj.weight"] = both.chunk(2)
+        elif stacked == "down_proj":
+            named |= {f"{stem}.{i}.down_proj.weight": one for i, one in enumerate(tensor)}
+        else:
+            named[name] = tensor
+    return named
+
+
+def _released_name(name: str, c: ModelConfig) -> str:
+    if mtp := re.fullmatch(r"mtp\.(\d+)\.(.*)", name):
+        part = "shared_head.norm.weight" if mtp[2] == "norm.weight" else mtp[2].removeprefix("block.")
+        name = f"layers.{c.num_hidden_layers + int(mtp[1])}.{part}"
+    name = name.replace("gate.expert_bias", "gate.e_score_correction_bias")
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def _copies(c: ModelConfig) -> dict[str, str]:
+    """Tensors that a file may hold a second time: the name of the copy, and the name of the original."""
+    embedding = "model.embed_tokens.weight"
+    copies = {"lm_head.weight": embedding} if c.tie_word_embeddings else {}
+    for layer in _mtp_layers(c):
+        copies[f"{layer}embed_tokens.weight"] = embedding
+        copies[f"{layer}shared_head.head.weight"] = copies.get("lm_head.weight", "lm_head.weight")
+    return copies
+
+
+def _mtp_layers(c: ModelConfig) -> list[str]:
+    """What the released names of each MTP module begin with."""
+    return [f"model.layers.{c.num_hidden_layers + k}." for k in range(c.num_nextn_predict_layers)]
+
+
+# ---------------------------------------------------------------------------------------------------
+# In
+
+
+def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp: bool = True) -> DeepSeek:
+    """Return the model in a folder of the released layout, on the CPU and in evaluation mode.
+
+    float32 holds every stored dtype without loss (an FP8 value times its scale to float32's
+    precision); the gates' biases are float32 in any case. `mtp=False` leaves the MTP modules out, which
+    transformers drops when it saves. Raises ValueError, one sentence, if the configuration cannot be
+    represented, if a file is missing or torn, or if a tensor is missing, extra, or of another shape than
+    the configuration says. Then there is no model, rather than half of one.
+    """
+    folder = Path(path)
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype={dtype} is not possible: it must be {', '.join(map(str, DTYPES.values()))}.")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the one that holds config.json and the weights.")
+    config = ModelConfig.from_hf(folder)
+    left_out = () if mtp else tuple(_mtp_layers(config))
+    if not mtp:
+        config = replace(config, num_nextn_predict_layers=0)
+    block = _weight_block(folder)
+    with torch.device("meta"):
+        model = DeepSeek(config).to(dtype)
+    with ExitStack() as files:
+        stored = _open(folder, files.enter_context)
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
+        _check(stored, model, block)
+        model.to_empty(device="cpu")
+        for name, piece in released_tensors(model).items():
+            piece.copy_(_read(stored, name, block))
+        for copy, original in _copies(config).items():
+            if copy in stored and not torch.equal(_read(stored, copy, block), _read(stored, original, block)):
+                raise ValueError(f"{copy} in {stored[copy].file} must equal {original}, which it copies.")
+    for gate in model.gates:
+        gate.load.zero_()
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in an open file."""
+
+    file: Path
+    handle: safe_open
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _open(folder: Path, enter: Callable) -> dict[str, _Stored]:
+    """Open every file of weights, and return what is in them by name, without reading the values."""
+    places = None if (folder / SINGLE).exists() else _read_index(folder)
+    stored: dict[str, _Stored] = {}
+    for file in [SINGLE] if places is None else sorted(set(places.values())):
+        try:
+            handle = enter(safe_open(folder / file, framework="pt"))
+            names = handle.keys()
+        except FileNotFoundError:
+            raise ValueError(f"{folder / file} does not exist: the index names it.") from None
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{folder / file} is not a whole safetensors file: {error}.") from None
+        for name in names:
+            if name in stored:
+                raise ValueError(f"{name} is stored twice: in {stored[name].file.name} and in {file}.")
+            piece = handle.get_slice(name)
+            stored[name] = _Stored(folder / file, handle, piece.get_dtype(), tuple(piece.get_shape()))
+    for name, file in (places or {}).items():
+        if name not in stored or stored[name].file.name != file:
+            raise ValueError(f"{name} is not in {folder / file}, where the index has it.")
+    return stored
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Return the file of each tensor."""
+    if not (folder / INDEX).exists():
+        raise ValueError(f"{folder} has no weights: {SINGLE} or {INDEX} is needed.")
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(f, str) and Path(f).name == f for f in places.values()):
+        raise ValueError(f"{folder / INDEX} has no weight_map: it must give the file of each tensor.")
+    return places
+
+
+def _weight_block(folder: Path) -> tuple[int, int]:
+    """Return the rows and columns of an FP8 block."""
+    entry = read_json(folder).get("quantization_config") or {}
+    if entry and (entry.get("quant_method"), entry.get("fmt", "e4m3")) != ("fp8", "e4m3"):
+        raise ValueError(
+            f"quantization_config {json.dumps(entry)} is not supported: it must be fp8 in e4m3, or absent."
+        )
+    block = entry.get("weight_block_size", [128, 128])
+    if not (isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)):
+        raise ValueError(f"weight_block_size={block!r} is not possible: it must be two whole numbers.")
+    return tuple(block)
+
+
+def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) -> None:
+    """Raise ValueError, one sentence, unless the files hold exactly this model's tensors."""
+    config, copies = model.config, _copies(model.config)
+    shapes = {name: tuple(piece.shape) for name, piece in released_tensors(model).items()}
+    shapes |= {copy: shapes[original] for copy, original in copies.items()}
+    for name in shapes:
+        if name in stored and stored[name].dtype == FP8:
+            shapes = shapes | {name + SCALE: tuple(-(-n // b) for n, b in zip(shapes[name], block, strict=True))}
+    for name, shape in shapes.items():
+        if name not in stored and name not in copies:
+            without = " (without MTP modules: mtp=False)" if name.startswith(tuple(_mtp_layers(config))) else ""
+            raise ValueError(f"{name} is missing from the weights: the configuration asks for it{without}.")
+    for name, tensor in stored.items():
+        if name.endswith(
+            "rotary_emb.inv_freq"
+        ):  # old files keep RoPE's frequencies, which follow from the configuration
+            continue
+        if name not in shapes:
+            raise ValueError(f"{name} in {tensor.file} is a tensor that the configuration does not ask for.")
+        if tensor.shape != shapes[name]:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)} in {tensor.file}: "
+                f"the configuration asks for {list(shapes[name])}."
+            )
+        if tensor.dtype not in DTYPES and tensor.dtype != FP8:
+            raise ValueError(f"{name} is stored as {tensor.dtype}: it must be {', '.join(DTYPES)} or {FP8}.")
+
+
+def _read(stored: dict[str, _Stored], name: str, block: tuple[int, int]) -> Tensor:
+    tensor = stored[name].handle.get_tensor(name)
+    if stored[name].dtype == FP8:
+        return dequantize_blocks(tensor, stored[name + SCALE].handle.get_tensor(name + SCALE), block)
+    return tensor
+
+
+def dequantize_blocks(values: Tensor, scale_inv: Tensor, block: tuple[int, int] = (128, 128)) -> Tensor:
+    """Return values times the scale of their block, in float32. The blocks at the edges may be cut off.
+
+    The released name says `scale_inv` because quantising divided by it (V3 report §3.3.2).
+    """
+    rows, columns = values.shape
+    scale = scale_inv.float().repeat_interleave(block[0], dim=0)[:rows]
+    return values.float() * scale.repeat_interleave(block[1], dim=1)[:, :columns]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Out
+
+
+def save_pretrained(
+    model: DeepSeek,
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    report: dict | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write the model to a folder in the released layout, from which `load_pretrained` gives it back.
+
+    The weights keep their dtype unless `dtype` names another, the gates' biases stay float32. Above
+    `max_shard_bytes` they are cut into several files. `report` is JSON about the training, kept beside.
+    The folder appears when all is written; an earlier export of that name gives way only then. Raises
+    ValueError if the name is taken by anything else.
+    """
+    folder = Path(path)
+    if dtype is not None and dtype not in DTYPES.values():
+        raise ValueError(f"dtype={dtype} is not possible: it must be {', '.join(map(str, DTYPES.values()))}.")
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model knows {model.config.vocab_size}.")
+    _require_free(folder)
+    pieces = released_tensors(model)
+    pieces |= {copy: pieces[original] for copy, original in _copies(model.config).items() if copy != "lm_head.weight"}
+    weights_dtype = dtype or pieces["model.embed_tokens.weight"].dtype
+    stored = {name: weights_dtype if "e_score_correction_bias" not in name else torch.float32 for name in pieces}
+    with atomic_folder(folder) as temporary:
+        shards = _cut(pieces, stored, max_shard_bytes)
+        for file, names in shards.items():
+            # Clones: safetensors takes no two tensors of the same memory.
+            tensors = {name: pieces[name].detach().to(stored[name], copy=True).contiguous() for name in names}
+            save_file(tensors, temporary / file, {"format": "pt"})
+        if len(shards) > 1:
+            size = sum(piece.numel() * stored[name].itemsize for name, piece in pieces.items())
+            places = {name: file for file, names in shards.items() for name in names}
+            _write_json(temporary / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        entries = model.config.to_hf() | {"torch_dtype": str(weights_dtype).removeprefix("torch.")}
+        _write_json(temporary / "config.json", entries)
+        if tokenizer is not None:
+            (temporary / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+            _write_json(temporary / "tokenizer_config.json", _tokenizer_config(model.config))
+        if report is not None:
+            _write_json(temporary / "report.json", report)
+
+
+def _require_free(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give the name of a folder.")
+    strangers = sorted(p.name for p in folder.iterdir() if not OUR_FILES.fullmatch(p.name)) if folder.exists() else []
+    if strangers:
+        raise ValueError(f"{folder} holds {strangers[0]}, which is no part of a saved model: choose another folder.")
+
+
+def _cut(pieces: dict[str, Tensor], stored: dict[str, torch.dtype], max_bytes: int) -> dict[str, list[str]]:
+    """Return which tensors go into which file: in order, a new file whenever the next one would not fit."""
+    shards: list[list[str]] = [[]]
+    room = max_bytes
+    for name, piece in pieces.items():
+        size = piece.numel() * stored[name].itemsize
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, start=1)}
+
+
+def _tokenizer_config(c: ModelConfig) -> dict:
+    """What transformers' AutoTokenizer wants to know beyond tokenizer.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": c.max_position_embeddings,
+    }
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------
+# The miniature that comes with the book
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The trained `mini`: its model in evaluation mode, its tokenizer, and the report of its training."""
+
+    model: DeepSeek
+    tokenizer: Tokenizer
+    report: dict
+
+
+def reference() -> Reference:
+    """Return the miniature that every chapter speaks of, trained once and kept in the package, in float32.
+
+    `make reference` trains it anew.
+    """
+    return Reference(load_pretrained(REFERENCE), Tokenizer.load(REFERENCE), read_json(REFERENCE / "report.json"))
