@@ -195,7 +195,7 @@ def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) 
     for name in shapes:
         if name in stored and stored[name].dtype == FP8:
             shapes = shapes | {name + SCALE: tuple(-(-n // b) for n, b in zip(shapes[name], block, strict=True))}
-    for name, shape in shapes.items():
+    for name in shapes:
         if name not in stored and name not in copies:
             without = " (without MTP modules: mtp=False)" if name.startswith(tuple(_mtp_layers(config))) else ""
             raise ValueError(f"{name} is missing from the weights: the configuration asks for it{without}.")
