@@ -66,7 +66,9 @@ class Cache:
             raise ValueError(f"{end} positions do not fit: the cache was made for {self.buffer.shape[1]}.")
         self.buffer[:, self.length : end] = rows_BTW
         self.length = end
-        return self.buffer[:, :end]
+        rows = self.buffer[:, :end]
+        # Autograd may keep what is returned, and the next rows are written into the same buffer.
+        return rows.clone() if rows.requires_grad else rows
 
 
 class Attention(nn.Module):

@@ -1,5 +1,10 @@
 """Small legal configurations, drawn by hypothesis, and weights that make every part of a model matter."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,6 +16,17 @@ from minids.model import DeepSeek
 def examples(count: int) -> settings:
     """The same `count` examples on every run and machine."""
     return settings(max_examples=count, deadline=None, derandomize=True, database=None)
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Compute in float64 even where the library insists on float32: what differs then is a mistake, not rounding.
+
+    The weights are for the caller to convert.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        yield
 
 
 yarns = st.builds(
@@ -28,8 +44,8 @@ yarns = st.builds(
 def mixtures(draw) -> dict:
     """The entries of a mixture of experts: any gate, with and without groups and shared experts."""
     method = draw(st.sampled_from(["greedy", "group_limited_greedy", "noaux_tc"]))
-    groups = draw(st.sampled_from([1, 2, 4]))
-    per_group = draw(st.integers(2 if method == "noaux_tc" else 1, 4))
+    groups = draw(st.integers(1, 4))
+    per_group = draw(st.integers(2 if method == "noaux_tc" and groups > 1 else 1, 4))
     topk_group = draw(st.integers(1, groups))
     reachable = per_group * (groups if method == "greedy" else topk_group)
     return dict(
@@ -40,7 +56,7 @@ def mixtures(draw) -> dict:
         n_routed_experts=groups * per_group,
         n_group=groups,
         topk_group=topk_group,
-        num_experts_per_tok=draw(st.integers(1, min(reachable, 4))),
+        num_experts_per_tok=draw(st.integers(1, reachable)),
         n_shared_experts=draw(st.sampled_from([None, 1, 2])),
         moe_intermediate_size=draw(st.integers(1, 12)),
         moe_layer_freq=draw(st.integers(1, 3)),
@@ -67,11 +83,16 @@ def ordinary_attentions(draw) -> dict:
     return dict(num_attention_heads=kv_heads * sharing, num_key_value_heads=kv_heads, head_dim=head_dim)
 
 
+any_attention = latent_attentions() | ordinary_attentions()
+any_feed_forward = st.none() | mixtures() | mixtures() | mixtures()  # most of the variety is there
+any_mtp_depth = st.integers(0, 2)
+
+
 @st.composite
-def configurations(draw) -> ModelConfig:
+def configurations(draw, attention=any_attention, mixture=any_feed_forward, mtp_depth=any_mtp_depth) -> ModelConfig:
     """Any mixture of attention and feed-forward kinds, with MTP, YaRN and tied embeddings."""
     layers = draw(st.integers(1, 4))
-    mixture = draw(st.none() | mixtures())
+    mixture = draw(mixture)
     if mixture is not None:
         mixture["first_k_dense_replace"] = draw(st.integers(0, layers))
     return ModelConfig(
@@ -80,12 +101,17 @@ def configurations(draw) -> ModelConfig:
         num_hidden_layers=layers,
         intermediate_size=draw(st.integers(1, 24)),
         tie_word_embeddings=draw(st.booleans()),
-        num_nextn_predict_layers=draw(st.integers(0, 2)),
+        num_nextn_predict_layers=draw(mtp_depth),
         rope_theta=draw(st.floats(100, 1e6)),
         rope_scaling=draw(st.none() | yarns),
-        **draw(latent_attentions() | ordinary_attentions()),
+        **draw(attention),
         **(mixture or {}),
     )
+
+
+def splits(length: int) -> st.SearchStrategy[list[int]]:
+    """Where to cut `length` positions into a prefill and steps of decoding: [0, ..., length]."""
+    return st.sets(st.integers(1, length - 1)).map(lambda inner: [0, *sorted(inner), length])
 
 
 @torch.no_grad()
@@ -111,3 +137,14 @@ def random_model(config: ModelConfig, seed: int = 0) -> DeepSeek:
 def random_tokens(config: ModelConfig, batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (batch_size, length), generator=generator)
+
+
+def logits_and_gradients(model: DeepSeek, tokens_BT: torch.Tensor, cuts: list[int] | None = None) -> list[torch.Tensor]:
+    """The logits, and the gradient of every parameter: in one pass, or with a cache in the pieces between `cuts`."""
+    if cuts is None:
+        logits_BTV = model(tokens_BT)
+    else:
+        cache = model.new_cache(*tokens_BT.shape)
+        logits_BTV = torch.cat([model(tokens_BT[:, a:b], cache) for a, b in pairwise(cuts)], dim=1)
+    direction = torch.randn(logits_BTV.shape, generator=torch.Generator().manual_seed(0))
+    return [logits_BTV, *torch.autograd.grad((logits_BTV * direction).sum(), list(model.parameters()))]

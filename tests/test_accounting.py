@@ -1,11 +1,13 @@
 """Counts against the published totals, the instantiated models, and torch's own FLOP counter."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
-from configurations import configurations, examples, random_model, random_tokens
-from hypothesis import given
+from configurations import configurations, examples, mixtures, random_model, random_tokens, splits
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from minids import DeepSeek, ModelConfig, count_parameters
@@ -55,10 +57,16 @@ def test_the_formulas_count_what_is_instantiated(config):
     assert count.total == weights(model) - weights(model.mtp)
     assert count.embedding == weights(model.embed_tokens)
     assert count.attention == sum(weights(layer.self_attn) for layer in model.layers)
-    mixtures = [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoE)]
-    assert count.routed_experts == sum(weights(moe.experts) for moe in mixtures)
-    assert count.router == sum(weights(moe.gate) for moe in mixtures)
-    assert count.dense_ffn == sum(weights(layer.mlp) for layer in model.layers if layer.mlp not in mixtures)
+    moes = [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoE)]
+    assert count.routed_experts == sum(weights(moe.experts) for moe in moes)
+    assert count.router == sum(weights(moe.gate) for moe in moes)
+    assert count.shared_experts == sum(weights(moe.shared_experts) for moe in moes if count.shared_experts)
+    assert count.norms == weights(model.norm) + sum(
+        weights(layer.input_layernorm) + weights(layer.post_attention_layernorm) for layer in model.layers
+    )
+    assert count.head_matmul == weights(model.lm_head)
+    assert count.head == (0 if config.tie_word_embeddings else weights(model.lm_head))
+    assert count.dense_ffn == sum(weights(layer.mlp) for layer in model.layers if layer.mlp not in moes)
 
 
 @pytest.mark.parametrize(
@@ -88,18 +96,28 @@ def test_a_tied_head_is_multiplied_but_not_stored():
     assert untied.active == tied.active
 
 
-@examples(25)
-@given(configurations())
-def test_active_experts_are_those_that_one_token_gives_a_gradient(config):
-    model = random_model(config)
-    model(random_tokens(config, 1, 1)).sum().backward()
-    touched = 0
-    for layer in model.layers:
-        if isinstance(layer.mlp, MoE):
-            experts = layer.mlp.experts
-            used = experts.down_proj.grad.flatten(1).any(dim=1)
-            touched += (experts.gate_up_proj[used].numel()) + experts.down_proj[used].numel()
-    assert count_parameters(config).active_routed_experts == touched
+@examples(100)
+@given(configurations(mixture=mixtures()))
+def test_active_weights_are_those_that_one_token_touches(config):
+    assume(config.hidden_size > 1)  # of a single number the norms leave only the sign, which has no gradient
+    model, count = random_model(config), count_parameters(config)
+    parameters = dict(model.named_parameters())
+    logits = model(random_tokens(config, 1, 1))
+    gradients = torch.autograd.grad(logits.square().sum(), list(parameters.values()), allow_unused=True)
+    touched = experts = 0
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        if gradient is None:
+            assert name.startswith("mtp.")  # no part of the computation
+        elif ".experts." in name:
+            experts += gradient[gradient.flatten(1).any(dim=1)].numel()
+        else:
+            touched += parameter.numel()
+    biases = [layer.mlp.gate.expert_bias for layer in model.layers if isinstance(layer.mlp, MoE)]
+    touched += experts + sum(bias.numel() for bias in biases if bias is not None)  # each has its say in the choice
+    assert count.active_routed_experts == experts
+    assert count.active_with_embedding == touched
+    # The row of the embedding is looked up, not multiplied; as a head the same matrix is.
+    assert count.active == touched - (0 if config.tie_word_embeddings else count.embedding)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +180,37 @@ def test_v2_saves_the_published_93_percent_against_67b_with_six_bits_a_number():
     assert round(1 - kv_cache_bytes(v2, 6 / 8) / kv_cache_bytes(dense), 3) == 0.933
 
 
-@examples(30)
-@given(configurations())
-def test_the_caches_hold_as_many_numbers_as_the_formula_says(config):
-    caches = on_meta(DeepSeek, config).new_cache(batch_size=1, max_length=1)
-    held = [tensor.numel() for cache in caches for tensor in vars(cache).values() if isinstance(tensor, torch.Tensor)]
-    assert sum(held) == kv_cache_elements(config)
+def bytes_within(thing: object) -> int:
+    """The memory behind every tensor that can be reached from an object, also where a view shows part of it."""
+    storages, seen, todo = {}, {}, [thing]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, torch.Tensor):
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        elif isinstance(thing, dict):
+            todo += thing.values()
+        elif isinstance(thing, list | tuple | set):
+            todo += thing
+        elif hasattr(thing, "__dict__"):
+            todo.append(vars(thing))
+    return sum(storages.values())
+
+
+@torch.no_grad()
+@examples(40)
+@given(configurations(), st.sampled_from([torch.float32, torch.bfloat16]), st.integers(1, 3), splits(6))
+def test_decoding_keeps_the_bytes_that_the_formula_counts_and_no_others(config, dtype, batch_size, cuts):
+    model, tokens = random_model(config).to(dtype), random_tokens(config, batch_size, 6)
+    cache, counted = model.new_cache(batch_size, 6), kv_cache_bytes(config, dtype.itemsize) * batch_size * 6
+    assert bytes_within(cache) == counted
+    without_cache = bytes_within(model)
+    for a, b in pairwise(cuts):
+        model(tokens[:, a:b], cache)
+        assert bytes_within(cache) == counted
+        assert bytes_within(model) == without_cache
 
 
 def test_training_v3_takes_the_published_250_gflop_per_token():

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from configurations import examples
 from helpers_training import small_model, state
-from torch import nn
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from minids import evaluate
 from minids.data import arithmetic_documents, pack
@@ -75,12 +78,63 @@ def test_the_batch_size_does_not_matter(model, monkeypatch, measure):
     assert all(result == pytest.approx(results[0], rel=1e-5) for result in results)
 
 
-def test_the_bytes_are_those_of_the_text(tokenizer):
-    texts = ["Return the Größe of 12+7=19\n", "深度求索"]
+class ByteModel(nn.Module):
+    """Stands for a model: it is told how many bytes each next token has, and how frequent each byte is.
+
+    A token has the product of its bytes' probabilities, among the tokens of its length. What strings
+    of that length have beyond those in the vocabulary goes to one id more, which is no token. So a
+    text has the product of its bytes' probabilities, however it is cut.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, rows: np.ndarray, frequencies: Tensor):
+        super().__init__()
+        token_bytes = tokenizer.token_bytes()
+        self.embed_tokens = nn.Embedding(1, 1)
+        self.probability = torch.stack([frequencies[list(piece)].prod() for piece in token_bytes])
+        self.probability[tokenizer.end_of_text] = 0.5  # it costs something, which must not count
+        self.length = torch.tensor([len(piece) for piece in token_bytes])
+        self.lengths_ahead = iter(self.length[rows[:, 1:].astype(int)])
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        ahead_BT = torch.stack([next(self.lengths_ahead) for _ in tokens_BT])
+        probability_BTV = torch.where(ahead_BT[..., None] == self.length, self.probability, 0.0)
+        rest_BT1 = (1 - probability_BTV.sum(dim=-1, keepdim=True)).clamp(min=0)
+        return torch.cat([probability_BTV, rest_BT1], dim=-1).log()
+
+
+# Mostly few characters, so that there is something to merge; many of them of several bytes.
+some_texts = st.lists(
+    st.text(st.sampled_from("ab 1é深👩\n") | st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4
+)
+
+
+@examples(25)
+@given(some_texts, st.integers(0, 1000))
+@example(["深度求索 👩‍👩‍👧 12+7=19\n" * 3, "", "Größe, größer"], 0)
+def test_bits_and_bytes_of_a_text_do_not_depend_on_the_tokenizer(texts, seed):
+    frequencies = torch.rand(256, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    frequencies /= frequencies.sum()
+    text_bytes = list("".join(texts).encode())
+    for vocab_size in (257, 262, 400):  # every character cut into bytes, some of them, hardly any
+        tokenizer = Tokenizer.train(texts, vocab_size)
+        stream = tokenizer.encode_documents(texts)
+        rows = pack(stream, len(stream) - 1)  # one row: nothing is scored twice
+        model = ByteModel(tokenizer, rows, frequencies)
+        bits, scored = score_rows(model, rows, model.length)
+        assert scored == len(text_bytes)
+        assert bits == pytest.approx(-frequencies[text_bytes].log2().sum().item(), rel=1e-5)
+
+
+@examples(25)
+@given(some_texts, st.integers(1, 9), st.sampled_from([257, 262, 400]))
+def test_uniform_bytes_need_8_bits_each_under_any_tokenizer_and_in_rows_of_any_length(texts, length, vocab_size):
+    tokenizer = Tokenizer.train(texts, vocab_size)
     stream = tokenizer.encode_documents(texts)
-    lengths = torch.tensor([len(piece) for piece in tokenizer.token_bytes()])
-    _, text_bytes = score_rows(small_model(), pack(stream, len(stream) - 1), lengths)
-    assert text_bytes == sum(len(text.encode()) for text in texts)
+    assume(len(stream) > length)
+    rows = pack(stream, length)
+    model = ByteModel(tokenizer, rows, torch.full((256,), 1 / 256, dtype=torch.float64))
+    bits, scored = score_rows(model, rows, model.length)
+    assert bits == pytest.approx(8 * scored, rel=1e-5)
 
 
 @pytest.mark.parametrize("measure", [lambda m: score_rows(m, ROWS, BYTES), lambda m: mtp_agreement(m, ROWS)])

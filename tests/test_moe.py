@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from configurations import examples, mixtures, randomize
-from hypothesis import given
+from configurations import examples, float64, mixtures, randomize
+from hf_oracle import closest_call
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
 from minids.balance import sequence_balance_loss
 from minids.config import ModelConfig
-from minids.layers import SwiGLU
 from minids.moe import ROW_MULTIPLE, Experts, Gate, MoE
 
 CONFIG = ModelConfig(
@@ -50,26 +50,57 @@ def choose_by_hand(scores: list[float], bias: list[float], c: ModelConfig) -> li
     return sorted(sorted(eligible, key=lambda e: ranking[e], reverse=True)[: c.num_experts_per_tok])
 
 
-@examples(80)
-@given(mixtures(), seeds)
-def test_the_gate_equals_a_loop_for_any_shape(entries, seed):
-    config = replace(CONFIG, **entries)
-    gate = make(Gate, config, seed)
-    x = torch.randn(10, config.hidden_size, generator=torch.Generator().manual_seed(seed))
-    weights, experts, scores = gate(x)
-    logits = x @ gate.weight.T
-    expected = logits.sigmoid() if config.scoring_func == "sigmoid" else logits.softmax(dim=1)
-    assert_close(scores, expected)
-    bias = [0.0] * config.n_routed_experts
-    if config.uses_expert_bias:
-        assert (gate.expert_bias < -1).all()  # s + b below 0 for every expert
-        bias = gate.expert_bias.tolist()
-    for token in range(10):
-        chosen = choose_by_hand(scores[token].tolist(), bias, config)
-        total = sum(scores[token, e] for e in chosen) if config.norm_topk_prob else 1.0
-        by_hand = {e: scores[token, e] / total * config.routed_scaling_factor for e in chosen}
-        assert sorted(experts[token].tolist()) == chosen
-        assert_close(weights[token], torch.stack([by_hand[e] for e in experts[token].tolist()]))
+def gate_by_hand(gate: Gate, x: Tensor) -> dict[int, Tensor]:
+    """Equations 13 to 16 for one token: the experts it chooses, and their weights."""
+    c, experts = gate.config, range(gate.config.n_routed_experts)
+    logits = [gate.weight[e] @ x for e in experts]
+    if c.scoring_func == "sigmoid":
+        scores = [1 / (1 + torch.exp(-logit)) for logit in logits]
+    else:
+        scores = [logit.exp() / sum(other.exp() for other in logits) for logit in logits]
+    bias = [0.0] * c.n_routed_experts if gate.expert_bias is None else gate.expert_bias.tolist()
+    chosen = choose_by_hand([score.item() for score in scores], bias, c)
+    total = sum(scores[e] for e in chosen) if c.norm_topk_prob else 1
+    return {e: scores[e] / total * c.routed_scaling_factor for e in chosen}
+
+
+def swiglu_by_hand(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return down @ (F.silu(gate @ x) * (up @ x))
+
+
+def mixture_by_hand(moe: MoE, x: Tensor) -> Tensor:
+    """Equation 12 for one token, without u itself: each shared expert, then each chosen one."""
+    out, width = torch.zeros_like(x), moe.config.moe_intermediate_size
+    for i in range(moe.config.n_shared_experts or 0):
+        rows, shared = slice(i * width, (i + 1) * width), moe.shared_experts
+        out = out + swiglu_by_hand(
+            x, shared.gate_proj.weight[rows], shared.up_proj.weight[rows], shared.down_proj.weight[:, rows]
+        )
+    for e, weight in gate_by_hand(moe.gate, x).items():
+        out = out + weight * swiglu_by_hand(x, *moe.experts.gate_up_proj[e].chunk(2), moe.experts.down_proj[e])
+    return out
+
+
+@examples(60)
+@given(mixtures(), st.integers(1, 12), st.floats(-3, 1), seeds)
+def test_choices_weights_output_and_gradients_equal_a_loop_for_any_shape(entries, tokens, highest_bias, seed):
+    torch.manual_seed(seed)
+    with float64():
+        moe = make(MoE, replace(CONFIG, **entries), seed).double()
+        if moe.gate.expert_bias is not None:
+            moe.gate.expert_bias.uniform_(highest_bias - 1, highest_bias)  # s + b of any sign
+        x = torch.randn(1, tokens, CONFIG.hidden_size, dtype=torch.float64, requires_grad=True)
+        weights, chosen, scores = moe.gate(x[0])
+        assume(closest_call(moe.gate, scores) > 1e-6)  # ties may fall either way
+        by_hand = [gate_by_hand(moe.gate, token) for token in x[0]]
+        assert [sorted(row) for row in chosen.tolist()] == [sorted(row) for row in by_hand]
+        for row, experts, expected in zip(weights, chosen.tolist(), by_hand, strict=True):
+            assert_close(row, torch.stack([expected[e] for e in experts]))
+        out, expected = moe(x)[0][0], torch.stack([mixture_by_hand(moe, token) for token in x[0]])
+        assert_close(out, expected)
+        direction, inputs = torch.randn_like(out), [x, *moe.parameters()]
+        ours, theirs = (torch.autograd.grad((y * direction).sum(), inputs) for y in (out, expected))
+        assert_close(ours, theirs)
 
 
 def test_bias_chooses_but_never_weighs():
@@ -168,11 +199,8 @@ def test_the_load_is_not_stored_and_the_bias_is():
 def experts_by_hand(experts: Experts, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor) -> Tensor:
     rows = []
     for x, weights, chosen in zip(x_ND, weights_NK, experts_NK.tolist(), strict=True):
-        row = torch.zeros_like(x)
-        for weight, e in zip(weights, chosen, strict=True):
-            gate, up = (experts.gate_up_proj[e] @ x).chunk(2)
-            row = row + weight * (experts.down_proj[e] @ (F.silu(gate) * up))
-        rows.append(row)
+        outs = [swiglu_by_hand(x, *experts.gate_up_proj[e].chunk(2), experts.down_proj[e]) for e in chosen]
+        rows.append(sum(weight * out for weight, out in zip(weights, outs, strict=True)))
     return torch.stack(rows)
 
 
@@ -193,13 +221,15 @@ def assert_experts_equal_the_loop(config: ModelConfig, experts_NK: Tensor) -> No
 
 
 @examples(20)
-@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 40), seeds)
-def test_experts_and_their_gradients_equal_a_loop(experts, chosen, tokens, seed):
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), seeds)
+def test_experts_and_their_gradients_equal_a_loop(experts, busy, chosen, tokens, seed):
+    """All tokens meet in the `busy` experts, the others get none; a single token and a single expert are among them."""
     torch.manual_seed(seed)
-    chosen = min(chosen, experts)
-    config = replace(CONFIG, n_routed_experts=experts, num_experts_per_tok=chosen)
-    experts_NK = torch.stack([torch.randperm(experts)[:chosen] for _ in range(tokens)])
-    assert_experts_equal_the_loop(config, experts_NK)
+    busy = torch.randperm(experts)[:busy]
+    experts_NK = torch.stack([busy[torch.randperm(len(busy))][:chosen] for _ in range(tokens)])
+    assert_experts_equal_the_loop(
+        replace(CONFIG, n_routed_experts=experts, num_experts_per_tok=experts_NK.shape[1]), experts_NK
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, ROW_MULTIPLE - 1, ROW_MULTIPLE, ROW_MULTIPLE + 1, 2 * ROW_MULTIPLE + 5])
@@ -220,27 +250,6 @@ def test_experts_under_autocast_stay_near_the_loop():
 def test_no_tokens_give_no_rows():
     out = make(Experts, CONFIG)(torch.zeros(0, 6), torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.long))
     assert out.shape == (0, 6)
-
-
-def test_a_mixture_adds_its_shared_experts_to_its_routed_ones():
-    config = replace(GROUPS, n_shared_experts=2)
-    moe, x = make(MoE, config), torch.randn(2, 7, 6)
-    weights, chosen, _ = moe.gate(x.flatten(0, 1))
-    routed = experts_by_hand(moe.experts, x.flatten(0, 1), weights, chosen).view_as(x)
-    shared = torch.zeros_like(x)
-    for i in range(2):
-        one = SwiGLU(6, 5)
-        one.gate_proj.weight.data = moe.shared_experts.gate_proj.weight[5 * i : 5 * i + 5]
-        one.up_proj.weight.data = moe.shared_experts.up_proj.weight[5 * i : 5 * i + 5]
-        one.down_proj.weight.data = moe.shared_experts.down_proj.weight[:, 5 * i : 5 * i + 5]
-        shared += one(x)
-    assert_close(moe(x)[0], routed + shared, rtol=1e-4, atol=1e-5)
-
-
-def test_without_shared_experts_the_routed_ones_are_all():
-    moe, x = make(MoE, CONFIG), torch.randn(2, 7, 6)
-    weights, chosen, _ = moe.gate(x.flatten(0, 1))
-    assert_close(moe(x)[0].flatten(0, 1), experts_by_hand(moe.experts, x.flatten(0, 1), weights, chosen))
 
 
 def test_one_token_never_depends_on_the_others():
