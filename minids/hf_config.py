@@ -42,6 +42,7 @@ DEFAULTS = {
     },
     "minids": {},
 }  # fmt: skip
+FLOATS = ("rms_norm_eps", "initializer_range", "routed_scaling_factor")  # transformers refuses 1 for 1.0
 REQUIRED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
 ALIASES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
 YARN_KEYS = (
@@ -54,18 +55,30 @@ def family_of(config) -> str:
     c = config
     softmax = c.uses_moe and c.scoring_func == "softmax" and c.topk_method != "noaux_tc"
     sigmoid = c.uses_moe and c.scoring_func == "sigmoid" and c.topk_method == "noaux_tc"
-    # Neither class of transformers can skip layers or do without a shared expert.
-    usual_layers = c.moe_layer_freq == 1 and c.n_shared_experts is not None
     has_mtp = c.num_nextn_predict_layers > 0
-    if c.uses_mla and sigmoid and usual_layers:
-        return "deepseek_v3"
-    if c.uses_mla and softmax and usual_layers and not c.norm_topk_prob and not has_mtp:
-        return "deepseek_v2"
-    if not c.uses_mla and not c.uses_moe and not has_mtp:
-        return "llama"
-    plain_gate = softmax and c.topk_method == "greedy" and c.routed_scaling_factor == 1
-    if not c.uses_mla and plain_gate and not has_mtp:
-        return "deepseek"
+    # Neither class of transformers with experts can skip layers or do without a shared expert.
+    usual_layers = c.moe_layer_freq == 1 and c.n_shared_experts is not None
+    # Llama and V2 insist on this even where a head has a width of its own.
+    heads_divide = c.hidden_size % c.num_attention_heads == 0
+    # Where one of the two is 0, transformers takes 1 and 0 instead.
+    yarn = c.rope_scaling
+    usual_yarn = yarn is None or (yarn.mscale and yarn.mscale_all_dim) or (yarn.mscale, yarn.mscale_all_dim) == (1, 0)
+
+    if c.uses_mla and usual_layers and usual_yarn:
+        if sigmoid and c.n_routed_experts >= 2 * c.n_group:  # a group scores by its two best
+            return "deepseek_v3"
+        # V2 turns its pairs where they stand, as complex numbers, and those begin at even places.
+        even = c.kv_lora_rank % 2 == c.qk_nope_head_dim % 2 == 0
+        if softmax and not c.norm_topk_prob and not has_mtp and heads_divide and even:
+            return "deepseek_v2"
+    if not c.uses_mla and not has_mtp:
+        if not c.uses_moe and usual_yarn and heads_divide and c.initializer_range <= 1:
+            return "llama"
+        # DeepSeekMoE's own code: no YaRN, no width for the heads, and one expert alone is not normalised.
+        plain_heads = yarn is None and c.head_dim * c.num_attention_heads == c.hidden_size
+        plain_gate = softmax and c.topk_method == "greedy" and c.routed_scaling_factor == 1
+        if plain_heads and plain_gate and not (c.norm_topk_prob and c.num_experts_per_tok == 1):
+            return "deepseek"
     return "minids"
 
 
@@ -105,7 +118,7 @@ def write_entries(model_type: str, fields: dict) -> dict:
     for name, value in fields.items():
         if value is None and DEFAULTS[model_type].get(name) is None and name != "rope_scaling":
             continue  # absent means the same
-        entries[name] = value
+        entries[name] = float(value) if name in FLOATS else value
     if fields["rope_scaling"] is not None:
         entries["rope_scaling"] = {"type": "yarn"} | fields["rope_scaling"]
     return entries | {"hidden_act": "silu", "attention_bias": False}
@@ -118,7 +131,7 @@ def read_json(path: Path) -> dict:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a config.json or the folder that holds one.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable JSON file: {error}.") from None
     if not isinstance(entries, dict):
         raise ValueError(f"{path} holds a {type(entries).__name__}: it must be one JSON object.")

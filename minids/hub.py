@@ -121,6 +121,8 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
         _check(stored, model, block)
         model.to_empty(device="cpu")
+        if config.tie_word_embeddings:  # to_empty makes two of the one
+            model.lm_head.weight = model.embed_tokens.weight
         for name, piece in released_tensors(model).items():
             piece.copy_(_read(stored, name, block))
         for copy, original in _copies(config).items():
@@ -169,15 +171,16 @@ def _read_index(folder: Path) -> dict[str, str]:
     if not (folder / INDEX).exists():
         raise ValueError(f"{folder} has no weights: {SINGLE} or {INDEX} is needed.")
     places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(f, str) and Path(f).name == f for f in places.values()):
-        raise ValueError(f"{folder / INDEX} has no weight_map: it must give the file of each tensor.")
+    if not isinstance(places, dict) or not all(re.fullmatch(r"[^/\\]+\.safetensors", str(f)) for f in places.values()):
+        raise ValueError(f"{folder / INDEX} has no weight_map: it must name a file of this folder for each tensor.")
     return places
 
 
 def _weight_block(folder: Path) -> tuple[int, int]:
     """Return the rows and columns of an FP8 block."""
     entry = read_json(folder).get("quantization_config") or {}
-    if entry and (entry.get("quant_method"), entry.get("fmt", "e4m3")) != ("fp8", "e4m3"):
+    is_fp8 = isinstance(entry, dict) and (entry.get("quant_method"), entry.get("fmt", "e4m3")) == ("fp8", "e4m3")
+    if entry and not is_fp8:
         raise ValueError(
             f"quantization_config {json.dumps(entry)} is not supported: it must be fp8 in e4m3, or absent."
         )
@@ -192,17 +195,16 @@ def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) 
     config, copies = model.config, _copies(model.config)
     shapes = {name: tuple(piece.shape) for name, piece in released_tensors(model).items()}
     shapes |= {copy: shapes[original] for copy, original in copies.items()}
-    for name in shapes:
-        if name in stored and stored[name].dtype == FP8:
-            shapes = shapes | {name + SCALE: tuple(-(-n // b) for n, b in zip(shapes[name], block, strict=True))}
+    for name, shape in list(shapes.items()):
+        if name in stored and stored[name].dtype == FP8 and len(shape) == 2:
+            shapes[name + SCALE] = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
     for name in shapes:
         if name not in stored and name not in copies:
+            asks = "its FP8 weight" if name.endswith(SCALE) else "the configuration"
             without = " (without MTP modules: mtp=False)" if name.startswith(tuple(_mtp_layers(config))) else ""
-            raise ValueError(f"{name} is missing from the weights: the configuration asks for it{without}.")
+            raise ValueError(f"{name} is missing from the weights: {asks} asks for it{without}.")
     for name, tensor in stored.items():
-        if name.endswith(
-            "rotary_emb.inv_freq"
-        ):  # old files keep RoPE's frequencies, which follow from the configuration
+        if name.endswith("rotary_emb.inv_freq"):  # in old files; it follows from the configuration
             continue
         if name not in shapes:
             raise ValueError(f"{name} in {tensor.file} is a tensor that the configuration does not ask for.")
@@ -211,8 +213,9 @@ def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) 
                 f"{name} has shape {list(tensor.shape)} in {tensor.file}: "
                 f"the configuration asks for {list(shapes[name])}."
             )
-        if tensor.dtype not in DTYPES and tensor.dtype != FP8:
-            raise ValueError(f"{name} is stored as {tensor.dtype}: it must be {', '.join(DTYPES)} or {FP8}.")
+        if tensor.dtype not in DTYPES and not (tensor.dtype == FP8 and name + SCALE in shapes):
+            allowed = f"{', '.join(DTYPES)}, or {FP8} if it is a matrix"
+            raise ValueError(f"{name} is stored as {tensor.dtype} in {tensor.file}: it must be {allowed}.")
 
 
 def _read(stored: dict[str, _Stored], name: str, block: tuple[int, int]) -> Tensor:
@@ -243,14 +246,16 @@ def save_pretrained(
     tokenizer: Tokenizer | None = None,
     report: dict | None = None,
     dtype: torch.dtype | None = None,
+    mtp_copies: bool = True,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write the model to a folder in the released layout, from which `load_pretrained` gives it back.
 
-    The weights keep their dtype unless `dtype` names another, the gates' biases stay float32. Above
-    `max_shard_bytes` they are cut into several files. `report` is JSON about the training, kept beside.
-    The folder appears when all is written; an earlier export of that name gives way only then. Raises
-    ValueError if the name is taken by anything else.
+    The weights keep their dtype unless `dtype` names another, the gates' biases stay float32. As released,
+    the MTP modules bring copies of embedding and head, unless `mtp_copies` is False. Above `max_shard_bytes` the
+    weights are cut into several files. `report` is JSON about the training, kept beside. The folder
+    appears when all is written; an earlier export of that name gives way only then. Raises ValueError if
+    the name is taken by anything else.
     """
     folder = Path(path)
     if dtype is not None and dtype not in DTYPES.values():
@@ -258,27 +263,34 @@ def save_pretrained(
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model knows {model.config.vocab_size}.")
     _require_free(folder)
-    pieces = released_tensors(model)
-    pieces |= {copy: pieces[original] for copy, original in _copies(model.config).items() if copy != "lm_head.weight"}
-    weights_dtype = dtype or pieces["model.embed_tokens.weight"].dtype
-    stored = {name: weights_dtype if "e_score_correction_bias" not in name else torch.float32 for name in pieces}
+    dtype = dtype or model.embed_tokens.weight.dtype
+    entries = model.config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")}
     with atomic_folder(folder) as temporary:
-        shards = _cut(pieces, stored, max_shard_bytes)
-        for file, names in shards.items():
-            # Clones: safetensors takes no two tensors of the same memory.
-            tensors = {name: pieces[name].detach().to(stored[name], copy=True).contiguous() for name in names}
-            save_file(tensors, temporary / file, {"format": "pt"})
-        if len(shards) > 1:
-            size = sum(piece.numel() * stored[name].itemsize for name, piece in pieces.items())
-            places = {name: file for file, names in shards.items() for name in names}
-            _write_json(temporary / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
-        entries = model.config.to_hf() | {"torch_dtype": str(weights_dtype).removeprefix("torch.")}
+        _write_weights(temporary, model, dtype, mtp_copies, max_shard_bytes)
         _write_json(temporary / "config.json", entries)
         if tokenizer is not None:
             (temporary / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
             _write_json(temporary / "tokenizer_config.json", _tokenizer_config(model.config))
         if report is not None:
             _write_json(temporary / "report.json", report)
+
+
+def _write_weights(folder: Path, model: DeepSeek, dtype: torch.dtype, mtp_copies: bool, max_shard_bytes: int) -> None:
+    pieces = released_tensors(model)
+    if mtp_copies:
+        copies = _copies(model.config)
+        copies.pop("lm_head.weight", None)  # a tied head is not stored
+        pieces |= {copy: pieces[original] for copy, original in copies.items()}
+    dtypes = {name: torch.float32 if name.endswith("e_score_correction_bias") else dtype for name in pieces}
+    sizes = {name: piece.numel() * dtypes[name].itemsize for name, piece in pieces.items()}
+    shards = _cut(sizes, max_shard_bytes)
+    for file, names in shards.items():
+        # Clones: safetensors takes no two tensors of the same memory.
+        tensors = {name: pieces[name].detach().to(dtypes[name], copy=True).contiguous() for name in names}
+        save_file(tensors, folder / file, {"format": "pt"})
+    if len(shards) > 1:
+        places = {name: file for file, names in shards.items() for name in names}
+        _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
 
 
 def _require_free(folder: Path) -> None:
@@ -289,12 +301,11 @@ def _require_free(folder: Path) -> None:
         raise ValueError(f"{folder} holds {strangers[0]}, which is no part of a saved model: choose another folder.")
 
 
-def _cut(pieces: dict[str, Tensor], stored: dict[str, torch.dtype], max_bytes: int) -> dict[str, list[str]]:
+def _cut(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
     """Return which tensors go into which file: in order, a new file whenever the next one would not fit."""
     shards: list[list[str]] = [[]]
     room = max_bytes
-    for name, piece in pieces.items():
-        size = piece.numel() * stored[name].itemsize
+    for name, size in sizes.items():
         if size > room and shards[-1]:
             shards.append([])
             room = max_bytes

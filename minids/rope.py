@@ -50,7 +50,7 @@ def _share_divided(yarn: YarnScaling, dim: int, base: float) -> Tensor:
 
     low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(yarn.beta_slow)), dim - 1)
-    width = max(high - low, 0.001)  # a ramp of no width would divide by zero
+    width = (high - low) or 0.001  # a ramp of no width would divide by zero
     return ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)
 
 

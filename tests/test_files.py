@@ -2,10 +2,11 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from minids.files import atomic_path, write_atomically
+from minids.files import atomic_folder, atomic_path, write_atomically
 
 
 def test_text_arrives_in_utf8(tmp_path):
@@ -73,3 +74,134 @@ def test_a_missing_folder_is_an_error_and_creates_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "absent" / "a.txt", "x")
     assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------------------------------------------
+# Folders
+
+
+def write_folder(path: Path, **files: str) -> None:
+    with atomic_folder(path) as temporary:
+        for name, text in files.items():
+            (temporary / name).write_text(text)
+
+
+def contents(path: Path) -> dict[str, str]:
+    """The text of every file below `path`, hidden ones included."""
+    return {str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_new_folder_replaces_the_old_and_leaves_nothing_of_it(tmp_path):
+    write_folder(tmp_path / "a", x="old", y="old")
+    write_folder(tmp_path / "a", x="new")
+    assert contents(tmp_path) == {"a/x": "new"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("old", [["a"], []])
+def test_a_failing_block_leaves_the_old_folder_if_there_is_one_and_no_rest(tmp_path, error, old):
+    for name in old:
+        write_folder(tmp_path / name, x="old")
+
+    def write_half():
+        with atomic_folder(tmp_path / "a") as temporary:
+            (temporary / "x").write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert contents(tmp_path) == {f"{name}/x": "old" for name in old}
+    assert os.listdir(tmp_path) == old
+
+
+def test_the_name_shows_the_old_folder_until_the_block_ends(tmp_path):
+    write_folder(tmp_path / "a", x="old")
+    with atomic_folder(tmp_path / "a") as temporary:
+        (temporary / "x").write_text("new")
+        assert temporary.parent == tmp_path, "only within one folder is a rename atomic"
+        assert (tmp_path / "a" / "x").read_text() == "old"
+    assert (tmp_path / "a" / "x").read_text() == "new"
+
+
+def test_every_file_is_on_the_disk_before_the_folder_takes_the_name(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def record(handle):
+        assert not (tmp_path / "a").exists()
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        real(handle)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc to ask for the name of an open file")
+    monkeypatch.setattr(os, "fsync", record)
+    write_folder(tmp_path / "a", x="1", y="2")
+    assert sorted(synced) == ["x", "y"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_written_folder_and_its_files_have_the_permissions_of_any_new_ones(tmp_path, mask):
+    previous = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "atomic") as temporary:
+            (temporary / "x").touch(mode=0o600)  # as safetensors writes
+        (tmp_path / "plain").mkdir()
+        (tmp_path / "plain" / "x").write_text("")
+        assert os.umask(mask) == mask, "and the process keeps its mask"
+    finally:
+        os.umask(previous)
+
+    def modes(name: str) -> list[int]:
+        return [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / name, tmp_path / name / "x")]
+
+    assert modes("atomic") == modes("plain")
+
+
+def test_what_an_earlier_crash_left_beside_is_neither_used_nor_touched(tmp_path):
+    left = {".a.abc/x": "torn", ".a.abc.old/x": "older", ".a./x": "torn", ".a.old/x": "older"}
+    for name, text in left.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    write_folder(tmp_path / "a", x="old")
+    write_folder(tmp_path / "a", x="new")
+    assert contents(tmp_path) == left | {"a/x": "new"}
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", [1, 2])
+def test_if_a_rename_fails_the_old_folder_has_its_name_again(tmp_path, monkeypatch, error, failing):
+    write_folder(tmp_path / "a", x="old")
+    calls, real = [], Path.rename
+
+    def rename(self, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise error
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(error):
+        write_folder(tmp_path / "a", x="new")
+    assert len(calls) >= failing
+    assert contents(tmp_path) == {"a/x": "old"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_missing_parent_is_made(tmp_path):
+    write_folder(tmp_path / "b" / "c" / "a", x="new")
+    assert contents(tmp_path) == {"b/c/a/x": "new"}
+
+
+def test_a_link_stays_and_the_folder_behind_it_is_replaced(tmp_path):
+    write_folder(tmp_path / "b" / "real", x="old")
+    (tmp_path / "a").symlink_to(tmp_path / "b" / "real")
+    write_folder(tmp_path / "a", x="new")
+    assert (tmp_path / "a").is_symlink()
+    assert contents(tmp_path / "b") == {"real/x": "new"}
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_relative_name_is_that_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("a"), x="new")
+    assert contents(tmp_path) == {"a/x": "new"}
