@@ -60,7 +60,7 @@ def family_of(config) -> str:
     usual_layers = c.moe_layer_freq == 1 and c.n_shared_experts is not None
     # Llama and V2 insist on this even where a head has a width of its own.
     heads_divide = c.hidden_size % c.num_attention_heads == 0
-    # Where one of the two is 0, transformers takes 1 and 0 instead.
+    # Where one of the two is 0, transformers scales the rotation as if they were 1 and 0.
     yarn = c.rope_scaling
     usual_yarn = yarn is None or (yarn.mscale and yarn.mscale_all_dim) or (yarn.mscale, yarn.mscale_all_dim) == (1, 0)
 

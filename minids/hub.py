@@ -296,6 +296,8 @@ def _write_weights(folder: Path, model: DeepSeek, dtype: torch.dtype, mtp_copies
 def _require_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the name of a folder.")
+    if folder.resolve() == Path.cwd():  # it would be replaced under our feet
+        raise ValueError(f"{folder} is the working directory: give the name of a folder in it.")
     strangers = sorted(p.name for p in folder.iterdir() if not OUR_FILES.fullmatch(p.name)) if folder.exists() else []
     if strangers:
         raise ValueError(f"{folder} holds {strangers[0]}, which is no part of a saved model: choose another folder.")

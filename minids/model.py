@@ -54,7 +54,8 @@ class DeepSeek(nn.Module):
         if c.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = nn.ModuleList(MTPModule(c, c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers))
-        self.reset_parameters()
+        if not self.lm_head.weight.is_meta:  # there, nothing is drawn
+            self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -167,6 +167,14 @@ def test_what_an_earlier_crash_left_beside_is_neither_used_nor_touched(tmp_path)
     assert contents(tmp_path) == left | {"a/x": "new"}
 
 
+def test_two_writers_of_one_name_do_not_meet(tmp_path):
+    with atomic_folder(tmp_path / "a") as slow, atomic_folder(tmp_path / "a") as fast:
+        (slow / "x").write_text("slow")
+        (fast / "x").write_text("fast")
+    assert contents(tmp_path) == {"a/x": "slow"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("failing", [1, 2])
 def test_if_a_rename_fails_the_old_folder_has_its_name_again(tmp_path, monkeypatch, error, failing):

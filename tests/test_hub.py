@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path_factory, config):
     assert [p.shape for p in loaded.parameters()] == [p.shape for p in model.parameters()]
 
 
-@examples(25)
+@examples(15)
 @given(configurations(), st.integers(500, 20_000))
 def test_shards_hold_every_tensor_once_and_the_index_says_where(tmp_path_factory, config, max_shard_bytes):
     model, folder = random_model(config), tmp_path_factory.mktemp("hub") / "model"
@@ -145,8 +146,19 @@ def test_shards_hold_every_tensor_once_and_the_index_says_where(tmp_path_factory
         inside = {file: load_file(folder / file).keys() for file in files}
         assert index["weight_map"] == {name: file for file in files for name in inside[file]}
         assert index["metadata"] == {"total_size": sum(sizes.values())}
-        assert all(len(names) == 1 or sum(sizes[n] for n in names) <= max_shard_bytes for names in inside.values())
+        filled = {file: sum(sizes[name] for name in inside[file]) for file in files}
+        assert all(len(inside[file]) == 1 or 0 < filled[file] <= max_shard_bytes for file in files)
+        assert all(one + other > max_shard_bytes for one, other in pairwise(filled.values())), "no file without need"
     assert_same(load_pretrained(folder).state_dict(), model.state_dict())
+
+
+def test_what_just_fits_is_one_file(model, tmp_path):
+    size = sum(tensor.nbytes for tensor in hub.released_tensors(model).values())
+    size += model.embed_tokens.weight.nbytes + model.lm_head.weight.nbytes  # again in the MTP module
+    save_pretrained(model, tmp_path / "model", max_shard_bytes=size)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    save_pretrained(model, tmp_path / "model", max_shard_bytes=size - 1)
+    assert (tmp_path / "model" / "model-00002-of-00002.safetensors").exists()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -229,6 +241,14 @@ def test_a_loaded_model_holds_no_file_open(sharded):
     loaded = load_pretrained(sharded)
     assert not held_open(sharded)
     del loaded
+
+
+def test_a_load_that_failed_holds_no_file_open_even_while_its_error_is_kept(folder):
+    change_tensors(folder, lambda tensors: tensors.pop(EXPERT))
+    with pytest.raises(ValueError, match="missing") as error:
+        load_pretrained(folder)
+    assert not held_open(folder)
+    del error
 
 
 def test_files_may_be_links_into_a_cache(sharded, model, tmp_path):
@@ -331,6 +351,12 @@ def test_under_each_name_is_the_tensor_that_it_means(folder, model):
 def test_the_copies_of_an_mtp_module_may_be_absent(folder, model, absent):
     change_tensors(folder, lambda tensors: [tensors.pop(name) for name in absent])
     assert_same(load_pretrained(folder).state_dict(), model.state_dict())
+
+
+def test_the_copies_can_be_left_out_in_saving(model, tmp_path):
+    save_pretrained(model, tmp_path / "model", mtp_copies=False)
+    assert not stored(tmp_path / "model").keys() & set(COPIES)
+    assert_same(load_pretrained(tmp_path / "model").state_dict(), model.state_dict())
 
 
 def test_a_copy_may_have_another_dtype(model, tmp_path):
@@ -772,6 +798,12 @@ def test_a_name_that_is_a_file_is_refused(other, tmp_path):
     assert refusal(save(other), tmp_path / "model") == f"{tmp_path / 'model'} is a file: give the name of a folder."
 
 
+def test_the_working_directory_is_not_replaced(other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the working directory"):
+        save_pretrained(other, ".")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn, "float32"])
 def test_a_dtype_that_cannot_be_stored_is_answered_with_the_possible_ones(folder, other, dtype):
     message = refusal(save(other, dtype=dtype), folder)
@@ -835,7 +867,7 @@ def test_the_tokenizer_gives_the_same_ids_here_and_in_transformers(tokenizer, tm
     save_pretrained(random_model(config), tmp_path / "model", tokenizer=tokenizer)
     loaded, theirs = Tokenizer.load(tmp_path / "model"), AutoTokenizer.from_pretrained(tmp_path / "model")
     assert loaded.to_json() == tokenizer.to_json()
-    for text in ["", "Die Größe: 127", "  def f(x):\n\treturn 深度求索 👩‍👩‍👧\r\n"]:
+    for text in ["", "Die Größe: 127", "  def f ( x ) :\n\treturn x , 深度求索 . 👩‍👩‍👧 do n't\r\n"]:
         ids = theirs(text)["input_ids"]
         assert ids == [tokenizer.end_of_text, *tokenizer.encode(text)]
         assert theirs.decode(ids[1:]) == text
