@@ -10,7 +10,7 @@ TRAIN_ENV := GOMP_SPINCOUNT=10000
 # One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
 
-.PHONY: train test figures clean
+.PHONY: train test figures reference clean
 
 train: .venv/train.stamp
 	$(TRAIN_ENV) $(BIN)/minids train --resume $(ARGS)
@@ -21,6 +21,9 @@ test: .venv/test.stamp
 
 figures: .venv/train.stamp
 	$(BIN)/python figures/draw.py
+
+reference: .venv/train.stamp
+	$(TRAIN_ENV) $(BIN)/python -m minids.experiments.reference $(ARGS)
 
 clean:
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache

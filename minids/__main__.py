@@ -1,4 +1,4 @@
-"""The command line: `minids train`, `minids generate`, `minids count`.
+"""The command line: `minids train`, `minids generate`, `minids export`, `minids count`.
 
 What the reader got wrong is told in one sentence, with exit code 2. A run that ended early for a
 reason of its own ends with 1 (diverged) or 130 (Ctrl-C). Settings that belong to a process and not
@@ -23,16 +23,18 @@ import typer
 from tqdm import tqdm
 
 from minids import accounting
+from minids.book.reference import REFERENCE
 from minids.checkpoint import load_checkpoint
 from minids.config import ModelConfig
 from minids.data import CORPUS_SHA256, Batches, Corpus, encode_split, load_corpus, read_texts
 from minids.files import atomic_path, write_atomically
 from minids.generate import generate as generate_tokens
+from minids.hub import load_pretrained, save_pretrained
 from minids.model import DeepSeek
 from minids.plots import draw_expert_load, draw_loss, moe_layer_names
 from minids.report import format_report, make_report, printable
 from minids.tokenizer import Tokenizer
-from minids.train import TrainConfig, Trainer, TrainingDiverged, TrainingInterrupted, best_dtype, read_log
+from minids.train import DTYPES, TrainConfig, Trainer, TrainingDiverged, TrainingInterrupted, best_dtype, read_log
 
 DEFAULTS = TrainConfig()
 app = typer.Typer(
@@ -110,7 +112,7 @@ def train(
         trainer = Trainer(
             model, batches, train_config, folder,
             settings={"model": model_config.to_hf(), "corpus_sha256": corpus.sha256},
-            bytes_per_token=torch.tensor([len(b) for b in _padded_bytes(tokenizer, model_config)]),
+            bytes_per_token=torch.tensor([len(b) for b in tokenizer.token_bytes()]),
         )  # fmt: skip
         differences = trainer.resume() if continues else []
         seconds_before = trainer.seconds
@@ -134,7 +136,9 @@ def train(
 
 @app.command()
 def generate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, as `minids train` wrote it.")] = Path("runs/mini"),
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a run or of an exported model; `reference`: the one that comes along.")
+    ] = Path("runs/mini"),
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")] = "Return the",
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = 0.0,
@@ -145,12 +149,7 @@ def generate(
     """Continue a prompt with a trained model."""
     with told_in_one_sentence():
         _set_up("cpu", threads)
-        checkpoint = load_checkpoint(run / "checkpoint.safetensors")
-        tokenizer = Tokenizer.load(run / "tokenizer.json")
-        if "model" not in checkpoint.settings:
-            raise ValueError(f"{run} holds a checkpoint without a configuration: `minids train` writes one.")
-        model = DeepSeek(ModelConfig.from_hf(checkpoint.settings["model"]))
-        checkpoint.restore(model)
+        model, tokenizer = _load_model(run)
         text = sys.stdin.read() if prompt == "-" else prompt
         ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
         out = generate_tokens(
@@ -159,6 +158,22 @@ def generate(
     new = [token for token in out.new_tokens.tolist() if token != tokenizer.end_of_text]
     continued = text + tokenizer.decode(new)
     typer.echo(printable(continued) if sys.stdout.isatty() else continued)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as `minids train` wrote it.")],
+    folder: Annotated[Path, typer.Argument(help="Where to put it: a new folder, or an earlier export.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, as DeepSeek's models are released, or float32.")] = "bfloat16",
+):
+    """Write a trained model in the released layout, as load_pretrained, transformers and others read it."""
+    with told_in_one_sentence():
+        if dtype not in DTYPES:
+            raise ValueError(f"--dtype {dtype} is not possible: it must be {' or '.join(DTYPES)}.")
+        model, tokenizer = _load_model(run)
+        save_pretrained(model, folder, tokenizer=tokenizer, dtype=DTYPES[dtype])
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    typer.echo(f"{folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}; {size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -225,6 +240,22 @@ def read_config(name: str) -> ModelConfig:
         presets = ", ".join(ModelConfig.preset_names())
         raise ValueError(f"{name!r} is neither a file nor a preset: the presets are {presets}.")
     return ModelConfig.from_hf(name)
+
+
+def _load_model(folder: Path) -> tuple[DeepSeek, Tokenizer]:
+    """Return model and tokenizer of a run, or else of a saved model."""
+    if (folder / "checkpoint.safetensors").exists():
+        checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
+        if "model" not in checkpoint.settings:
+            raise ValueError(f"{folder} holds a checkpoint without a configuration: `minids train` writes one.")
+        model = DeepSeek(ModelConfig.from_hf(checkpoint.settings["model"]))
+        checkpoint.restore(model)
+        return model, Tokenizer.load(folder)
+    if (folder / "config.json").exists():
+        return load_pretrained(folder), Tokenizer.load(folder)
+    if folder == Path("reference"):
+        return _load_model(REFERENCE)
+    raise ValueError(f"{folder} holds neither a run (checkpoint.safetensors) nor a saved model (config.json).")
 
 
 def _set_up(device: str | None, threads: int | None) -> torch.device:
@@ -300,12 +331,6 @@ def _begin_folder(folder: Path, tokenizer: Tokenizer) -> None:
         write_atomically(folder / "tokenizer.json", tokenizer.to_json())
     except OSError as error:
         raise ValueError(f"{folder} cannot be written: {error.strerror}.") from None
-
-
-def _padded_bytes(tokenizer: Tokenizer, config: ModelConfig) -> list[bytes]:
-    """The bytes of each token; a short text yields fewer tokens than the model's vocabulary has room for."""
-    token_bytes = tokenizer.token_bytes()
-    return token_bytes + [b""] * (config.vocab_size - len(token_bytes))
 
 
 def _describe(model_config: ModelConfig, config: TrainConfig, trainer: Trainer, device: torch.device) -> None:

@@ -42,12 +42,12 @@ from minids.model import DeepSeek
 from minids.tokenizer import END_OF_TEXT, Tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 FP8 = "F8_E4M3"
 SCALE = "_scale_inv"
+EMBEDDING = "model.embed_tokens.weight"
 # What saving may replace is an earlier export; a folder with anything else in it is somebody's.
 OUR_FILES = re.compile(r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model.*\.safetensors(\.index\.json)?")
-REFERENCE = Path(__file__).parent / "checkpoints" / "mini"
 
 
 def released_tensors(model: DeepSeek) -> dict[str, Tensor]:
@@ -77,18 +77,27 @@ def _released_name(name: str, c: ModelConfig) -> str:
 
 
 def _copies(c: ModelConfig) -> dict[str, str]:
-    """Tensors that a file may hold a second time: the name of the copy, and the name of the original."""
-    embedding = "model.embed_tokens.weight"
-    copies = {"lm_head.weight": embedding} if c.tie_word_embeddings else {}
+    """What the MTP modules store once more: the name of each copy, and the name of its original."""
+    head = EMBEDDING if c.tie_word_embeddings else "lm_head.weight"
+    copies = {}
     for layer in _mtp_layers(c):
-        copies[f"{layer}embed_tokens.weight"] = embedding
-        copies[f"{layer}shared_head.head.weight"] = copies.get("lm_head.weight", "lm_head.weight")
+        copies |= {f"{layer}embed_tokens.weight": EMBEDDING, f"{layer}shared_head.head.weight": head}
     return copies
+
+
+def _accepted_copies(c: ModelConfig) -> dict[str, str]:
+    """What a file may hold a second time: those, and a head that shares the embedding's weights."""
+    return _copies(c) | ({"lm_head.weight": EMBEDDING} if c.tie_word_embeddings else {})
 
 
 def _mtp_layers(c: ModelConfig) -> list[str]:
     """What the released names of each MTP module begin with."""
     return [f"model.layers.{c.num_hidden_layers + k}." for k in range(c.num_nextn_predict_layers)]
+
+
+def _require_float(dtype: torch.dtype) -> None:
+    if dtype not in FLOATS.values():
+        raise ValueError(f"dtype={dtype} is not possible: it must be {', '.join(map(str, FLOATS.values()))}.")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -105,8 +114,7 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
     the configuration says. Then there is no model, rather than half of one.
     """
     folder = Path(path)
-    if dtype not in DTYPES.values():
-        raise ValueError(f"dtype={dtype} is not possible: it must be {', '.join(map(str, DTYPES.values()))}.")
+    _require_float(dtype)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the one that holds config.json and the weights.")
     config = ModelConfig.from_hf(folder)
@@ -116,7 +124,7 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
     block = _weight_block(folder)
     with torch.device("meta"):
         model = DeepSeek(config).to(dtype)
-    with ExitStack() as files:
+    with ExitStack() as files:  # closes them also if something raises
         stored = _open(folder, files.enter_context)
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
         _check(stored, model, block)
@@ -125,10 +133,10 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
             model.lm_head.weight = model.embed_tokens.weight
         for name, piece in released_tensors(model).items():
             piece.copy_(_read(stored, name, block))
-        for copy, original in _copies(config).items():
+        for copy, original in _accepted_copies(config).items():
             if copy in stored and not torch.equal(_read(stored, copy, block), _read(stored, original, block)):
                 raise ValueError(f"{copy} in {stored[copy].file} must equal {original}, which it copies.")
-    for gate in model.gates:
+    for gate in model.gates:  # to_empty left the counts undefined
         gate.load.zero_()
     return model.eval()
 
@@ -145,9 +153,9 @@ class _Stored:
 
 def _open(folder: Path, enter: Callable) -> dict[str, _Stored]:
     """Open every file of weights, and return what is in them by name, without reading the values."""
-    places = None if (folder / SINGLE).exists() else _read_index(folder)
+    places = {} if (folder / SINGLE).exists() else _read_index(folder)
     stored: dict[str, _Stored] = {}
-    for file in [SINGLE] if places is None else sorted(set(places.values())):
+    for file in sorted(set(places.values())) or [SINGLE]:
         try:
             handle = enter(safe_open(folder / file, framework="pt"))
             names = handle.keys()
@@ -160,7 +168,7 @@ def _open(folder: Path, enter: Callable) -> dict[str, _Stored]:
                 raise ValueError(f"{name} is stored twice: in {stored[name].file.name} and in {file}.")
             piece = handle.get_slice(name)
             stored[name] = _Stored(folder / file, handle, piece.get_dtype(), tuple(piece.get_shape()))
-    for name, file in (places or {}).items():
+    for name, file in places.items():
         if name not in stored or stored[name].file.name != file:
             raise ValueError(f"{name} is not in {folder / file}, where the index has it.")
     return stored
@@ -171,7 +179,11 @@ def _read_index(folder: Path) -> dict[str, str]:
     if not (folder / INDEX).exists():
         raise ValueError(f"{folder} has no weights: {SINGLE} or {INDEX} is needed.")
     places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(re.fullmatch(r"[^/\\]+\.safetensors", str(f)) for f in places.values()):
+    if (
+        not places
+        or not isinstance(places, dict)
+        or not all(re.fullmatch(r"[^/\\]+\.safetensors", str(f)) for f in places.values())
+    ):
         raise ValueError(f"{folder / INDEX} has no weight_map: it must name a file of this folder for each tensor.")
     return places
 
@@ -192,7 +204,7 @@ def _weight_block(folder: Path) -> tuple[int, int]:
 
 def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) -> None:
     """Raise ValueError, one sentence, unless the files hold exactly this model's tensors."""
-    config, copies = model.config, _copies(model.config)
+    config, copies = model.config, _accepted_copies(model.config)
     shapes = {name: tuple(piece.shape) for name, piece in released_tensors(model).items()}
     shapes |= {copy: shapes[original] for copy, original in copies.items()}
     for name, shape in list(shapes.items()):
@@ -213,8 +225,8 @@ def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) 
                 f"{name} has shape {list(tensor.shape)} in {tensor.file}: "
                 f"the configuration asks for {list(shapes[name])}."
             )
-        if tensor.dtype not in DTYPES and not (tensor.dtype == FP8 and name + SCALE in shapes):
-            allowed = f"{', '.join(DTYPES)}, or {FP8} if it is a matrix"
+        if tensor.dtype not in FLOATS and not (tensor.dtype == FP8 and name + SCALE in shapes):
+            allowed = f"{', '.join(FLOATS)}, or {FP8} if it is a matrix"
             raise ValueError(f"{name} is stored as {tensor.dtype} in {tensor.file}: it must be {allowed}.")
 
 
@@ -228,7 +240,7 @@ def _read(stored: dict[str, _Stored], name: str, block: tuple[int, int]) -> Tens
 def dequantize_blocks(values: Tensor, scale_inv: Tensor, block: tuple[int, int] = (128, 128)) -> Tensor:
     """Return values times the scale of their block, in float32. The blocks at the edges may be cut off.
 
-    The released name says `scale_inv` because quantising divided by it (V3 report §3.3.2).
+    Quantising multiplied by 448 / amax of the block; stored is the inverse, amax / 448 (V3 report §3.3).
     """
     rows, columns = values.shape
     scale = scale_inv.float().repeat_interleave(block[0], dim=0)[:rows]
@@ -258,8 +270,8 @@ def save_pretrained(
     the name is taken by anything else.
     """
     folder = Path(path)
-    if dtype is not None and dtype not in DTYPES.values():
-        raise ValueError(f"dtype={dtype} is not possible: it must be {', '.join(map(str, DTYPES.values()))}.")
+    if dtype is not None:
+        _require_float(dtype)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model knows {model.config.vocab_size}.")
     _require_free(folder)
@@ -278,9 +290,7 @@ def save_pretrained(
 def _write_weights(folder: Path, model: DeepSeek, dtype: torch.dtype, mtp_copies: bool, max_shard_bytes: int) -> None:
     pieces = released_tensors(model)
     if mtp_copies:
-        copies = _copies(model.config)
-        copies.pop("lm_head.weight", None)  # a tied head is not stored
-        pieces |= {copy: pieces[original] for copy, original in copies.items()}
+        pieces |= {copy: pieces[original] for copy, original in _copies(model.config).items()}
     dtypes = {name: torch.float32 if name.endswith("e_score_correction_bias") else dtype for name in pieces}
     sizes = {name: piece.numel() * dtypes[name].itemsize for name, piece in pieces.items()}
     shards = _cut(sizes, max_shard_bytes)
@@ -331,24 +341,3 @@ def _tokenizer_config(c: ModelConfig) -> dict:
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-# ---------------------------------------------------------------------------------------------------
-# The miniature that comes with the book
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The trained `mini`: its model in evaluation mode, its tokenizer, and the report of its training."""
-
-    model: DeepSeek
-    tokenizer: Tokenizer
-    report: dict
-
-
-def reference() -> Reference:
-    """Return the miniature that every chapter speaks of, trained once and kept in the package, in float32.
-
-    `make reference` trains it anew.
-    """
-    return Reference(load_pretrained(REFERENCE), Tokenizer.load(REFERENCE), read_json(REFERENCE / "report.json"))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers_training import assert_bitwise_equal
 from typer.testing import CliRunner, Result
 
@@ -16,6 +17,7 @@ from minids.__main__ import app
 from minids.checkpoint import load_checkpoint
 from minids.config import ModelConfig
 from minids.data import Corpus, arithmetic_documents
+from minids.hub import load_pretrained
 from minids.tokenizer import Tokenizer
 from minids.train import Trainer, read_log
 
@@ -70,9 +72,10 @@ def finished(text, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["train", "generate", "count"]),
+        ([], ["train", "generate", "export", "count"]),
         (["train"], ["--config", "--data", "--out", "--resume", "--steps", "--threads"]),
         (["generate"], ["--prompt", "--tokens", "--temperature", "--top-k", "--seed"]),
+        (["export"], ["--dtype", "bfloat16"]),
         (["count"], ["--context", "deepseek-v3"]),
     ],
 )
@@ -426,7 +429,14 @@ def test_generation_that_cannot_work_is_told_in_one_line(finished, options, word
 
 
 def test_generating_without_a_run_is_told_in_one_line(tmp_path):
-    assert_one_sentence(minids("generate", tmp_path / "absent"), "absent", "does not exist")
+    assert_one_sentence(minids("generate", tmp_path / "absent"), "absent", "neither a run", "nor a saved model")
+
+
+def test_the_model_that_comes_along_writes_without_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = minids("generate", "reference", "--tokens", 4)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout) > len("Return the\n")
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "tokenizer.json"])
@@ -438,6 +448,44 @@ def test_a_damaged_run_is_told_in_one_line(finished, tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert_one_sentence(minids("generate", tmp_path), name)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Export
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_run_is_the_trained_model_and_writes_its_text(finished, tmp_path, dtype):
+    out = tmp_path / "model"
+    result = minids("export", finished, out, "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    assert all(name in result.stdout for name in files_in(out))
+    trained = load_checkpoint(finished / "checkpoint.safetensors").tensors
+    exported = load_pretrained(out).state_dict()
+    for name, tensor in exported.items():
+        expected = trained[f"model.{name}"]
+        rounded = expected if dtype == "float32" or name.endswith("expert_bias") else expected.bfloat16().float()
+        assert torch.equal(tensor, rounded)
+    if dtype == "float32":
+        assert minids("generate", out, "--tokens", 8).stdout == minids("generate", finished, "--tokens", 8).stdout
+
+
+def test_exporting_twice_replaces_and_a_run_is_never_replaced(finished, tmp_path):
+    for _ in range(2):
+        assert minids("export", finished, tmp_path / "model").exit_code == 0
+    before = files_in(finished)
+    assert_one_sentence(minids("export", tmp_path / "model", finished), str(finished))
+    assert files_in(finished) == before
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", ""])
+def test_another_dtype_is_refused(finished, tmp_path, dtype):
+    assert_one_sentence(minids("export", finished, tmp_path / "model", "--dtype", dtype), "float32")
+    assert not (tmp_path / "model").exists()
+
+
+def test_exporting_without_a_run_is_told_in_one_line(tmp_path):
+    assert_one_sentence(minids("export", tmp_path / "absent", tmp_path / "model"), "absent")
 
 
 def test_the_module_is_the_command():

@@ -1,4 +1,4 @@
-"""A gallery of mistakes: the library with one small change that makes it wrong, as others have shipped it.
+"""A gallery of mistakes: the library with one small change that makes it wrong, of the kind that gets shipped.
 
 Most of these run, train and write text; one even has by far the best loss. That is why each is worth
 seeing once, and why each has a test that turns red on it (tests/test_wrong_variants.py).

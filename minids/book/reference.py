@@ -1,0 +1,29 @@
+"""The trained miniature that comes with the book.
+
+Chapters and tests never train `mini`: they load this one, made once by the default recipe and kept in
+the package. `make reference` trains it anew (minids/experiments/reference.py).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minids.hf_config import read_json
+from minids.hub import load_pretrained
+from minids.model import DeepSeek
+from minids.tokenizer import Tokenizer
+
+REFERENCE = Path(__file__).parents[1] / "checkpoints" / "mini"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model in evaluation mode and float32, its tokenizer, and the report of its training."""
+
+    model: DeepSeek
+    tokenizer: Tokenizer
+    report: dict
+
+
+def reference() -> Reference:
+    """Return the trained `mini`."""
+    return Reference(load_pretrained(REFERENCE), Tokenizer.load(REFERENCE), read_json(REFERENCE / "report.json"))
