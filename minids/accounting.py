@@ -147,7 +147,7 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
 
     Six per active weight, plus causal attention: a query meets (sequence_length / 2) keys on
     average, and each meeting costs a multiply-add per key and per value dimension and head. For V3
-    at 4096 tokens this is the 250 GFLOP per token that DeepSeek published. MTP is not counted.
+    at 4096 tokens this is the 250 GFLOP per token of "Insights into DeepSeek-V3" (2025). MTP is not counted.
     """
     c = config
     key_dim, value_dim = (c.qk_head_dim, c.v_head_dim) if c.uses_mla else (c.head_dim, c.head_dim)

@@ -13,7 +13,7 @@ per token and layer, and costs quality. MLA (next file) escapes that trade, and 
     v_proj      self_attn.v_proj.weight     (kv_heads · head_dim, hidden)
     o_proj      self_attn.o_proj.weight     (hidden, heads · head_dim)
 
-Shapes: B batch, T query positions, S key positions (S - T of them cached before), H query heads,
+Shapes: B batch, T query positions, S key positions (S - T of them cached before), D hidden, H query heads,
 G key-value heads, R = H / G heads that share one, C and V width of a key and of a value, W of all
 that is cached per position.
 """

@@ -1,5 +1,8 @@
 """Keeping experts equally busy: the bias update, the sequence-wise loss, and how far off we are.
 
+A mixture-of-experts layer (next file) has many small feed-forward layers, the experts. For each token a
+router, or gate, gives every expert a score, its affinity, and the token goes to the best few.
+
 A router left alone sends most tokens to few experts, and the others never learn. The classic cure
 is an auxiliary loss, whose gradient fights the language model's. DeepSeek-V3 moves a bias instead
 (V3 report §2.1.2; Wang et al. 2024, algorithm 1): after every step, each overloaded expert's bias

@@ -1,5 +1,8 @@
 """One transformer block of any kind: normalise, attend, add; normalise, feed forward, add.
 
+The sum x itself is never normalised: from embedding to head leads a path of additions alone, and along
+it gradients reach every layer. Shapes as in attention.py.
+
 code                          released weight (model.layers.N.…)
 input_layernorm               input_layernorm.weight
 self_attn   MLA or Attention  self_attn.…

@@ -11,12 +11,13 @@ straight in and a miniature writes straight out. Two fields decide which model i
 Every mixture of the two is legal. What cannot work (groups that do not divide the experts, an odd
 number of rotary dimensions, ...) is refused here, with one sentence, before any tensor exists.
 
-Symbols of the V3 report (§2.1, §2.2, §4.2) and their names here:
+Symbols of the V3 report (§2.1, §2.2; l from the V2 report, table 1) and their names here:
 
-    d        hidden_size             d_c      kv_lora_rank            N_r   n_routed_experts
-    l        num_hidden_layers       d_c'     q_lora_rank             N_s   n_shared_experts
-    n_h      num_attention_heads     d_h      qk_nope_head_dim        K_r   num_experts_per_tok
-    D        num_nextn_predict_layers         d_h^R   qk_rope_head_dim        M     topk_group
+    d        hidden_size                 d_c      kv_lora_rank        N_r   n_routed_experts
+    l        num_hidden_layers           d_c'     q_lora_rank         N_s   n_shared_experts
+    n_h      num_attention_heads         d_h^R    qk_rope_head_dim    K_r   num_experts_per_tok
+    D        num_nextn_predict_layers    d_h      qk_nope_head_dim,   M     topk_group
+                                                  v_head_dim
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class ModelConfig:
     num_hidden_layers: int
     intermediate_size: int  # width of the dense feed-forward layers
     rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.006  # the V3 report's σ; its config.json says 0.02
+    initializer_range: float = 0.006  # V3 report §4.2; its config.json says 0.02
     tie_word_embeddings: bool = False
     bos_token_id: int = 0
     eos_token_id: int = 1
@@ -92,12 +93,13 @@ class ModelConfig:
     moe_intermediate_size: int | None = None  # width of one expert
     first_k_dense_replace: int = 0
     moe_layer_freq: int = 1
-    n_group: int = 1
-    topk_group: int = 1
-    routed_scaling_factor: float = 1.0
-    scoring_func: str = "sigmoid"
+    n_group: int = 1  # experts stand in so many groups,
+    topk_group: int = 1  # and a token may use so many of them
+    routed_scaling_factor: float = 1.0  # on the sum of the routed experts
+    scoring_func: str = "sigmoid"  # V3; DeepSeekMoE and V2: softmax
+    # noaux_tc (V3): by score plus bias; greedy: by score; group_limited_greedy (V2): by score, within groups
     topk_method: str = "noaux_tc"
-    norm_topk_prob: bool = True
+    norm_topk_prob: bool = True  # the weights of the chosen experts are made to sum to 1
 
     # Multi-token prediction
     num_nextn_predict_layers: int = 0

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from minids.layers import cross_entropy
 from minids.model import DeepSeek
 from minids.tokenizer import Tokenizer
 
@@ -24,15 +24,15 @@ def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, conte
     """Return the bits that the model needs for packed rows (N, T + 1), and their bytes; bits per byte is the ratio.
 
     The first `context` tokens of each row are given, the others scored. Tokens of no bytes (end of
-    text) count on neither side. `bytes_per_token` is (vocab_size,).
+    text) count on neither side. `bytes_per_token` goes by token id.
     """
     model.eval()
     nats, text_bytes = 0.0, 0
     for tokens_BT in _batches(rows, model):
         targets = tokens_BT[:, context:].flatten()
-        logits = model(tokens_BT[:, :-1])[:, context - 1 :].flatten(0, 1).float()
+        logits = model(tokens_BT[:, :-1])[:, context - 1 :].flatten(0, 1)
         target_bytes = bytes_per_token.to(targets.device)[targets]
-        losses = F.cross_entropy(logits, targets, reduction="none")
+        losses = cross_entropy(logits, targets)
         nats += losses[target_bytes > 0].sum().item()
         text_bytes += target_bytes.sum().item()
     return nats / math.log(2), text_bytes
@@ -43,7 +43,7 @@ def mtp_agreement(model: DeepSeek, rows: np.ndarray) -> float | None:
     """Return how often the first MTP module's best token is the main head's, for the same position; None without MTP.
 
     Both are fed the true text, the module one token less of it. This estimates the share that
-    speculative decoding accepts under greedy sampling (V3 report §5.4.3), where the main head's own
+    speculative decoding accepts under greedy decoding (V3 report §5.4.3), where the main head's own
     choice takes the true token's place.
     """
     if not model.mtp:
@@ -59,40 +59,34 @@ def mtp_agreement(model: DeepSeek, rows: np.ndarray) -> float | None:
     return agree / total
 
 
-def arithmetic_accuracy(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[str]) -> float:
-    """Return the share of problems that greedy decoding answers exactly, line break included."""
-    solved = solved_problems(model, tokenizer, documents)
-    return sum(right for _, right in solved) / len(solved)
-
-
 @torch.no_grad()
 def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[str]) -> list[tuple[str, bool]]:
     """Return problems ('12+7') of the documents, in order, and whether greedy decoding answers each exactly.
 
-    A problem that stands solved above in its document, as it is or turned round, is left out: its
-    answer could be copied.
-
-    Each problem stands after the solved ones above it. Greedy decoding writes the right answer if
-    and only if every token of it is the most likely one given the right tokens before, so a single
-    pass over the true text decides all problems of a document.
+    Line break included. Each problem stands after the solved ones above it. Greedy decoding writes the
+    right answer if and only if every token of it is the most likely one given the right tokens before,
+    so a single pass over the true text decides all problems of a document. A problem that stands solved
+    above, as it is or turned round, is left out: its answer could be copied.
     """
     model.eval()
     (equals,), (line_break,) = tokenizer.encode("="), tokenizer.encode("\n")
     solved = []
     for start in range(0, len(documents), BATCH):
-        rows = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in documents[start : start + BATCH]]
+        texts = documents[start : start + BATCH]
+        rows = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in texts]
         width = max(map(len, rows))
         padded = np.array([row + [tokenizer.end_of_text] * (width - len(row)) for row in rows])
         (tokens_BT,) = _batches(padded, model)
         right_BT = (model(tokens_BT[:, :-1]).argmax(dim=-1) == tokens_BT[:, 1:]).tolist()
-        for row, right in zip(rows, right_BT, strict=True):
+        for text, row, right in zip(texts, rows, right_BT, strict=True):
             begins = [i for i, token in enumerate(row) if token == equals]
             ends = [i for i, token in enumerate(row) if token == line_break]
             # right[i] speaks of token i + 1, so the answer to '=' at i is right[i : end].
-            solved += [all(right[i:end]) for i, end in zip(begins, ends, strict=True)]
-    problems = [line.split("=")[0] for text in documents for line in text.splitlines()]
-    fresh = [is_fresh for text in documents for is_fresh in _fresh_problems(text)]
-    return [pair for pair, is_fresh in zip(zip(problems, solved, strict=True), fresh, strict=True) if is_fresh]
+            answers = [all(right[i:end]) for i, end in zip(begins, ends, strict=True)]
+            problems = [line.split("=")[0] for line in text.splitlines()]
+            fresh = _fresh_problems(text)
+            solved += [(p, answer) for p, answer, new in zip(problems, answers, fresh, strict=True) if new]
+    return solved
 
 
 def _fresh_problems(text: str) -> list[bool]:

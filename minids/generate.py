@@ -46,10 +46,10 @@ def generate(
     """Continue a prompt (T,), or several of equal length (B, T), by up to `max_new_tokens`.
 
     `temperature` 0 is greedy; otherwise tokens are sampled, from the `top_k` likeliest if given, and
-    the same `seed` gives the same text. `max_position_embeddings` is not enforced: text may run beyond
-    it, and gets worse. Stops early when every row has produced `end_of_text`, if
-    one is named; a finished row is filled up with it. The model is left in the mode it was in.
-    Raises ValueError for an empty prompt, an unknown token, or settings out of range.
+    the same `seed` gives the same text. Stops early when every row has produced `end_of_text`, if one is
+    named; a finished row is filled up with it. `max_position_embeddings` is not enforced: text may run
+    beyond it, and gets worse. The model is left in the mode it was in. Raises ValueError for an empty
+    prompt, an unknown token, or settings out of range.
     """
     prompt = torch.as_tensor(prompt_tokens, dtype=torch.long, device=model.embed_tokens.weight.device)
     _check(model, prompt, max_new_tokens, temperature, top_k)

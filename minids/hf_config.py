@@ -1,8 +1,8 @@
 """Hugging Face's config.json, in and out.
 
 A configuration names a `model_type`, and the class of that family decides what the other keys mean:
-which of them it reads at all, and what it assumes for one that is missing. Its V3 class, for one, has
-no `scoring_func`, because it can do nothing but sigmoid.
+which of them it reads at all, and what it assumes for one that is missing. transformers' V3 class, for
+one, has no `scoring_func`, because it can do nothing but sigmoid.
 
 Written is therefore the family whose class computes *exactly* what the model computes. A mixture that
 no family has (MLA over dense layers, a softmax gate with a balancing bias, ...) is written as
@@ -44,7 +44,7 @@ DEFAULTS = {
 }  # fmt: skip
 FLOATS = ("rms_norm_eps", "initializer_range", "routed_scaling_factor")  # transformers refuses 1 for 1.0
 REQUIRED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
-ALIASES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
+OTHER_NAMES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
 YARN_KEYS = (
     "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
 )  # fmt: skip
@@ -52,34 +52,51 @@ YARN_KEYS = (
 
 def family_of(config) -> str:
     """Return the family whose class computes exactly what a ModelConfig describes, or "minids"."""
-    c = config
-    softmax = c.uses_moe and c.scoring_func == "softmax" and c.topk_method != "noaux_tc"
-    sigmoid = c.uses_moe and c.scoring_func == "sigmoid" and c.topk_method == "noaux_tc"
-    has_mtp = c.num_nextn_predict_layers > 0
-    # Neither class of transformers with experts can skip layers or do without a shared expert.
-    usual_layers = c.moe_layer_freq == 1 and c.n_shared_experts is not None
-    # Llama and V2 insist on this even where a head has a width of its own.
-    heads_divide = c.hidden_size % c.num_attention_heads == 0
+    families = {"deepseek_v3": _is_v3, "deepseek_v2": _is_v2, "llama": _is_llama, "deepseek": _is_deepseek_moe}
+    return next((family for family, fits in families.items() if fits(config)), "minids")
+
+
+def _is_v3(c) -> bool:
+    gate = c.scoring_func == "sigmoid" and c.topk_method == "noaux_tc"
+    # A group scores by its two best experts, even where there is but one group.
+    return _is_mla_moe(c) and gate and c.n_routed_experts > 1
+
+
+def _is_v2(c) -> bool:
+    gate = c.scoring_func == "softmax" and c.topk_method != "noaux_tc" and not c.norm_topk_prob
+    # transformers takes V2's pairs for complex numbers where they stand, and torch wants those at even places.
+    even = c.uses_mla and c.kv_lora_rank % 2 == c.qk_nope_head_dim % 2 == 0
+    return _is_mla_moe(c) and gate and even and not c.num_nextn_predict_layers and _heads_divide(c)
+
+
+def _is_llama(c) -> bool:
+    plain = not c.uses_mla and not c.uses_moe and not c.num_nextn_predict_layers
+    return plain and _usual_yarn(c) and _heads_divide(c) and c.initializer_range <= 1  # more is refused there
+
+
+def _is_deepseek_moe(c) -> bool:
+    """DeepSeekMoE's own code: no YaRN, no width for the heads, no scaling; one expert alone is not normalised."""
+    if c.uses_mla or not c.uses_moe or c.num_nextn_predict_layers or c.rope_scaling is not None:
+        return False
+    gate = c.scoring_func == "softmax" and c.topk_method == "greedy" and c.routed_scaling_factor == 1
+    alone = c.norm_topk_prob and c.num_experts_per_tok == 1
+    return gate and not alone and c.head_dim * c.num_attention_heads == c.hidden_size
+
+
+def _is_mla_moe(c) -> bool:
+    # transformers can neither skip layers nor do without a shared expert.
+    return c.uses_mla and c.uses_moe and c.moe_layer_freq == 1 and c.n_shared_experts is not None and _usual_yarn(c)
+
+
+def _usual_yarn(c) -> bool:
     # Where one of the two is 0, transformers scales the rotation as if they were 1 and 0.
     yarn = c.rope_scaling
-    usual_yarn = yarn is None or (yarn.mscale and yarn.mscale_all_dim) or (yarn.mscale, yarn.mscale_all_dim) == (1, 0)
+    return yarn is None or yarn.mscale * yarn.mscale_all_dim > 0 or (yarn.mscale, yarn.mscale_all_dim) == (1, 0)
 
-    if c.uses_mla and usual_layers and usual_yarn:
-        if sigmoid and c.n_routed_experts >= 2 * c.n_group:  # a group scores by its two best
-            return "deepseek_v3"
-        # V2 turns its pairs where they stand, as complex numbers, and those begin at even places.
-        even = c.kv_lora_rank % 2 == c.qk_nope_head_dim % 2 == 0
-        if softmax and not c.norm_topk_prob and not has_mtp and heads_divide and even:
-            return "deepseek_v2"
-    if not c.uses_mla and not has_mtp:
-        if not c.uses_moe and usual_yarn and heads_divide and c.initializer_range <= 1:
-            return "llama"
-        # DeepSeekMoE's own code: no YaRN, no width for the heads, and one expert alone is not normalised.
-        plain_heads = yarn is None and c.head_dim * c.num_attention_heads == c.hidden_size
-        plain_gate = softmax and c.topk_method == "greedy" and c.routed_scaling_factor == 1
-        if plain_heads and plain_gate and not (c.norm_topk_prob and c.num_experts_per_tok == 1):
-            return "deepseek"
-    return "minids"
+
+def _heads_divide(c) -> bool:
+    # Llama and V2 insist on it, even where a head has a width of its own.
+    return c.hidden_size % c.num_attention_heads == 0
 
 
 def read_fields(source: dict | str | Path, names: Iterable[str]) -> dict:
@@ -93,7 +110,7 @@ def read_fields(source: dict | str | Path, names: Iterable[str]) -> dict:
     if not isinstance(model_type, str) or model_type not in DEFAULTS:
         raise ValueError(f"model_type={model_type!r} is unknown: use one of {', '.join(DEFAULTS)}.")
     _require_supported(entries)
-    for alias, name in ALIASES.items():
+    for alias, name in OTHER_NAMES.items():
         if alias in entries:
             entries[name] = entries.pop(alias)
     rope = entries.get("rope_parameters") or entries.get("rope_scaling") or {}

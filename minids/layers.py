@@ -1,12 +1,16 @@
 """The small parts that every transformer of the family is built from.
 
-RMSNorm (Zhang & Sennrich 2019) divides a vector by its root mean square and scales each entry:
-it keeps the direction and forgets the length, without LayerNorm's mean or bias.
+RMSNorm (Zhang & Sennrich 2019) divides a vector by its root mean square, which keeps its direction
+and forgets its length, and then scales each entry by a learned weight. LayerNorm's mean and bias are
+left out.
 
 SwiGLU (Shazeer 2020) is the feed-forward layer. One projection goes through SiLU and gates
 another: down(silu(gate x) * up x). Three matrices, no bias.
 
 And the loss that all of it is trained by, cross-entropy. Shapes: N predictions, V vocabulary.
+
+Training may run its matrix products in bfloat16, under torch's autocast; where precision decides, the
+modules say float32 themselves.
 
     paper        code             released weight
     W            gate_proj        mlp.gate_proj.weight     (width, hidden)

@@ -8,18 +8,20 @@ remembered. V3 caches 512 + 64 numbers per token and layer; the keys and values 
     (1, 3)   c_kv = norm(W^DKV h)        k_rope = RoPE(W^KR h)                      <- cached
     (2, 5)   k_nope = W^UK c_kv          v = W^UV c_kv
     (4, 9)   k = [k_nope ; k_rope]       q = [q_nope ; q_rope]
-    (10-11)  u = W^O attend(q, k, v)     with scale 1 / sqrt(d_h + d_h^R)
+    (10-11)  u = W^O attend(q, k, v)     with scale 1 / sqrt(d_h + d_h^R), times m² under YaRN (rope.py)
 
 **Absorption** (V2 report, appendix C). q_nope · (W^UK c) = (W^UK^T q_nope) · c: moving W^UK to the
 query side turns attention into multi-query attention over the latent itself, with the same result,
-and no cached token is ever expanded. Each score costs more multiplications (512 + 64 instead of
-128 + 64 wide in V3), so this form is for decoding; training uses the naive form, which expands.
+and no cached token is ever expanded. A query and a key that meet cost more multiplications, in V3
+576 + 512 per head for score and value instead of 192 + 128. But to expand a cached token would cost
+16.8 million, at every step anew. So this form is for decoding; training, where each token is expanded
+once for all queries, uses the naive form.
 
 **Why RoPE sits apart.** With a rotation between W^UQ and W^UK the product would be another for every
 distance, and nothing could be absorbed. So position travels in a few extra dimensions, and k_rope is
 one vector per token, shared by all heads: one per head would make the cache large again.
 
-    paper               code (shape)                        released weight (self_attn.…)
+    paper               code                                released weight (self_attn.…)
     W^DQ                q_a_proj                            q_a_proj.weight
     –                   q_a_layernorm                       q_a_layernorm.weight
     [W^UQ ; W^QR]       q_b_proj  rows: head, nope|rope     q_b_proj.weight
@@ -30,8 +32,8 @@ one vector per token, shared by all heads: one per head would make the cache lar
     W^O                 o_proj                              o_proj.weight
 
 The norms on the two latents are in the text of §4.2 and in the released code, not in the equations.
-Shapes: B batch, T new positions, S all positions, H heads, L latent width; N, R, V the widths
-of the nope, rope and value parts of a head; W = L + R, what is cached.
+Shapes: B batch, T new positions, S all positions, D hidden, H heads, L latent width; N, R, V the
+widths of the nope, rope and value parts of a head; W = L + R, what is cached.
 """
 
 import torch

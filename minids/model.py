@@ -10,7 +10,7 @@
 Training minimises (V3 report eq. 17, 24, 25)
 
     total = next-token cross-entropy  +  λ · mean over MTP depths of their cross-entropy
-                                      +  α · sum over MoE layers of the sequence-wise balance loss
+                                      +  α · sum over MoE layers, MTP's too, of the sequence-wise balance loss
 
 and after each optimizer step moves every gate's bias by γ (`update_expert_bias`).
 """
@@ -32,7 +32,7 @@ from minids.rope import rope_angles, rope_frequencies
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Scalars in nats. `total` is what to minimise; the others come without their weights λ and α."""
+    """`total` is what to minimise; `mtp` and `balance` come without their weights λ and α. Cross-entropy is in nats."""
 
     total: Tensor
     next_token: Tensor
@@ -114,8 +114,9 @@ class DeepSeek(nn.Module):
 
         In training mode the gates count their load meanwhile; in eval mode the balance term is 0.
 
-        Cross-entropies are means over the predicted tokens. (The report divides depth k's T - k
-        terms by T; dividing by their number lets λ weigh the same at every length.)
+        Cross-entropies are means over the predicted tokens. (Where T is the length of the input, the
+        report divides depth k's T - k terms by T; dividing by their number lets λ weigh the same at
+        every length.)
         """
         shortest = 2 + len(self.mtp)
         if tokens_BT.ndim != 2 or tokens_BT.shape[1] < shortest:

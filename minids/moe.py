@@ -2,6 +2,8 @@
 
     h' = u + sum_shared FFN_i(u) + sum_chosen g_i FFN_i(u)                              (eq. 12)
 
+(The next file adds the u in front, and hands over the u inside normalised, which eq. 12 leaves unsaid.)
+
 The gate scores every expert, keeps the best K_r, and weighs their outputs. V3's gate, eq. 13-16:
 
     s_i = sigmoid(u · e_i)                      affinity of the token to expert i
@@ -11,15 +13,16 @@ The gate scores every expert, keeps the best K_r, and weighs their outputs. V3's
 The factor (`routed_scaling_factor`) is in the released configuration, not in eq. 13. V2 and
 DeepSeekMoE use softmax over all experts, no bias, and do not renormalise.
 
-**Group-limited selection** keeps a token on few machines: experts stand in groups, one per node; a
-group scores by its two best experts (V2: by its best), and only the best `topk_group` groups stay eligible. The others
-are masked with -inf. Zero would not do: s + b can be negative, and then a masked expert would win.
+**Group-limited selection** keeps a token on few machines: experts stand in groups, one per node (V2:
+per device); a group scores by its two best experts (V2: by its best), and only the best `topk_group`
+groups stay eligible. The others are masked with -inf. Zero would not do: s + b can be negative, and
+then a masked expert would win.
 
     paper     code                    released weight (mlp.…)
     e_i       gate.weight             gate.weight                       (N_r, hidden)
     b_i       gate.expert_bias        gate.e_score_correction_bias      (N_r,)  float32
-    FFN^(r)   experts.gate_up_proj    experts.N.gate_proj.weight, experts.N.up_proj.weight
-              experts.down_proj       experts.N.down_proj.weight
+    FFN^(r)   experts.gate_up_proj    experts.{i}.gate_proj.weight, experts.{i}.up_proj.weight
+              experts.down_proj       experts.{i}.down_proj.weight
     FFN^(s)   shared_experts          shared_experts.{gate,up,down}_proj.weight
     c_i       gate.load               not stored
 

@@ -1,15 +1,18 @@
 """Multi-token prediction (V3 report §2.2): one more block learns to predict one more token ahead.
 
+Each position then teaches two tokens instead of one, and the hidden state has to hold what comes after
+the next token: a denser signal, and planning ahead, are the report's reasons.
+
 The main model's hidden state at position i predicts token i+1. Module k takes the hidden state of
 depth k-1 and the embedding of token i+k, and predicts token i+k+1 (eq. 21-23):
 
     h'_i^k = M_k [norm(h_i^{k-1}) ; norm(Emb(t_{i+k}))]      h^k = TRM_k(h'^k)      P_{i+k+1} = OutHead(h_i^k)
 
-(model.py calls the modules and aligns hidden states, embeddings and targets.) Embedding and output
-head are the main model's own. The chain stays causal: to say what comes after
-the next token, the module is told the next token. It can be dropped after training, or used to draft.
+Embedding and output head are the main model's own. The chain stays causal: to say what comes after the
+next token, the module is told the next token. It can be dropped after training, or used to draft. (The
+model, next file, calls the modules and aligns hidden states, embeddings and targets.)
 
-    paper     code          released weight (model.layers.{l+k-1}.…)
+    paper     code          released weight (model.layers.{l+k-1}.…, l layers before)
     M_k       eh_proj       eh_proj.weight           (hidden, 2 hidden), BF16 in the FP8 release
     norm      enorm         enorm.weight             on the embedding
     norm      hnorm         hnorm.weight             on the hidden state
@@ -19,9 +22,9 @@ the next token, the module is told the next token. It can be dropped after train
     OutHead   –             shared_head.head.weight  stored again, equal to the main model's
 
 Where the released weights and Hugging Face's MtpModel go beyond the equations, we follow them: the
-weights take [embedding ; hidden], the other way round; h^k is normalised before the head, and so
-passed on to module k+1; and h^0, of which the report does not say, comes after the main model's final
-norm.
+weights take [embedding ; hidden], the other way round; h^k is normalised before the head, and it is
+the normalised h^k that module k+1 receives; and h^0, of which the report does not say, comes after the
+main model's final norm.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The published models, by the sizes that reproduce their published parameter counts exactly, and ours.
+"""The published models, by the sizes that reproduce their published parameter counts, and ours.
 
 Each preset is a table of ModelConfig's fields (config.py); what is not listed has the default there.
 """

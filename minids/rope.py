@@ -9,10 +9,12 @@ interleaved, (x_0, x_1), (x_2, x_3), ...; the dense models and DeepSeekMoE-16B a
 (x_0, x_{d/2}), (x_1, x_{d/2+1}), .... Read with the wrong one, a checkpoint still runs and still
 writes words; only its loss tells.
 
-**YaRN** (Peng et al. 2023; V3 report §4.3) divides slow frequencies by the stretch factor, leaves
-fast ones alone, and blends in between. It also sharpens attention: the softmax scale is multiplied
-by m², m = 0.1 · mscale · ln(factor) + 1. Both apply at every length once YaRN is configured, as in
-Hugging Face's code; DeepSeek's own demo switches them on beyond the original length only.
+**YaRN** (Peng et al. 2023; V3 report §4.3). A pair that turns many times within the trained length has
+met every angle; one that never completes a turn would, in a longer text, come to angles it has never
+met. So YaRN divides slow frequencies by the stretch factor, leaves fast ones alone, and blends in
+between. It also sharpens attention: MLA's softmax scale is multiplied by m², m = 0.1 · mscale_all_dim ·
+ln(factor) + 1. Both apply at every length once YaRN is configured, as in Hugging Face's code;
+DeepSeek's own demo switches them on beyond the original length only.
 
     paper      code              meaning
     θ_k        frequencies       angle per position, one for each pair, (rope_dim / 2,)

@@ -2,8 +2,8 @@
 
 The 256 bytes are the first tokens, so nothing is ever unknown; training then merges the pair of
 neighbours that occurs most often, again and again, until the vocabulary is full. DeepSeek-V3 has
-128K such tokens, the miniature 2,048. As in DeepSeek's tokenizer every digit stands alone: 127 is
-1, 2, 7 and never a token of its own, so that a model can learn to calculate.
+128K such tokens, the miniature 2,048. Here every digit stands alone: 127 is 1, 2, 7 and never a token
+of its own, so that a model can learn to calculate. (V3's tokens hold up to three digits.)
 
 One id is no text: `end_of_text` (0) stands between documents. Text that spells "<|end_of_text|>"
 is encoded as the characters it is made of, and so cannot forge a document boundary.

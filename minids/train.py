@@ -5,7 +5,7 @@ After DeepSeek-V3's recipe (report §4.2), scaled to a run of minutes:
     AdamW, β = (0.9, 0.95), weight decay 0.1, gradient norm clipped at 1.0, α = 1e-4: as there
                      here                                        DeepSeek-V3
     learning rate    warm-up, constant, a line down over the     warm-up, constant for 10T of 14.8T tokens,
-                     last 60% of the steps                       a cosine down, two short steps at the end
+                     last 60% of the steps                       a cosine down, two short plateaus at the end
     λ (MTP)          0.3, then 0.1 from where the decay begins   the same
     γ (bias)         0.005, then 0 for the last 3.4%             0.001, then 0 for the last 3.4%
     batch            constant                                    grows fivefold over the first 3%
@@ -132,7 +132,7 @@ class Trainer:
 
     `settings` (plain JSON: configuration, data) goes into every checkpoint; a run resumes only with
     the settings it began with. The environment (threads, torch, machine) goes there too, because the
-    last bits of every sum depend on it. `bytes_per_token` is (vocab_size,), for the log's bits per byte.
+    last bits of every sum depend on it. `bytes_per_token`, by token id, is for the log's bits per byte.
     """
 
     def __init__(
@@ -187,7 +187,8 @@ class Trainer:
                 "bring it back, or choose another folder."
             )
         checkpoint.restore(self.model, self.optimizer)
-        self.model.update_expert_bias(0.0)  # forget the load of a step that was not finished
+        for gate in self.model.gates:
+            gate.load.zero_()  # of a step that was not finished
         self.step = checkpoint.step
         write_atomically(self.log_path, "".join(json.dumps(record) + "\n" for record in records))
         self.seconds = records[-1]["seconds"] if records else 0.0
@@ -269,7 +270,10 @@ class Trainer:
         return sums, torch.cat(row_losses)
 
     def _bits_per_byte(self, tokens_BT: Tensor, row_losses: Tensor) -> dict[str, float]:
-        """Bits per byte of this step's rows, by domain."""
+        """Bits per byte of this step's rows, by domain.
+
+        Unlike in `score_rows`, the bits of end-of-text tokens count, so this lies a little above.
+        """
         bits = row_losses * (tokens_BT.shape[1] - 1) / math.log(2)
         row_bytes = self.bytes_per_token[tokens_BT[:, 1:]].sum(dim=1)
         first = self.step * self.config.batch_size

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minids import evaluate
 from minids.data import arithmetic_documents, pack
-from minids.evaluate import arithmetic_accuracy, mtp_agreement, score_rows, solved_problems
+from minids.evaluate import mtp_agreement, score_rows, solved_problems
 from minids.generate import generate
 from minids.tokenizer import Tokenizer
 
@@ -181,6 +181,11 @@ def test_with_two_modules_the_first_counts():
 # Arithmetic
 
 
+def accuracy_of(model, tokenizer, documents) -> float:
+    solved = solved_problems(model, tokenizer, documents)
+    return sum(right for _, right in solved) / len(solved)
+
+
 class Calculator(nn.Module):
     """Stands for a model: writes after each problem the answer it was told, character by character."""
 
@@ -249,7 +254,7 @@ def test_accuracy_is_what_greedy_generation_gets_right_problem_by_problem(tokeni
         if not {pair[0], turned_round(pair[0])} & {line.split("=")[0] for line in lines_above}
     ]
     assert solved_problems(model, tokenizer, documents) == counted
-    assert arithmetic_accuracy(model, tokenizer, documents) == pytest.approx(sum(r for _, r in counted) / len(counted))
+    assert accuracy_of(model, tokenizer, documents) == pytest.approx(sum(r for _, r in counted) / len(counted))
 
 
 def test_a_problem_that_could_be_copied_from_above_is_left_out(tokenizer):
@@ -263,7 +268,7 @@ def test_one_wrong_token_anywhere_makes_an_answer_wrong(tokenizer, spoil, accura
     documents = ["12+7=19\n30-18=12\n", "127*3=381\n"]
     answers = {"12+7": "19", "30-18": "12", "127*3": "381"}
     model = Calculator(tokenizer, {problem: spoil(answer) for problem, answer in answers.items()})
-    assert arithmetic_accuracy(model, tokenizer, documents) == accuracy
+    assert accuracy_of(model, tokenizer, documents) == accuracy
 
 
 def test_a_real_model_is_right_exactly_where_it_writes_the_answer(tokenizer):
@@ -284,4 +289,4 @@ def test_a_real_model_is_right_exactly_where_it_writes_the_answer(tokenizer):
             out = generate(model, row[: begin + 1], end - begin)
             right.append(out.new_tokens.tolist() == row[begin + 1 : end + 1])
     assert 0 < sum(right) < len(right)
-    assert arithmetic_accuracy(model, tokenizer, documents) == pytest.approx(sum(right) / len(right))
+    assert accuracy_of(model, tokenizer, documents) == pytest.approx(sum(right) / len(right))

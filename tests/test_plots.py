@@ -1,6 +1,7 @@
 """The pictures: what they say against the records they were given, and no text on top of another, by bounding boxes."""
 
 import itertools
+import math
 import re
 import warnings
 from unittest import mock
@@ -218,9 +219,12 @@ def test_every_gate_has_a_name(preset):
 
 
 @examples(100)
-@given(st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(-10, 10), max_size=6), st.floats(0.01, 2))
+@given(
+    st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(-10, 10), min_size=1, max_size=6),
+    st.floats(0.01, 2),
+)
 def test_spread_labels_keep_their_distance_order_and_middle(heights, gap):
-    placed = spread(heights, gap)
+    placed = spread(heights, gap, lowest=-math.inf)
     order = sorted(heights, key=heights.get)
     assert all(placed[upper] - placed[lower] >= gap - 1e-9 for lower, upper in itertools.pairwise(order))
     assert sum(placed.values()) == pytest.approx(sum(heights.values()), abs=1e-6)

@@ -1,4 +1,4 @@
-"""Mistakes that others have shipped, planted one at a time: the named test passes on the library and fails on each."""
+"""Mistakes planted one at a time: the named test passes on the library and fails on each."""
 
 import importlib
 import inspect

@@ -4,8 +4,6 @@ Colours are Okabe and Ito's, which stay apart for colour-blind eyes. Lines are l
 end, so that nobody has to tell them apart by colour alone.
 """
 
-import math
-
 import matplotlib
 from matplotlib.figure import Figure
 
@@ -34,10 +32,10 @@ STYLE = {
 }
 
 
-def new_figure(width: float = 9, height: float = 5) -> Figure:
+def new_figure(height: float = 5) -> Figure:
     """Return an empty figure in the book's style, in inches."""
     with matplotlib.rc_context(STYLE):
-        return Figure(figsize=(width, height))
+        return Figure(figsize=(9, height))
 
 
 def styled():
@@ -45,7 +43,7 @@ def styled():
     return matplotlib.rc_context(STYLE)
 
 
-def spread(heights: dict[str, float], gap: float, lowest: float = -math.inf) -> dict[str, float]:
+def spread(heights: dict[str, float], gap: float, lowest: float) -> dict[str, float]:
     """Move labels apart until neighbours are `gap` from each other, keeping their order and, roughly, their middle.
 
     None ends up below `lowest`.
@@ -53,8 +51,6 @@ def spread(heights: dict[str, float], gap: float, lowest: float = -math.inf) -> 
     placed: dict[str, float] = {}
     for name, height in sorted(heights.items(), key=lambda item: item[1]):
         placed[name] = max([height, *(other + gap for other in placed.values())])
-    if not placed:
-        return {}
     shift = (sum(placed.values()) - sum(heights.values())) / len(placed)
     shift = min(shift, min(placed.values()) - lowest)
     return {name: height - shift for name, height in placed.items()}
