@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from minids import hub
+from minids import attention, balance, block, hub, layers, mla, moe, mtp
+from minids import model as minids_model
 from minids.book import reference as book_reference
 from minids.config import ModelConfig
 from minids.hub import dequantize_blocks, load_pretrained, save_pretrained
@@ -306,6 +307,15 @@ def test_the_names_of_a_dense_model_are_llama_s(tmp_path, tied):
     save_pretrained(random_model(replace(ORDINARY, tie_word_embeddings=tied)), tmp_path / "model")
     layers = [layer_names(i, "q_proj k_proj v_proj o_proj", PROJECTIONS) for i in range(2)]
     assert stored(tmp_path / "model").keys() == set().union(*layers, ENDS - ({"lm_head.weight"} if tied else set()))
+
+
+def test_every_released_name_stands_in_a_table_of_its_module():
+    modules = [attention, balance, block, layers, minids_model, mla, moe, mtp]
+    tables = "\n".join(module.__doc__ for module in modules)
+    for config in (SMALL, replace(SMALL, q_lora_rank=None), ORDINARY):
+        for name in hub.released_tensors(DeepSeek(config)):
+            part = name.removesuffix(".weight").split(".")[-1]
+            assert re.search(rf"\b{part}\b", tables), name
 
 
 def test_queries_without_compression_have_v2_lite_s_name(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from configurations import random_model, random_tokens
-from hf_oracle import hf_name, hf_twin
+from hf_oracle import hf_mtp_name, hf_twin
 from torch.testing import assert_close
 from transformers.modeling_layers import MtpModel
 
@@ -101,11 +101,7 @@ def test_equals_transformers(depth, q_lora_rank):
     model = random_model(config)
     main = hf_twin(model)
     theirs = MtpModel(main, depth).eval()
-    state = {}
-    for name, tensor in model.mtp.state_dict().items():
-        k, part = name.split(".", 1)
-        part = hf_name(part).removeprefix("model.").replace("block.", "mtp_block.")
-        state[f"layers.{k}.{'post_norm.weight' if part == 'norm.weight' else part}"] = tensor
+    state = {hf_mtp_name(name): tensor for name, tensor in model.mtp.state_dict().items()}
     assert theirs.load_state_dict(state, strict=False).unexpected_keys == []
     missing = set(theirs.state_dict()) - set(state)
     assert missing == {"embed_tokens.weight", "shared_head.weight"}
