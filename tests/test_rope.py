@@ -159,6 +159,13 @@ def test_yarn_with_a_ramp_of_no_width_still_divides():
     assert_close(rope_frequencies(config), theirs)
 
 
+def test_yarn_s_ramp_may_run_backwards_for_a_tiny_original_length_as_it_does_in_transformers():
+    yarn = YarnScaling(factor=8, original_max_position_embeddings=8, beta_fast=32, beta_slow=4)
+    config = replace(V3, rope_theta=100.0, rope_scaling=yarn)
+    theirs, _ = ROPE_INIT_FUNCTIONS["yarn"](hf_config(config))
+    assert_close(rope_frequencies(config), theirs)
+
+
 def test_a_model_on_meta_still_has_its_angles():
     with torch.device("meta"):
         frequencies = rope_frequencies(V3)
