@@ -6,11 +6,13 @@ from minids.config import ModelConfig
 from minids.generate import generate
 from minids.hub import load_pretrained, save_pretrained
 from minids.model import DeepSeek
+from minids.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
     "DeepSeek",
     "ModelConfig",
+    "Tokenizer",
     "count_parameters",
     "generate",
     "load_pretrained",

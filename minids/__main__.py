@@ -162,7 +162,9 @@ def generate(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, as `minids train` wrote it.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a run, or of a model to convert; `reference`: the one that comes along.")
+    ],
     folder: Annotated[Path, typer.Argument(help="Where to put it: a new folder, or an earlier export.")],
     dtype: Annotated[str, typer.Option(help="bfloat16, as DeepSeek's models are released, or float32.")] = "bfloat16",
 ):
@@ -255,7 +257,10 @@ def _load_model(folder: Path) -> tuple[DeepSeek, Tokenizer]:
         return load_pretrained(folder), Tokenizer.load(folder)
     if folder == Path("reference"):
         return _load_model(REFERENCE)
-    raise ValueError(f"{folder} holds neither a run (checkpoint.safetensors) nor a saved model (config.json).")
+    raise ValueError(
+        f"{folder} holds neither a run (checkpoint.safetensors) nor a saved model (config.json): "
+        "`minids train` makes one, and `reference` names the one that comes along."
+    )
 
 
 def _set_up(device: str | None, threads: int | None) -> torch.device:

@@ -43,6 +43,14 @@ DEFAULTS = {
     "minids": {},
 }  # fmt: skip
 FLOATS = ("rms_norm_eps", "initializer_range", "routed_scaling_factor")  # transformers refuses 1 for 1.0
+# What a family's own code can do nothing else about: another value would compute another function here than there.
+FIXED = {
+    "llama": {"n_routed_experts": [None], "kv_lora_rank": [None]},
+    "deepseek": {"scoring_func": ["softmax"], "topk_method": ["greedy"], "kv_lora_rank": [None]},
+    "deepseek_v2": {"scoring_func": ["softmax"], "topk_method": ["greedy", "group_limited_greedy"]},
+    "deepseek_v3": {"scoring_func": ["sigmoid"], "topk_method": ["noaux_tc"]},
+    "minids": {},
+}
 REQUIRED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
 OTHER_NAMES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
 YARN_KEYS = (
@@ -120,6 +128,10 @@ def read_fields(source: dict | str | Path, names: Iterable[str]) -> dict:
         entries["rope_theta"] = rope["rope_theta"]
     entries["rope_scaling"] = _read_rope_scaling(rope)
     fields = DEFAULTS[model_type] | {name: entries[name] for name in names if name in entries}
+    for name, possible in FIXED[model_type].items():
+        if name in fields and fields[name] not in possible:
+            allowed = " or ".join(map(repr, possible))
+            raise ValueError(f"{name}={fields[name]!r} is not possible in {model_type}: it must be {allowed}.")
     if not fields.keys() >= REQUIRED:
         raise ValueError(f"{min(REQUIRED - fields.keys())} is missing from the configuration: give it a value.")
     for name in ("n_group", "topk_group"):  # null in config.json: the gate knows no groups

@@ -108,8 +108,8 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
     """Return the model in a folder of the released layout, on the CPU and in evaluation mode.
 
     float32 holds every stored dtype without loss (an FP8 value times its scale to float32's
-    precision); the gates' biases are float32 in any case. `mtp=False` leaves the MTP modules out, which
-    transformers drops when it saves. Raises ValueError, one sentence, if the configuration cannot be
+    precision); the gates' biases are float32 in any case. `mtp=False` leaves the MTP modules out: needed
+    for what transformers saved, which drops them. Raises ValueError, one sentence, if the configuration cannot be
     represented, if a file is missing or torn, or if a tensor is missing, extra, or of another shape than
     the configuration says. Then there is no model, rather than half of one.
     """
@@ -117,8 +117,10 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
     _require_float(dtype)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the one that holds config.json and the weights.")
+    if (folder / "checkpoint.safetensors").exists() and not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a run: `minids export` makes a folder of the released layout from it.")
     config = ModelConfig.from_hf(folder)
-    left_out = () if mtp else tuple(_mtp_layers(config))
+    mtp_layers = _mtp_layers(config)
     if not mtp:
         config = replace(config, num_nextn_predict_layers=0)
     block = _weight_block(folder)
@@ -126,6 +128,8 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
         model = DeepSeek(config).to(dtype)
     with ExitStack() as files:  # closes them also if something raises
         stored = _open(folder, files.enter_context)
+        # What is no MTP module stays, and is then one tensor too many.
+        left_out = tuple(layer for layer in mtp_layers if not mtp and f"{layer}eh_proj.weight" in stored)
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
         _check(stored, model, block)
         model.to_empty(device="cpu")
@@ -213,17 +217,19 @@ def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) 
     for name in shapes:
         if name not in stored and name not in copies:
             asks = "its FP8 weight" if name.endswith(SCALE) else "the configuration"
-            without = " (without MTP modules: mtp=False)" if name.startswith(tuple(_mtp_layers(config))) else ""
-            raise ValueError(f"{name} is missing from the weights: {asks} asks for it{without}.")
+            module = next((layer for layer in _mtp_layers(config) if name.startswith(layer)), None)
+            dropped = module is not None and not any(name.startswith(module) for name in stored)
+            hint = "; to load the model without its MTP modules, pass mtp=False" if dropped else ""
+            raise ValueError(f"{name} is missing from the weights: {asks} asks for it{hint}.")
     for name, tensor in stored.items():
         if name.endswith("rotary_emb.inv_freq"):  # in old files; it follows from the configuration
             continue
         if name not in shapes:
             raise ValueError(f"{name} in {tensor.file} is a tensor that the configuration does not ask for.")
         if tensor.shape != shapes[name]:
+            asks = f"weight_block_size {list(block)}" if name.endswith(SCALE) else "the configuration"
             raise ValueError(
-                f"{name} has shape {list(tensor.shape)} in {tensor.file}: "
-                f"the configuration asks for {list(shapes[name])}."
+                f"{name} has shape {list(tensor.shape)} in {tensor.file}: {asks} asks for {list(shapes[name])}."
             )
         if tensor.dtype not in FLOATS and not (tensor.dtype == FP8 and name + SCALE in shapes):
             allowed = f"{', '.join(FLOATS)}, or {FP8} if it is a matrix"
@@ -266,8 +272,8 @@ def save_pretrained(
     The weights keep their dtype unless `dtype` names another, the gates' biases stay float32. As released,
     the MTP modules bring copies of embedding and head, unless `mtp_copies` is False. Above `max_shard_bytes` the
     weights are cut into several files. `report` is JSON about the training, kept beside. The folder
-    appears when all is written; an earlier export of that name gives way only then. Raises ValueError if
-    the name is taken by anything else.
+    appears when all is written, and only then replaces, as a whole, one of the same kind. Raises ValueError
+    if the folder of that name holds anything else.
     """
     folder = Path(path)
     if dtype is not None:

@@ -222,7 +222,7 @@ def test_a_missing_key_takes_the_default_of_its_family(family):
         "n_group", "topk_group",  # null there, 1 here
         "initializer_range",  # the report's 0.006 on purpose
     }  # fmt: skip
-    experts = dict(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=8)
+    experts = dict(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=8) if family != "llama" else {}
     theirs = CONFIGS[family](**DENSE, **experts).to_dict()
     ours = dataclasses.asdict(ModelConfig.from_hf(DENSE | experts | {"model_type": family}))
     compared = (ours.keys() & theirs.keys()) - elsewhere
@@ -303,6 +303,25 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ModelConfig.from_hf(tmp_path)
     with pytest.raises(ValueError, match="nowhere"):
         ModelConfig.from_hf(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("family", "entry"),
+    [
+        ("deepseek_v3", {"scoring_func": "softmax"}),
+        ("deepseek_v3", {"topk_method": "greedy"}),
+        ("deepseek_v2", {"scoring_func": "sigmoid"}),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}),
+        ("deepseek", {"scoring_func": "sigmoid"}),
+        ("deepseek", {"kv_lora_rank": 8}),
+        ("llama", {"kv_lora_rank": 8}),
+        ("llama", {"n_routed_experts": 8}),
+    ],
+)
+def test_what_a_family_s_own_code_would_not_compute_is_refused(family, entry):
+    (name,) = entry
+    with pytest.raises(ValueError, match=f"^{name}=.* is not possible in {family}: it must be "):
+        ModelConfig.from_hf(DENSE | {"model_type": family} | entry)
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "deepseek_v32", None])

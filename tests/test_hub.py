@@ -425,6 +425,20 @@ def test_modules_that_transformers_dropped_are_missed_with_a_hint(folder):
     assert load_pretrained(folder, mtp=False).config.num_nextn_predict_layers == 0
 
 
+def test_a_layer_too_many_is_not_taken_for_a_module(tmp_path):
+    """A configuration of fewer layers than the weights have must not load the lower part of a model."""
+    save_pretrained(random_model(replace(SMALL, num_hidden_layers=3, num_nextn_predict_layers=0)), tmp_path / "model")
+    change_json(tmp_path / "model" / "config.json", num_hidden_layers=2, num_nextn_predict_layers=1)
+    assert "mtp=False" not in refusal(load_pretrained, tmp_path / "model")
+    assert "model.layers.2." in refusal(load_pretrained, tmp_path / "model", mtp=False)
+
+
+def test_a_run_is_no_released_folder_and_says_what_to_do(tmp_path):
+    (tmp_path / "checkpoint.safetensors").touch()
+    with pytest.raises(ValueError, match="holds a run: `minids export`"):
+        load_pretrained(tmp_path)
+
+
 def test_the_hint_is_given_for_modules_only(folder):
     change_tensors(folder, lambda tensors: tensors.pop(EXPERT))
     assert "mtp" not in refusal(load_pretrained, folder)

@@ -52,7 +52,8 @@ class WrongVariant:
     def planted(self) -> Iterator[None]:
         """Let the library compute with the mistake until the block ends.
 
-        The functions stay the same objects and get other code, so whoever imported one has it too.
+        The functions stay the same objects and get other code, so whoever imported one has it too. Where an edit
+        touches `__init__`, build the model inside the block.
         """
         sources = {inspect.unwrap(function): after for function, (_, after) in self._sources().items()}
         wrong = {function: _compile(function, source) for function, source in sources.items()}
@@ -204,7 +205,8 @@ _GALLERY = (
     ),
     WrongVariant(
         "MTP predicts what it was told",
-        "Targets one token early ask the module for the token whose embedding it was just given. Its loss is superb.",
+        "Targets one token early ask the module for the token whose embedding it was just given. Trained so, its loss "
+        "is superb.",
         ((DeepSeek.loss, "tokens_BT[:, k + 1 :]", "tokens_BT[:, k:-1]"),),
     ),
     WrongVariant(
