@@ -235,4 +235,4 @@ def test_flops_are_those_that_torch_counts(latent):
 
 def test_mini_and_its_dense_twin_are_equally_large_for_a_token():
     mini, dense = (count_parameters(ModelConfig.preset(name)) for name in ("mini", "mini-dense"))
-    assert dense.active_body == pytest.approx(mini.active_body, rel=0.01)
+    assert dense.active == pytest.approx(mini.active, rel=0.01)
