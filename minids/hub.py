@@ -47,7 +47,9 @@ FP8 = "F8_E4M3"
 SCALE = "_scale_inv"
 EMBEDDING = "model.embed_tokens.weight"
 # What saving may replace is an earlier export; a folder with anything else in it is somebody's.
-OUR_FILES = re.compile(r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model.*\.safetensors(\.index\.json)?")
+OUR_FILES = re.compile(
+    r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 def released_tensors(model: DeepSeek) -> dict[str, Tensor]:
@@ -276,12 +278,11 @@ def save_pretrained(
     if the folder of that name holds anything else.
     """
     folder = Path(path)
-    if dtype is not None:
-        _require_float(dtype)
+    dtype = dtype or model.embed_tokens.weight.dtype
+    _require_float(dtype)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model knows {model.config.vocab_size}.")
     _require_free(folder)
-    dtype = dtype or model.embed_tokens.weight.dtype
     entries = model.config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")}
     with atomic_folder(folder) as temporary:
         _write_weights(temporary, model, dtype, mtp_copies, max_shard_bytes)
