@@ -25,20 +25,29 @@ from torch import Tensor, nn
 from minids.config import ModelConfig
 from minids.rope import apply_rope, softmax_scale
 
+QUERY_BLOCK = 256  # longer sequences attend block by block
+
 
 def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, scale: float) -> Tensor:
     """Return the causal attention output (B, H, T, V). The T queries are the last T of the S positions.
 
     Written out instead of calling torch's fused kernel: on a CPU, in bfloat16 and at the lengths of
-    this book, that is also the faster way.
+    this book, that is also the faster way. Long sequences go block by block, so that the scores in
+    memory at one time are QUERY_BLOCK · S and not T · S, and those of keys after the block are never computed.
     """
-    H, T, G, S = q_BHTC.shape[1], q_BHTC.shape[2], k_BGSC.shape[1], k_BGSC.shape[2]
+    T, S = q_BHTC.shape[2], k_BGSC.shape[2]
+    if T > QUERY_BLOCK:
+        ends = [min(start + QUERY_BLOCK, T) for start in range(0, T, QUERY_BLOCK)]
+        keys = [S - T + end for end in ends]
+        blocks = zip(q_BHTC.split(QUERY_BLOCK, dim=2), keys, strict=True)
+        return torch.cat([attend(q, k_BGSC[:, :, :s], v_BGSV[:, :, :s], scale) for q, s in blocks], dim=2)
+    heads_per_group = q_BHTC.shape[1] // k_BGSC.shape[1]
     # The R heads of a group meet the same keys, so they stand as more rows of one matrix product.
-    q = rearrange(q_BHTC, "b (g r) t c -> b g (r t) c", g=G)
-    scores = (q * scale) @ k_BGSC.transpose(-1, -2)
+    q = rearrange(q_BHTC, "b (g r) t c -> b g (r t) c", r=heads_per_group)
+    scores = (q * scale) @ k_BGSC.mT
     if T > 1:
         future_TS = torch.full((T, S), float("-inf"), dtype=scores.dtype, device=q.device).triu(S - T + 1)
-        scores.unflatten(2, (H // G, T)).add_(future_TS)
+        scores += future_TS.repeat(heads_per_group, 1)
     # The dtype is named so that autocast does not widen the largest tensor of the layer to float32.
     out = scores.softmax(dim=-1, dtype=scores.dtype) @ v_BGSV
     return rearrange(out, "b g (r t) v -> b (g r) t v", t=T)
@@ -88,10 +97,10 @@ class Attention(nn.Module):
         """Return an empty cache for keys (already rotated) and values, side by side."""
         return Cache(batch_size, max_length, 2 * self.kv_heads * self.head_dim, like=self.k_proj.weight)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Tensor, cache: Cache | None = None) -> Tensor:
         q = rearrange(self.q_proj(x_BTD), "b t (h c) -> b h t c", h=self.heads)
         k = rearrange(self.k_proj(x_BTD), "b t (g c) -> b g t c", g=self.kv_heads)
-        q, k = (apply_rope(x, cos, sin, interleaved=False) for x in (q, k))
+        q, k = (apply_rope(x, rotation, interleaved=False) for x in (q, k))
         v = self.v_proj(x_BTD)
         if cache is None:
             v = rearrange(v, "b t (g c) -> b g t c", g=self.kv_heads)

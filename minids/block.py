@@ -30,11 +30,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MoE(c) if c.is_moe_layer(layer_index) else SwiGLU(c.hidden_size, c.intermediate_size)
 
-    def forward(
-        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BTD: Tensor, rotation: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the new hidden state and the layer's balance loss, None where the layer is dense."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, cache)
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, cache)
         normalised = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):
             out, balance = self.mlp(normalised)

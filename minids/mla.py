@@ -72,14 +72,14 @@ class MLA(nn.Module):
         """Return an empty latent cache: [c_kv ; k_rope] per position, normalised and already rotated."""
         return Cache(batch_size, max_length, self.latent_dim + self.rope_dim, like=self.kv_b_proj.weight)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Tensor, cache: Cache | None = None) -> Tensor:
         """Attend over x, and with a cache also over all that was appended before.
 
         The latent is expanded while there is nothing older than x (training, prefill) and absorbed
         afterwards (decoding); the two agree to rounding.
         """
-        q_nope, q_rope = self.queries(x_BTD, cos, sin)
-        latent_BTW = self.latent(x_BTD, cos, sin)
+        q_nope, q_rope = self.queries(x_BTD, rotation)
+        latent_BTW = self.latent(x_BTD, rotation)
         if cache is None or cache.length == 0:
             if cache is not None:
                 cache.append(latent_BTW)
@@ -88,7 +88,7 @@ class MLA(nn.Module):
             out = self.attend_absorbed(q_nope, q_rope, cache.append(latent_BTW))
         return self.o_proj(rearrange(out, "b h t v -> b t (h v)"))
 
-    def queries(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def queries(self, x_BTD: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """Return q_nope (B, H, T, N) and the rotated q_rope (B, H, T, R). Equations 6-8."""
         if hasattr(self, "q_proj"):
             q = self.q_proj(x_BTD)
@@ -96,13 +96,13 @@ class MLA(nn.Module):
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
         q = rearrange(q, "b t (h c) -> b h t c", h=self.heads)
         q_nope, q_rope = q.split([self.nope_dim, self.rope_dim], dim=-1)
-        return q_nope, apply_rope(q_rope, cos, sin, interleaved=True)
+        return q_nope, apply_rope(q_rope, rotation, interleaved=True)
 
-    def latent(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def latent(self, x_BTD: Tensor, rotation: Tensor) -> Tensor:
         """Return [c_kv ; k_rope], (B, T, L + R): all that is ever cached. Equations 1 and 3."""
         c_kv, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.latent_dim, self.rope_dim], dim=-1)
         c_kv = self.kv_a_layernorm(c_kv)  # k_rope is not normalised
-        return torch.cat([c_kv, apply_rope(k_rope, cos, sin, interleaved=True)], dim=-1)
+        return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)
 
     def attend_naive(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
         """Expand each latent to a key and a value per head, then attend: (B, H, T, V). Equations 2, 4, 5, 9, 10."""
@@ -122,7 +122,7 @@ class MLA(nn.Module):
         """
         w = rearrange(self.kv_b_proj.weight, "(h c) l -> h c l", h=self.heads)
         w_uk, w_uv = w.split([self.nope_dim, self.v_dim], dim=1)
-        q = torch.cat([q_nope @ w_uk, q_rope], dim=-1)  # (B, H, T, L + R)
+        q = torch.cat([torch.einsum("bhtn,hnl->bhtl", q_nope, w_uk), q_rope], dim=-1)
         c_kv = latent_BSW[..., : self.latent_dim]
         out_BHTL = attend(q, latent_BSW[:, None], c_kv[:, None], self.scale)
-        return out_BHTL @ w_uv.transpose(1, 2)
+        return torch.einsum("bhtl,hvl->bhtv", out_BHTL, w_uv)

@@ -27,7 +27,7 @@ from minids.config import ModelConfig
 from minids.layers import RMSNorm, cross_entropy
 from minids.moe import Experts, Gate
 from minids.mtp import MTPModule
-from minids.rope import rope_angles, rope_frequencies
+from minids.rope import rope_rotation
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ class DeepSeek(nn.Module):
     def hidden_states(self, tokens_BT: Tensor, cache: list[Cache] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return the hidden states after the final norm (B, T, hidden), and each MoE layer's balance loss."""
         start = 0 if cache is None else cache[0].length
-        cos, sin = self.rope(start, tokens_BT.shape[1])
+        rotation = self.rope(start, tokens_BT.shape[1])
         x_BTD, balances = self.embed_tokens(tokens_BT), []
         for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
-            x_BTD, layer_balance = layer(x_BTD, cos, sin, layer_cache)
+            x_BTD, layer_balance = layer(x_BTD, rotation, layer_cache)
             balances.append(layer_balance)
         return self.norm(x_BTD), [b for b in balances if b is not None]
 
-    def rope(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return RoPE's cos and sin for positions start ... start + length - 1."""
+    def rope(self, start: int, length: int) -> Tensor:
+        """Return RoPE's rotation at positions start ... start + length - 1, complex (length, rope_dim / 2)."""
         # Not a buffer: model.to(torch.bfloat16) would round the angles away.
         positions = torch.arange(start, start + length, device=self.lm_head.weight.device)
-        return rope_angles(self.config, rope_frequencies(self.config).to(positions.device), positions)
+        return rope_rotation(self.config, positions)
 
     def mtp_hidden_states(self, tokens_BT: Tensor, hidden_BTD: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Return, for each depth k, its hidden states (B, T - k, hidden) and its balance loss.
@@ -104,8 +104,8 @@ class DeepSeek(nn.Module):
         out = []
         for k, module in enumerate(self.mtp, start=1):
             embedding_BTD = self.embed_tokens(tokens_BT[:, k:])
-            cos, sin = self.rope(0, embedding_BTD.shape[1])
-            hidden_BTD, module_balance = module(hidden_BTD[:, :-1], embedding_BTD, cos, sin)
+            rotation = self.rope(0, embedding_BTD.shape[1])
+            hidden_BTD, module_balance = module(hidden_BTD[:, :-1], embedding_BTD, rotation)
             out.append((hidden_BTD, module_balance))
         return out
 

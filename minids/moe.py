@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from minids.balance import sequence_balance_loss
 from minids.config import ModelConfig
+from minids.grouped import grouped_linear
 from minids.layers import SwiGLU, to_compute_dtype
 
 ROW_MULTIPLE = 32  # rows of an expert are filled up to a multiple of this
@@ -111,35 +112,39 @@ class Experts(nn.Module):
         A token that chose K experts becomes K rows. Sorted by expert, the rows of one expert stand
         together and pass through it in one product; then every row returns to its token.
         """
-        token_R, weight_R, counts = self._sort_by_expert(weights_NK, experts_NK)
-        # Converted once; autocast would do it expert by expert.
+        token_R, weight_R, counts_E = sort_by_expert(weights_NK, experts_NK, len(self.gate_up_proj))
+        # Converted once; autocast would do it at every product.
         x_ND, gate_up_proj, down_proj = map(to_compute_dtype, (x_ND, self.gate_up_proj, self.down_proj))
-        rows_RD = x_ND.index_select(0, token_R)
-        weight_R = weight_R[:, None].to(x_ND.dtype)
-        outs = []
-        for rows, weight, gate_up, down in zip(
-            rows_RD.split(counts), weight_R.split(counts), gate_up_proj, down_proj, strict=True
-        ):
-            gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
-            outs.append(F.linear(F.silu(gate) * up * weight, down))
-        return torch.zeros_like(x_ND).index_add_(0, token_R, torch.cat(outs))
+        if x_ND.dtype == torch.bfloat16:
+            token_R, weight_R, counts_E = fill_up(token_R, weight_R, counts_E)
+        counts = counts_E.tolist()
+        gate, up = grouped_linear(x_ND.index_select(0, token_R), gate_up_proj, counts).chunk(2, dim=-1)
+        # The weight could wait for the outputs, but these rows are narrower.
+        hidden_RI = F.silu(gate) * up * weight_R[:, None].to(x_ND.dtype)
+        outs_RD = grouped_linear(hidden_RI, down_proj, counts)
+        return torch.zeros_like(x_ND).index_add_(0, token_R, outs_RD)
 
-    def _sort_by_expert(self, weights_NK: Tensor, experts_NK: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Return token and weight of each row, and how many rows each expert gets: a multiple of `ROW_MULTIPLE`.
 
-        The rows that fill up are token 0 with weight 0. Without them every step would bring matrix
-        products of new shapes, and for those the CPU's bfloat16 library compiles new kernels.
-        """
-        expert_of_choice = experts_NK.flatten()
-        counts_E = expert_of_choice.bincount(minlength=len(self.gate_up_proj))
-        padded_E = (counts_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
-        shift_E = (padded_E - counts_E).cumsum(0) - (padded_E - counts_E)  # filling before each expert
-        order = expert_of_choice.argsort(stable=True)
-        place = torch.arange(len(order), device=order.device) + shift_E[expert_of_choice[order]]
-        counts = padded_E.tolist()
-        token = order.new_zeros(sum(counts)).index_copy(0, place, order // experts_NK.shape[1])
-        weight = weights_NK.new_zeros(sum(counts)).index_copy(0, place, weights_NK.flatten()[order])
-        return token, weight, counts
+def sort_by_expert(weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return token (R,) and weight (R,) of each row, sorted by expert, and how many rows each expert gets, (E,)."""
+    expert_of_choice = experts_NK.flatten()
+    order = expert_of_choice.argsort(stable=True)
+    counts_E = expert_of_choice.bincount(minlength=n_experts)
+    return order // experts_NK.shape[1], weights_NK.flatten().index_select(0, order), counts_E
+
+
+def fill_up(token_R: Tensor, weight_R: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same with rows of token 0 and weight 0 after each expert's, up to a multiple of `ROW_MULTIPLE`.
+
+    Without them every training step would bring matrix products of new shapes, and for each of those the CPU's
+    bfloat16 library prepares a kernel anew.
+    """
+    filled_E = (counts_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+    shift_E = (filled_E - counts_E).cumsum(0) - (filled_E - counts_E)  # rows filled in before each expert's
+    place_R = torch.arange(len(token_R), device=token_R.device) + shift_E.repeat_interleave(counts_E)
+    rows = int(filled_E.sum())
+    token = token_R.new_zeros(rows).index_copy(0, place_R, token_R)
+    return token, weight_R.new_zeros(rows).index_copy(0, place_R, weight_R), filled_E
 
 
 class MoE(nn.Module):

@@ -49,12 +49,12 @@ class MTPModule(nn.Module):
         self.norm = RMSNorm(d, eps)
 
     def forward(
-        self, hidden_BTD: Tensor, embedding_BTD: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None
+        self, hidden_BTD: Tensor, embedding_BTD: Tensor, rotation: Tensor, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the normalised hidden state and the block's balance loss.
 
         `hidden_BTD[:, i]` knows tokens up to i+k-1, `embedding_BTD[:, i]` is that of token i+k.
         """
         joined = torch.cat([self.enorm(embedding_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        x_BTD, balance = self.block(self.eh_proj(joined), cos, sin, cache)
+        x_BTD, balance = self.block(self.eh_proj(joined), rotation, cache)
         return self.norm(x_BTD), balance

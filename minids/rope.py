@@ -16,8 +16,12 @@ between. It also sharpens attention: MLA's softmax scale is multiplied by m², m
 ln(factor) + 1. Both apply at every length once YaRN is configured, as in Hugging Face's code;
 DeepSeek's own demo switches them on beyond the original length only.
 
+**As complex numbers.** A pair (a, b) is the number a + ib, and to turn it by an angle is to multiply by
+e^(i·angle). So all the turns that a model needs are one table of complex numbers.
+
     paper      code              meaning
     θ_k        frequencies       angle per position, one for each pair, (rope_dim / 2,)
+    e^(i t θ)  rotation          the turn of each pair at each position t, (T, rope_dim / 2), complex
     s          factor            stretch of the context
     β, α       beta_fast/_slow   turns within the original context: above β a pair is left alone,
                                  below α it is divided by s
@@ -74,23 +78,18 @@ def softmax_scale(config: ModelConfig) -> float:
     return config.qk_head_dim**-0.5 * m * m
 
 
-def rope_angles(config: ModelConfig, frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of t θ_k, each (positions, rope_dim / 2), float32."""
-    angles = positions[:, None].float() * frequencies
-    yarn = config.rope_scaling
-    if yarn is None or yarn.mscale == yarn.mscale_all_dim:
-        return angles.cos(), angles.sin()
-    # No released model takes this way: m(mscale) / m(mscale_all_dim) rides on the rotation.
-    factor = yarn_temperature(yarn.factor, yarn.mscale) / yarn_temperature(yarn.factor, yarn.mscale_all_dim)
-    return angles.cos() * factor, angles.sin() * factor
+def rope_rotation(config: ModelConfig, positions: Tensor) -> Tensor:
+    """Return e^(i t θ_k) for each of the positions t (T,): (T, rope_dim / 2), complex64."""
+    angles = positions[:, None].float() * rope_frequencies(config).to(positions.device)
+    yarn, length = config.rope_scaling, 1.0
+    if yarn is not None and yarn.mscale != yarn.mscale_all_dim:
+        # No released model takes this way: m(mscale) / m(mscale_all_dim) rides on the rotation.
+        length = yarn_temperature(yarn.factor, yarn.mscale) / yarn_temperature(yarn.factor, yarn.mscale_all_dim)
+    return torch.polar(torch.full_like(angles, length), angles)
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Turn each pair of x by its angle. x: (..., T, rope_dim); cos, sin: (T, rope_dim / 2). Same shape out."""
-    if interleaved:
-        first, second = x[..., 0::2], x[..., 1::2]
-    else:
-        first, second = x.chunk(2, dim=-1)
-    turned = first * cos - second * sin, second * cos + first * sin
-    out = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
-    return out.to(x.dtype)
+def apply_rope(x: Tensor, rotation: Tensor, *, interleaved: bool) -> Tensor:
+    """Turn each pair of x by its angle. x: (..., T, rope_dim); rotation: (T, rope_dim / 2). Same shape out."""
+    pairs = x.float().unflatten(-1, (-1, 2)) if interleaved else x.float().unflatten(-1, (2, -1)).mT
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * rotation)
+    return (turned if interleaved else turned.mT).flatten(-2).to(x.dtype)

@@ -21,10 +21,11 @@ from hf_oracle import closest_call, record_gates
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from minids.attention import Attention, Cache, attend
 from minids.config import ModelConfig
-from minids.rope import rope_angles, rope_frequencies
+from minids.rope import rope_rotation
 
 CONFIG = ModelConfig(
     vocab_size=10, hidden_size=24, num_hidden_layers=1, intermediate_size=8, num_attention_heads=4, head_dim=6
@@ -38,23 +39,25 @@ def attention(kv_heads: int = 4) -> Attention:
     return layer
 
 
-def angles(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return rope_angles(CONFIG, rope_frequencies(CONFIG), torch.arange(start, stop))
+def rotation(start: int, stop: int) -> torch.Tensor:
+    return rope_rotation(CONFIG, torch.arange(start, stop))
 
 
 @examples(40)
 @given(
     kv_heads=st.integers(1, 3),
     sharing=st.integers(1, 3),
-    queries=st.integers(1, 6),
+    queries=st.integers(1, 8),
     cached=st.integers(0, 6),
+    block=st.integers(1, 9),
     key_width=st.integers(1, 9),
     value_width=st.integers(1, 9),
     scale=st.floats(0.05, 3),
 )
-def test_attend_equals_torch_for_every_sharing_of_heads(
-    kv_heads, sharing, queries, cached, key_width, value_width, scale
+def test_attend_equals_torch_for_every_sharing_of_heads_and_every_block(
+    kv_heads, sharing, queries, cached, block, key_width, value_width, scale
 ):
+    """In one block of queries and in several, the last of them shorter or not."""
     torch.manual_seed(0)
     positions = cached + queries
     q = torch.randn(2, kv_heads * sharing, queries, key_width, requires_grad=True)
@@ -62,11 +65,22 @@ def test_attend_equals_torch_for_every_sharing_of_heads(
     v = torch.randn(2, kv_heads, positions, value_width, requires_grad=True)
     visible = torch.arange(positions) <= torch.arange(cached, positions)[:, None]
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
-    out = attend(q, k, v, scale)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minids.attention.QUERY_BLOCK", block)
+        out = attend(q, k, v, scale)
     assert_close(out, expected)
     direction = torch.randn_like(out)
     ours, theirs = (torch.autograd.grad((x * direction).sum(), (q, k, v)) for x in (out, expected))
     assert_close(ours, theirs)
+
+
+def test_a_block_never_computes_the_scores_of_keys_after_it(monkeypatch):
+    """Four blocks of 64: instead of 256 · 256 scores, 64 · (64 + 128 + 192 + 256)."""
+    monkeypatch.setattr("minids.attention.QUERY_BLOCK", 64)
+    q, k, v = torch.randn(3, 1, 1, 256, 8)
+    with FlopCounterMode(display=False) as counter:
+        attend(q, k, v, 1.0)
+    assert counter.get_total_flops() == 64 * (64 + 128 + 192 + 256) * (8 + 8) * 2
 
 
 def test_the_first_position_sees_itself_alone():
@@ -92,7 +106,7 @@ def test_bfloat16_stays_near_the_exact_result():
 def test_the_future_changes_nothing(kv_heads):
     layer, x = attention(kv_heads), torch.randn(2, 9, 24)
     other = torch.cat([x[:, :5], torch.randn(2, 4, 24)], dim=1)
-    before, after = (layer(y, *angles(0, 9)) for y in (x, other))
+    before, after = (layer(y, rotation(0, 9)) for y in (x, other))
     assert_close(before[:, :5], after[:, :5])
     assert (before[:, 5:] - after[:, 5:]).abs().amin(dim=(0, 2)).min() > 0
 
@@ -106,13 +120,13 @@ def test_sharing_keys_and_values_is_copying_them_to_every_head_of_the_group(kv_h
         weight = getattr(shared, name).weight.view(kv_heads, 6, 24)
         getattr(full, name).weight.data = weight.repeat_interleave(4 // kv_heads, dim=0).flatten(0, 1)
     x = torch.randn(2, 7, 24)
-    assert_close(shared(x, *angles(0, 7)), full(x, *angles(0, 7)))
+    assert_close(shared(x, rotation(0, 7)), full(x, rotation(0, 7)))
 
 
 def test_the_order_of_tokens_matters_through_position():
     layer, x = attention(), torch.randn(1, 6, 24)
     swapped = x[:, [1, 0, 2, 3, 4, 5]]
-    difference = layer(x, *angles(0, 6))[:, 5] - layer(swapped, *angles(0, 6))[:, 5]
+    difference = layer(x, rotation(0, 6))[:, 5] - layer(swapped, rotation(0, 6))[:, 5]
     assert difference.abs().max() > 1e-3
 
 
@@ -153,9 +167,9 @@ def test_a_cache_returns_what_was_appended_in_order():
 @torch.no_grad()
 def test_setting_the_length_back_forgets():
     layer, x = attention(2), torch.randn(2, 8, 24)
-    whole = layer(x, *angles(0, 8))
+    whole = layer(x, rotation(0, 8))
     cache = layer.new_cache(2, 8)
-    layer(x[:, :4], *angles(0, 4), cache)
-    layer(torch.randn(2, 4, 24), *angles(4, 8), cache)
+    layer(x[:, :4], rotation(0, 4), cache)
+    layer(torch.randn(2, 4, 24), rotation(4, 8), cache)
     cache.length = 4
-    assert_close(layer(x[:, 4:], *angles(4, 8), cache), whole[:, 4:])
+    assert_close(layer(x[:, 4:], rotation(4, 8), cache), whole[:, 4:])

@@ -25,7 +25,7 @@ from torch.testing import assert_close
 
 from minids.config import ModelConfig, YarnScaling
 from minids.mla import MLA
-from minids.rope import rope_angles, rope_frequencies, yarn_temperature
+from minids.rope import rope_frequencies, rope_rotation, yarn_temperature
 
 YARN = YarnScaling(factor=4, original_max_position_embeddings=32, beta_fast=4, mscale=0.707, mscale_all_dim=0.707)
 CONFIG = replace(ModelConfig.preset("tiny"), rope_scaling=YARN)
@@ -38,8 +38,8 @@ def latent_attention(q_lora_rank: int | None = 12) -> MLA:
     return layer
 
 
-def angles(start: int, stop: int, config: ModelConfig = CONFIG) -> tuple[Tensor, Tensor]:
-    return rope_angles(config, rope_frequencies(config), torch.arange(start, stop))
+def rotation(start: int, stop: int, config: ModelConfig = CONFIG) -> Tensor:
+    return rope_rotation(config, torch.arange(start, stop))
 
 
 def by_the_equations(layer: MLA, config: ModelConfig, x_TD: Tensor) -> Tensor:
@@ -88,13 +88,13 @@ def test_equals_the_equations_for_any_shape(entries, yarn):
     layer = MLA(config)
     randomize(layer)
     x = torch.randn(1, 6, config.hidden_size, generator=torch.Generator().manual_seed(0))
-    assert_close(layer(x, *angles(0, 6, config))[0], by_the_equations(layer, config, x[0]), rtol=1e-4, atol=1e-4)
+    assert_close(layer(x, rotation(0, 6, config))[0], by_the_equations(layer, config, x[0]), rtol=1e-4, atol=1e-4)
 
 
 @with_and_without_query_compression
 def test_absorbed_equals_naive_in_output_and_gradients(q_lora_rank):
     layer, x = latent_attention(q_lora_rank), torch.randn(2, 7, 64, requires_grad=True)
-    queries, latent = layer.queries(x, *angles(0, 7)), layer.latent(x, *angles(0, 7))
+    queries, latent = layer.queries(x, rotation(0, 7)), layer.latent(x, rotation(0, 7))
     naive, absorbed = layer.attend_naive(*queries, latent), layer.attend_absorbed(*queries, latent)
     assert_close(absorbed, naive, rtol=1e-4, atol=1e-5)
     direction = torch.randn_like(naive)
@@ -127,7 +127,7 @@ def test_naive_absorbed_and_cached_agree_in_the_logits_and_gradients_of_the_whol
 def test_the_future_changes_nothing(q_lora_rank):
     layer, x = latent_attention(q_lora_rank), torch.randn(2, 9, 64)
     other = torch.cat([x[:, :5], torch.randn(2, 4, 64)], dim=1)
-    before, after = (layer(y, *angles(0, 9)) for y in (x, other))
+    before, after = (layer(y, rotation(0, 9)) for y in (x, other))
     assert_close(before[:, :5], after[:, :5])
 
 
@@ -147,7 +147,7 @@ def test_the_cached_latent_is_normalised_and_the_cached_key_is_turned():
     layer, x = latent_attention(), torch.randn(1, 3, 64)
     layer.kv_a_layernorm.weight.fill_(1.0)
     cache = layer.new_cache(1, 3)
-    layer(x, *angles(0, 3), cache)
+    layer(x, rotation(0, 3), cache)
     c_kv, k_rope = cache.buffer.split([CONFIG.kv_lora_rank, CONFIG.qk_rope_head_dim], dim=-1)
     plain = layer.kv_a_proj_with_mqa(x)[..., CONFIG.kv_lora_rank :]
     assert_close(c_kv.square().mean(dim=-1), torch.ones(1, 3))
@@ -160,9 +160,9 @@ def test_the_cached_latent_is_normalised_and_the_cached_key_is_turned():
 def test_decoding_expands_no_cached_token():
     layer, cache, expanded = latent_attention(), latent_attention().new_cache(1, 6), []
     layer.kv_b_proj.register_forward_hook(lambda module, args, out: expanded.append(out.shape))
-    layer(torch.randn(1, 4, 64), *angles(0, 4), cache)
+    layer(torch.randn(1, 4, 64), rotation(0, 4), cache)
     assert len(expanded) == 1
-    layer(torch.randn(1, 2, 64), *angles(4, 6), cache)
+    layer(torch.randn(1, 2, 64), rotation(4, 6), cache)
     assert len(expanded) == 1
 
 
@@ -170,8 +170,8 @@ def test_all_heads_share_one_rotated_key():
     layer = latent_attention()
     assert layer.kv_a_proj_with_mqa.out_features == CONFIG.kv_lora_rank + CONFIG.qk_rope_head_dim
     x = torch.randn(1, 5, 64)
-    q_nope, q_rope = layer.queries(x, *angles(0, 5))
-    latent = layer.latent(x, *angles(0, 5)).detach().requires_grad_()
+    q_nope, q_rope = layer.queries(x, rotation(0, 5))
+    latent = layer.latent(x, rotation(0, 5)).detach().requires_grad_()
     out = layer.attend_naive(q_nope, q_rope, latent)
     key_gradients = [
         torch.autograd.grad(out[:, head].sum(), latent, retain_graph=True)[0][..., CONFIG.kv_lora_rank :]
@@ -183,19 +183,19 @@ def test_all_heads_share_one_rotated_key():
 @torch.no_grad()
 def test_setting_the_length_back_forgets():
     layer, x = latent_attention(), torch.randn(2, 8, 64)
-    whole, cache = layer(x, *angles(0, 8)), layer.new_cache(2, 8)
-    layer(x[:, :4], *angles(0, 4), cache)
-    layer(torch.randn(2, 4, 64), *angles(4, 8), cache)
+    whole, cache = layer(x, rotation(0, 8)), layer.new_cache(2, 8)
+    layer(x[:, :4], rotation(0, 4), cache)
+    layer(torch.randn(2, 4, 64), rotation(4, 8), cache)
     cache.length = 4
-    assert_close(layer(x[:, 4:], *angles(4, 8), cache), whole[:, 4:], rtol=1e-4, atol=1e-5)
+    assert_close(layer(x[:, 4:], rotation(4, 8), cache), whole[:, 4:], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_an_overfull_cache_says_so_and_stays_as_it_was():
     layer, cache = latent_attention(), latent_attention().new_cache(1, 4)
-    layer(torch.randn(1, 3, 64), *angles(0, 3), cache)
+    layer(torch.randn(1, 3, 64), rotation(0, 3), cache)
     before = cache.buffer.clone()
     with pytest.raises(ValueError, match="do not fit"):
-        layer(torch.randn(1, 2, 64), *angles(3, 5), cache)
+        layer(torch.randn(1, 2, 64), rotation(3, 5), cache)
     assert cache.length == 3
     assert torch.equal(cache.buffer, before)

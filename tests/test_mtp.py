@@ -31,7 +31,7 @@ def loss_by_the_equations(model: DeepSeek, row: list[int]) -> float:
             for i in range(len(known) - k)
         ]
         projected = torch.stack([module.eh_proj.weight @ x for x in joined])
-        block_out, _ = module.block(projected[None], *model.rope(0, len(joined)))
+        block_out, _ = module.block(projected[None], model.rope(0, len(joined)))
         hidden = module.norm(block_out[0])
         log_p = (hidden @ model.lm_head.weight.T).log_softmax(dim=1)
         losses = [-log_p[i, row[i + k + 1]].item() for i in range(len(joined))]
@@ -84,12 +84,12 @@ def test_the_projection_takes_the_embedding_first_and_the_hidden_state_second():
     module, seen = model_of_depth(1).mtp[0], []
     module.block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     hidden, embedding = torch.randn(2, 1, 5, 64)
-    cos, sin = model_of_depth(1).rope(0, 5)
+    rotation = model_of_depth(1).rope(0, 5)
     with torch.no_grad():
         for half in (0, 1):
             module.eh_proj.weight.zero_()
             module.eh_proj.weight[:, 64 * half : 64 * (half + 1)] = torch.eye(64)
-            module(hidden, embedding, cos, sin)
+            module(hidden, embedding, rotation)
         assert_close(seen, [module.enorm(embedding), module.hnorm(hidden)])
 
 
@@ -147,9 +147,9 @@ def test_the_main_model_is_the_same_without_its_modules():
 def test_a_module_decodes_with_a_cache_as_in_one_pass():
     model = model_of_depth(1)
     module, (hidden, embedding) = model.mtp[0], torch.randn(2, 2, 8, 64)
-    whole, _ = module(hidden, embedding, *model.rope(0, 8))
+    whole, _ = module(hidden, embedding, model.rope(0, 8))
     cache = module.block.self_attn.new_cache(2, 8)
     parts = [
-        module(hidden[:, a:b], embedding[:, a:b], *model.rope(a, b - a), cache)[0] for a, b in ((0, 3), (3, 4), (4, 8))
+        module(hidden[:, a:b], embedding[:, a:b], model.rope(a, b - a), cache)[0] for a, b in ((0, 3), (3, 4), (4, 8))
     ]
     assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ MODULES = {
 }
 # From the ground up; a module may import what stands before it.
 FLOORS = [
-    "presets hf_config files layers",
+    "presets hf_config files layers grouped",
     "config",
     "accounting tokenizer ngram",
     "rope data",

@@ -1,4 +1,4 @@
-"""Rotations by hand and by complex numbers; YaRN against the report's numbers and transformers' functions."""
+"""Rotations by hand and by transformers; YaRN against the report's numbers and transformers' functions."""
 
 import math
 from dataclasses import replace
@@ -16,16 +16,15 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_po
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from minids.config import ModelConfig, YarnScaling
-from minids.rope import apply_rope, rope_angles, rope_frequencies, softmax_scale, yarn_temperature
+from minids.rope import apply_rope, rope_frequencies, rope_rotation, softmax_scale, yarn_temperature
 
 V3 = ModelConfig.preset("deepseek-v3")
 PLAIN = replace(V3, rope_scaling=None)
 layouts = pytest.mark.parametrize("interleaved", [True, False])
 
 
-def angles(positions: torch.Tensor, dim: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    config = replace(PLAIN, qk_rope_head_dim=dim)
-    return rope_angles(config, rope_frequencies(config), positions)
+def rotation_at(positions: torch.Tensor, dim: int = 64) -> torch.Tensor:
+    return rope_rotation(replace(PLAIN, qk_rope_head_dim=dim), positions)
 
 
 def test_frequencies_fall_from_one_turn_a_radian_by_powers_of_the_base():
@@ -39,15 +38,15 @@ def test_a_dense_model_turns_the_whole_head():
 
 
 def test_neighbours_are_a_pair_when_interleaved():
-    cos, sin = angles(torch.tensor([1]), dim=4)
-    turned = apply_rope(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), cos, sin, interleaved=True)
+    rotation = rotation_at(torch.tensor([1]), dim=4)
+    turned = apply_rope(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), rotation, interleaved=True)
     expected = [math.cos(1), math.sin(1), -math.sin(0.01), math.cos(0.01)]
     assert_close(turned, torch.tensor([expected]))
 
 
 def test_halves_face_each_other_when_split():
-    cos, sin = angles(torch.tensor([1]), dim=4)
-    turned = apply_rope(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), cos, sin, interleaved=False)
+    rotation = rotation_at(torch.tensor([1]), dim=4)
+    turned = apply_rope(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), rotation, interleaved=False)
     expected = [math.cos(1), -math.sin(0.01), math.sin(1), math.cos(0.01)]
     assert_close(turned, torch.tensor([expected]))
 
@@ -55,7 +54,7 @@ def test_halves_face_each_other_when_split():
 @layouts
 def test_position_0_is_left_alone_and_lengths_everywhere(interleaved):
     x = torch.randn(2, 3, 50, 64)
-    turned = apply_rope(x, *angles(torch.arange(50)), interleaved=interleaved)
+    turned = apply_rope(x, rotation_at(torch.arange(50)), interleaved=interleaved)
     assert torch.equal(turned[..., 0, :], x[..., 0, :])
     assert_close(turned.norm(dim=-1), x.norm(dim=-1))
 
@@ -68,17 +67,17 @@ def test_the_score_depends_on_the_distance_alone(interleaved, i, j, shift):
     q, k = torch.randn(2, 1, 64)
 
     def score(at_q, at_k):
-        q_turned = apply_rope(q, *angles(torch.tensor([at_q])), interleaved=interleaved)
-        return (q_turned * apply_rope(k, *angles(torch.tensor([at_k])), interleaved=interleaved)).sum()
+        q_turned = apply_rope(q, rotation_at(torch.tensor([at_q])), interleaved=interleaved)
+        return (q_turned * apply_rope(k, rotation_at(torch.tensor([at_k])), interleaved=interleaved)).sum()
 
     assert_close(score(i, j), score(i + shift, j + shift), rtol=1e-3, atol=1e-2)
 
 
 def test_the_wrong_layout_gives_other_scores():
     q, k = torch.randn(2, 20, 64)
-    cos, sin = angles(torch.arange(20))
+    rotation = rotation_at(torch.arange(20))
     right, wrong = (
-        apply_rope(q, cos, sin, interleaved=layout) @ apply_rope(k, cos, sin, interleaved=layout).T
+        apply_rope(q, rotation, interleaved=layout) @ apply_rope(k, rotation, interleaved=layout).T
         for layout in (True, False)
     )
     assert_close(right.diag(), wrong.diag())  # at distance 0 nothing shows
@@ -87,34 +86,34 @@ def test_the_wrong_layout_gives_other_scores():
 
 def test_half_split_equals_transformers_llama():
     q, k = torch.randn(2, 1, 3, 20, 64)
-    cos, sin = angles(torch.arange(20))
-    both = (torch.cat([part, part], dim=-1)[None] for part in (cos, sin))
+    rotation = rotation_at(torch.arange(20))
+    both = (torch.cat([part, part], dim=-1)[None] for part in (rotation.real, rotation.imag))
     for ours, theirs in zip((q, k), apply_rotary_pos_emb(q, k, *both), strict=True):
-        assert_close(apply_rope(ours, cos, sin, interleaved=False), theirs)
+        assert_close(apply_rope(ours, rotation, interleaved=False), theirs)
 
 
 def test_interleaved_equals_transformers_deepseek_v3_up_to_the_order_it_leaves_behind():
     q, k = torch.randn(2, 1, 3, 20, 64)
-    cos, sin = angles(torch.arange(20))
-    both = (torch.cat([part, part], dim=-1)[None] for part in (cos, sin))
+    rotation = rotation_at(torch.arange(20))
+    both = (torch.cat([part, part], dim=-1)[None] for part in (rotation.real, rotation.imag))
     for ours, theirs in zip((q, k), apply_rotary_pos_emb_interleave(q, k, *both), strict=True):
-        turned = apply_rope(ours, cos, sin, interleaved=True)
+        turned = apply_rope(ours, rotation, interleaved=True)
         assert_close(torch.cat([turned[..., 0::2], turned[..., 1::2]], dim=-1), theirs)
 
 
 def test_interleaved_equals_the_complex_rotation_of_transformers_deepseek_v2():
     q, k = torch.randn(2, 1, 3, 20, 64)
-    cos, sin = angles(torch.arange(20))
-    for ours, theirs in zip((q, k), apply_rotary_emb(q, k, torch.complex(cos, sin)[None]), strict=True):
-        assert_close(apply_rope(ours, cos, sin, interleaved=True), theirs)
+    rotation = rotation_at(torch.arange(20))
+    for ours, theirs in zip((q, k), apply_rotary_emb(q, k, rotation[None]), strict=True):
+        assert_close(apply_rope(ours, rotation, interleaved=True), theirs)
 
 
 def test_bfloat16_is_turned_in_float32_and_comes_back_as_it_was():
     x = torch.randn(20, 64).to(torch.bfloat16)
-    cos, sin = angles(torch.arange(20))
-    turned = apply_rope(x, cos, sin, interleaved=True)
+    rotation = rotation_at(torch.arange(20))
+    turned = apply_rope(x, rotation, interleaved=True)
     assert turned.dtype == torch.bfloat16
-    assert torch.equal(turned, apply_rope(x.float(), cos, sin, interleaved=True).to(torch.bfloat16))
+    assert torch.equal(turned, apply_rope(x.float(), rotation, interleaved=True).to(torch.bfloat16))
 
 
 def test_yarn_of_v3_leaves_pairs_to_10_alone_and_divides_pairs_from_23():
@@ -148,8 +147,8 @@ def test_yarn_equals_transformers(yarn, dim, base):
     theirs, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](hf_config(config))
     ours = rope_frequencies(config)
     assert_close(ours, theirs, rtol=1e-5, atol=0)
-    cos, sin = rope_angles(config, ours, torch.arange(5))
-    assert_close((cos.square() + sin.square()).sqrt(), torch.full_like(cos, attention_factor))
+    lengths = rope_rotation(config, torch.arange(5)).abs()
+    assert_close(lengths, torch.full_like(lengths, attention_factor))
 
 
 def test_yarn_with_a_ramp_of_no_width_still_divides():

@@ -114,12 +114,11 @@ def test_with_expanded_keys_and_values_every_output_is_right():
     """As its text says: no test of outputs can find it."""
     config = ModelConfig.preset("tiny")
     layer, x = MLA(config), torch.randn(1, 5, config.hidden_size)
-    angles = torch.randn(5, config.qk_rope_head_dim // 2)
-    cos, sin = angles.cos(), angles.sin()
+    rotation = torch.randn(5, config.qk_rope_head_dim // 2).mul(1j).exp()
 
     def in_two_parts():
         cache = layer.new_cache(1, 5)
-        return torch.cat([layer(x[:, :3], cos[:3], sin[:3], cache), layer(x[:, 3:], cos[3:], sin[3:], cache)], dim=1)
+        return torch.cat([layer(x[:, :3], rotation[:3], cache), layer(x[:, 3:], rotation[3:], cache)], dim=1)
 
     right = in_two_parts()
     with WRONG_VARIANTS["expanded keys and values are cached"].planted():

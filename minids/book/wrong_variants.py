@@ -167,8 +167,8 @@ _GALLERY = (
          (MLA.latent, "[self.latent_dim, self.rope_dim], dim=-1)",
                       f'[self.latent_dim, {_ROTATED}], dim=-1)\n'
                       '    k_rope = rearrange(k_rope, "b t (h r) -> b h t r", h=self.heads)'),
-         (MLA.latent, "return torch.cat([c_kv, apply_rope(k_rope, cos, sin, interleaved=True)], dim=-1)",
-                      "k_rope = apply_rope(k_rope, cos, sin, interleaved=True)\n"
+         (MLA.latent, "return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)",
+                      "k_rope = apply_rope(k_rope, rotation, interleaved=True)\n"
                       '    return torch.cat([c_kv, rearrange(k_rope, "b h t r -> b t (h r)")], dim=-1)'),
          (MLA.attend_naive, "[self.latent_dim, self.rope_dim]", f"[self.latent_dim, {_ROTATED}]"),
          (MLA.attend_naive, "k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads",
@@ -200,8 +200,8 @@ _GALLERY = (
     WrongVariant(
         "MTP skips its block",
         "The head reads the state from before the module's block. The block learns nothing, and nothing fails.",
-        ((MTPModule.forward, "x_BTD, balance = self.block(self.eh_proj(joined), cos, sin, cache)",
-                             "x_BTD = self.eh_proj(joined)\n    _, balance = self.block(x_BTD, cos, sin, cache)"),),
+        ((MTPModule.forward, "x_BTD, balance = self.block(self.eh_proj(joined), rotation, cache)",
+                             "x_BTD = self.eh_proj(joined)\n    _, balance = self.block(x_BTD, rotation, cache)"),),
     ),
     WrongVariant(
         "MTP predicts what it was told",

@@ -1,0 +1,88 @@
+"""One linear layer per group of rows: what the experts of a mixture compute.
+
+Rows that stand sorted by expert pass each through the matrix of their own expert:
+
+    y = x W_e^T        for the rows x of expert e
+
+and the backward pass takes two products of the same kind, kept apart because they need not run together:
+
+    dx = dy W_e        `input_grad`:  the layers below wait for it
+    dW_e = dy^T x      `weight_grad`: nothing waits for it before the optimizer's step
+
+A pipeline schedule that splits its backward (zero bubble, DualPipe) fills its gaps with the second.
+
+On a CPU, one product per expert writes straight into its part of the result. On a GPU all
+groups go to one kernel, torch's grouped matmul.
+
+Shapes: R rows, E experts, C and O the widths of input and output.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def grouped_linear(x_RC: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
+    """Return each row times its expert's matrix, (R, O); the first `counts[0]` rows are expert 0's, and so on."""
+    return _GroupedLinear.apply(x_RC, weight_EOC, counts)
+
+
+@torch.no_grad()
+def input_grad(dy_RO: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
+    """Return the gradient of the rows, (R, C)."""
+    return _rows_times_matrices(dy_RO, weight_EOC, counts)
+
+
+@torch.no_grad()
+def weight_grad(dy_RO: Tensor, x_RC: Tensor, counts: list[int]) -> Tensor:
+    """Return the gradient of the matrices, (E, O, C): zero where an expert has no rows."""
+    if _one_kernel(dy_RO, x_RC):
+        return F.grouped_mm(dy_RO.mT, x_RC, offs=_ends(counts, x_RC.device))
+    grad_EOC = x_RC.new_zeros(len(counts), dy_RO.shape[1], x_RC.shape[1])
+    for expert, rows in _nonempty(counts):
+        torch.mm(dy_RO[rows].mT, x_RC[rows], out=grad_EOC[expert])
+    return grad_EOC
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_RC: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
+        ctx.save_for_backward(x_RC, weight_EOC)
+        ctx.counts = counts
+        return _rows_times_matrices(x_RC, weight_EOC.mT, counts)
+
+    @staticmethod
+    def backward(ctx, dy_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_RC, weight_EOC = ctx.saved_tensors
+        dx = input_grad(dy_RO, weight_EOC, ctx.counts) if ctx.needs_input_grad[0] else None
+        dw = weight_grad(dy_RO, x_RC, ctx.counts) if ctx.needs_input_grad[1] else None
+        return dx, dw, None
+
+
+def _rows_times_matrices(rows_RX: Tensor, matrices_EXY: Tensor, counts: list[int]) -> Tensor:
+    """Return each row times the matrix of its group, (R, Y)."""
+    if _one_kernel(rows_RX, matrices_EXY):
+        return F.grouped_mm(rows_RX, matrices_EXY, offs=_ends(counts, rows_RX.device))
+    out_RY = rows_RX.new_empty(len(rows_RX), matrices_EXY.shape[2])
+    for group, rows in _nonempty(counts):
+        torch.mm(rows_RX[rows], matrices_EXY[group], out=out_RY[rows])
+    return out_RY
+
+
+def _nonempty(counts: list[int]) -> Iterator[tuple[int, slice]]:
+    start = 0
+    for group, count in enumerate(counts):
+        if count:
+            yield group, slice(start, start + count)
+        start += count
+
+
+def _one_kernel(*tensors: Tensor) -> bool:
+    """Whether torch's grouped matmul takes these: on a GPU, with rows of whole multiples of 16 bytes."""
+    return all(t.is_cuda and max(t.stride()[-2:]) * t.element_size() % 16 == 0 for t in tensors)
+
+
+def _ends(counts: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(counts, device=device).cumsum(0).int()
