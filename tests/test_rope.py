@@ -116,6 +116,15 @@ def test_bfloat16_is_turned_in_float32_and_comes_back_as_it_was():
     assert torch.equal(turned, apply_rope(x.float(), rotation, interleaved=True).to(torch.bfloat16))
 
 
+@layouts
+def test_a_slice_from_an_odd_place_in_memory_is_turned_too(interleaved):
+    x, rotation = torch.randn(1, 1, 7), rotation_at(torch.tensor([3]), dim=6)
+    assert_close(
+        apply_rope(x[..., 1:], rotation, interleaved=interleaved),
+        apply_rope(x[..., 1:].clone(), rotation, interleaved=interleaved),
+    )
+
+
 def test_yarn_of_v3_leaves_pairs_to_10_alone_and_divides_pairs_from_23():
     share = rope_frequencies(V3) / rope_frequencies(PLAIN)
     assert_close(share[:11], torch.ones(11))
