@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from minids.config import ModelConfig
 from minids.rope import apply_rope, softmax_scale
 
-QUERY_BLOCK = 256  # longer sequences attend block by block
+QUERY_BLOCK = 128  # longer sequences attend block by block
 
 
 def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, scale: float) -> Tensor:
@@ -35,22 +35,22 @@ def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, scale: float) -> Tens
     this book, that is also the faster way. Long sequences go block by block, so that the scores in
     memory at one time are QUERY_BLOCK · S and not T · S, and those of keys after the block are never computed.
     """
-    T, S = q_BHTC.shape[2], k_BGSC.shape[2]
+    B, H, T, _ = q_BHTC.shape
+    G, S = k_BGSC.shape[1:3]
     if T > QUERY_BLOCK:
         ends = [min(start + QUERY_BLOCK, T) for start in range(0, T, QUERY_BLOCK)]
         keys = [S - T + end for end in ends]
         blocks = zip(q_BHTC.split(QUERY_BLOCK, dim=2), keys, strict=True)
         return torch.cat([attend(q, k_BGSC[:, :, :s], v_BGSV[:, :, :s], scale) for q, s in blocks], dim=2)
-    heads_per_group = q_BHTC.shape[1] // k_BGSC.shape[1]
     # The R heads of a group meet the same keys, so they stand as more rows of one matrix product.
-    q = rearrange(q_BHTC, "b (g r) t c -> b g (r t) c", r=heads_per_group)
-    scores = (q * scale) @ k_BGSC.mT
+    q = q_BHTC.reshape(B * G, H // G * T, -1)
+    scores = torch.bmm(q * scale, k_BGSC.flatten(0, 1).mT)
     if T > 1:
         future_TS = torch.full((T, S), float("-inf"), dtype=scores.dtype, device=q.device).triu(S - T + 1)
-        scores += future_TS.repeat(heads_per_group, 1)
+        scores += future_TS.repeat(H // G, 1)
     # The dtype is named so that autocast does not widen the largest tensor of the layer to float32.
-    out = scores.softmax(dim=-1, dtype=scores.dtype) @ v_BGSV
-    return rearrange(out, "b g (r t) v -> b (g r) t v", t=T)
+    out = torch.bmm(scores.softmax(dim=-1, dtype=scores.dtype), v_BGSV.flatten(0, 1))
+    return out.view(B, H, T, -1)
 
 
 class Cache:

@@ -26,6 +26,8 @@ from torch import Tensor
 
 def grouped_linear(x_RC: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
     """Return each row times its expert's matrix, (R, O); the first `counts[0]` rows are expert 0's, and so on."""
+    if not torch.is_grad_enabled():  # a decoding step is short enough to feel autograd's overhead
+        return _rows_times_matrices(x_RC, weight_EOC.mT, counts)
     return _GroupedLinear.apply(x_RC, weight_EOC, counts)
 
 
@@ -41,8 +43,8 @@ def weight_grad(dy_RO: Tensor, x_RC: Tensor, counts: list[int]) -> Tensor:
     if _one_kernel(dy_RO, x_RC):
         return F.grouped_mm(dy_RO.mT, x_RC, offs=_ends(counts, x_RC.device))
     grad_EOC = x_RC.new_zeros(len(counts), dy_RO.shape[1], x_RC.shape[1])
-    for expert, rows in _nonempty(counts):
-        torch.mm(dy_RO[rows].mT, x_RC[rows], out=grad_EOC[expert])
+    for expert, dy, x in _nonempty(counts, dy_RO, x_RC):
+        torch.mm(dy.mT, x, out=grad_EOC[expert])
     return grad_EOC
 
 
@@ -66,17 +68,16 @@ def _rows_times_matrices(rows_RX: Tensor, matrices_EXY: Tensor, counts: list[int
     if _one_kernel(rows_RX, matrices_EXY):
         return F.grouped_mm(rows_RX, matrices_EXY, offs=_ends(counts, rows_RX.device))
     out_RY = rows_RX.new_empty(len(rows_RX), matrices_EXY.shape[2])
-    for group, rows in _nonempty(counts):
-        torch.mm(rows_RX[rows], matrices_EXY[group], out=out_RY[rows])
+    for group, rows, out in _nonempty(counts, rows_RX, out_RY):
+        torch.mm(rows, matrices_EXY[group], out=out)
     return out_RY
 
 
-def _nonempty(counts: list[int]) -> Iterator[tuple[int, slice]]:
-    start = 0
-    for group, count in enumerate(counts):
-        if count:
-            yield group, slice(start, start + count)
-        start += count
+def _nonempty(counts: list[int], a_RX: Tensor, b_RY: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield each group that has rows, with its rows of both tensors."""
+    groups = [group for group, count in enumerate(counts) if count]
+    sizes = [counts[group] for group in groups]
+    return zip(groups, a_RX.split_with_sizes(sizes), b_RY.split_with_sizes(sizes), strict=True)
 
 
 def _one_kernel(*tensors: Tensor) -> bool:

@@ -18,6 +18,8 @@ modules say float32 themselves.
     W_2          down_proj        mlp.down_proj.weight     (hidden, width)
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,24 +40,33 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """log-sum-exp minus the target's logit; the gradient is softmax minus one at the target.
+    """Cross-entropy a few rows at a time; its gradient is softmax minus one at the target.
 
-    Between forward and backward torch's own keeps a tensor as large as the logits, in float32. This
-    keeps the logits alone, in the dtype they came in, and rounds to that dtype once, at the end.
+    The logits are the largest tensor of a training step. In blocks, their float32 copies stay in the
+    processor's cache and never exist whole, and the gradient is rounded to the logits' dtype once, at the end.
     """
+
+    ROWS = 256
 
     @staticmethod
     def forward(ctx, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        log_sum_N = logits_NV.float().logsumexp(dim=-1)
-        ctx.save_for_backward(logits_NV, targets_N, log_sum_N)
-        return log_sum_N - logits_NV.gather(1, targets_N[:, None])[:, 0].float()
+        ctx.save_for_backward(logits_NV, targets_N)
+        blocks = _CrossEntropy.blocks(logits_NV, targets_N)
+        return torch.cat([F.cross_entropy(logits.float(), target, reduction="none") for logits, target in blocks])
 
     @staticmethod
     def backward(ctx, grad_N: Tensor) -> tuple[Tensor, None]:
-        logits_NV, targets_N, log_sum_N = ctx.saved_tensors
-        grad_NV = (logits_NV - log_sum_N[:, None]).exp_()
-        grad_NV[torch.arange(len(targets_N), device=targets_N.device), targets_N] -= 1
-        return grad_NV.mul_(grad_N[:, None]).to(logits_NV.dtype), None
+        logits_NV, targets_N = ctx.saved_tensors
+        grad_NV = torch.empty_like(logits_NV)
+        for logits, target, grad, out in _CrossEntropy.blocks(logits_NV, targets_N, grad_N, grad_NV):
+            softmax = logits.softmax(dim=-1, dtype=torch.float32)
+            softmax[torch.arange(len(target), device=target.device), target] -= 1
+            torch.mul(softmax, grad[:, None], out=out)
+        return grad_NV, None
+
+    @staticmethod
+    def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*(tensor.split(_CrossEntropy.ROWS) for tensor in tensors), strict=True)
 
 
 class RMSNorm(nn.Module):

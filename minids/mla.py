@@ -86,7 +86,7 @@ class MLA(nn.Module):
             out = self.attend_naive(q_nope, q_rope, latent_BTW)
         else:
             out = self.attend_absorbed(q_nope, q_rope, cache.append(latent_BTW))
-        return self.o_proj(rearrange(out, "b h t v -> b t (h v)"))
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def queries(self, x_BTD: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """Return q_nope (B, H, T, N) and the rotated q_rope (B, H, T, R). Equations 6-8."""
@@ -94,21 +94,21 @@ class MLA(nn.Module):
             q = self.q_proj(x_BTD)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
-        q = rearrange(q, "b t (h c) -> b h t c", h=self.heads)
-        q_nope, q_rope = q.split([self.nope_dim, self.rope_dim], dim=-1)
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q_nope, q_rope = q.split_with_sizes([self.nope_dim, self.rope_dim], dim=-1)
         return q_nope, apply_rope(q_rope, rotation, interleaved=True)
 
     def latent(self, x_BTD: Tensor, rotation: Tensor) -> Tensor:
         """Return [c_kv ; k_rope], (B, T, L + R): all that is ever cached. Equations 1 and 3."""
-        c_kv, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.latent_dim, self.rope_dim], dim=-1)
+        c_kv, k_rope = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
         c_kv = self.kv_a_layernorm(c_kv)  # k_rope is not normalised
         return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)
 
     def attend_naive(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
         """Expand each latent to a key and a value per head, then attend: (B, H, T, V). Equations 2, 4, 5, 9, 10."""
-        c_kv, k_rope = latent_BSW.split([self.latent_dim, self.rope_dim], dim=-1)
+        c_kv, k_rope = latent_BSW.split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
         kv = rearrange(self.kv_b_proj(c_kv), "b s (h c) -> b h s c", h=self.heads)
-        k_nope, v = kv.split([self.nope_dim, self.v_dim], dim=-1)
+        k_nope, v = kv.split_with_sizes([self.nope_dim, self.v_dim], dim=-1)
         k_rope = k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads
         q = torch.cat([q_nope, q_rope], dim=-1)
         k = torch.cat([k_nope, k_rope], dim=-1)
@@ -120,9 +120,16 @@ class MLA(nn.Module):
         W^UK joins the query before the scores, W^UV the output after the sum. The scale stays that
         of the naive form: the latent's width has no say in it.
         """
-        w = rearrange(self.kv_b_proj.weight, "(h c) l -> h c l", h=self.heads)
-        w_uk, w_uv = w.split([self.nope_dim, self.v_dim], dim=1)
-        q = torch.cat([torch.einsum("bhtn,hnl->bhtl", q_nope, w_uk), q_rope], dim=-1)
+        w = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
+        w_uk, w_uv = w.split_with_sizes([self.nope_dim, self.v_dim], dim=1)
+        q = torch.cat([_per_head(q_nope, w_uk), q_rope], dim=-1)  # (B, H, T, L + R)
         c_kv = latent_BSW[..., : self.latent_dim]
         out_BHTL = attend(q, latent_BSW[:, None], c_kv[:, None], self.scale)
-        return torch.einsum("bhtl,hvl->bhtv", out_BHTL, w_uv)
+        return _per_head(out_BHTL, w_uv.mT)
+
+
+def _per_head(x_BHTX: Tensor, matrices_HXY: Tensor) -> Tensor:
+    """Return the rows of each head times the matrix of that head, (B, H, T, Y)."""
+    B, _, T, _ = x_BHTX.shape
+    out = torch.bmm(x_BHTX.transpose(0, 1).flatten(1, 2), matrices_HXY)
+    return out.unflatten(1, (B, T)).transpose(0, 1)

@@ -91,9 +91,9 @@ class Gate(nn.Module):
             grouped = scores_NE.unflatten(1, (c.n_group, -1))
             best = 2 if c.topk_method == "noaux_tc" else 1  # V3 sums a group's two best, V2 takes the best
             group_scores = grouped.topk(best, dim=-1).values.sum(dim=-1)
-            kept = group_scores.topk(c.topk_group, dim=-1).indices
-            masked = torch.ones_like(group_scores, dtype=torch.bool).scatter_(1, kept, False)
-            scores_NE = grouped.masked_fill(masked[..., None], float("-inf")).flatten(1)
+            lost = group_scores.topk(c.n_group - c.topk_group, dim=-1, largest=False).indices
+            lost = lost[..., None].expand(-1, -1, grouped.shape[2])
+            scores_NE = grouped.scatter(1, lost, float("-inf")).flatten(1)
         return scores_NE.topk(c.num_experts_per_tok, dim=-1).indices
 
 
