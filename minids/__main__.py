@@ -29,6 +29,7 @@ from minids.config import ModelConfig
 from minids.data import CORPUS_SHA256, Batches, Corpus, encode_split, load_corpus, read_texts
 from minids.files import atomic_path, write_atomically
 from minids.generate import generate as generate_tokens
+from minids.hf_config import read_json
 from minids.hub import load_pretrained, save_pretrained
 from minids.model import DeepSeek
 from minids.plots import draw_expert_load, draw_loss, moe_layer_names
@@ -149,7 +150,7 @@ def generate(
     """Continue a prompt with a trained model."""
     with told_in_one_sentence():
         _set_up("cpu", threads)
-        model, tokenizer = _load_model(run)
+        model, tokenizer = _load_model(_find(run))
         text = sys.stdin.read() if prompt == "-" else prompt
         ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
         out = generate_tokens(
@@ -172,8 +173,10 @@ def export(
     with told_in_one_sentence():
         if dtype not in DTYPES:
             raise ValueError(f"--dtype {dtype} is not possible: it must be {' or '.join(DTYPES)}.")
+        run = _find(run)
         model, tokenizer = _load_model(run)
-        save_pretrained(model, folder, tokenizer=tokenizer, dtype=DTYPES[dtype])
+        report = read_json(run / "report.json") if (run / "report.json").exists() else None
+        save_pretrained(model, folder, tokenizer=tokenizer, report=report, dtype=DTYPES[dtype])
     size = sum(path.stat().st_size for path in folder.iterdir())
     typer.echo(f"{folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}; {size / 1e6:.1f} MB")
 
@@ -244,23 +247,29 @@ def read_config(name: str) -> ModelConfig:
     return ModelConfig.from_hf(name)
 
 
+def _find(folder: Path) -> Path:
+    """Return the folder of a run or of a saved model; `reference` names the one that comes along."""
+    if (folder / "checkpoint.safetensors").exists() or (folder / "config.json").exists():
+        return folder
+    if folder == Path("reference"):
+        return REFERENCE
+    raise ValueError(
+        f"{folder} holds neither a run (checkpoint.safetensors) nor a saved model (config.json): "
+        "`minids train` makes one, and `reference` names the one that comes along."
+    )
+
+
 def _load_model(folder: Path) -> tuple[DeepSeek, Tokenizer]:
     """Return model and tokenizer of a run, or else of a saved model."""
+    tokenizer = Tokenizer.load(folder)  # first: it is small
     if (folder / "checkpoint.safetensors").exists():
         checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
         if "model" not in checkpoint.settings:
             raise ValueError(f"{folder} holds a checkpoint without a configuration: `minids train` writes one.")
         model = DeepSeek(ModelConfig.from_hf(checkpoint.settings["model"]))
         checkpoint.restore(model)
-        return model, Tokenizer.load(folder)
-    if (folder / "config.json").exists():
-        return load_pretrained(folder), Tokenizer.load(folder)
-    if folder == Path("reference"):
-        return _load_model(REFERENCE)
-    raise ValueError(
-        f"{folder} holds neither a run (checkpoint.safetensors) nor a saved model (config.json): "
-        "`minids train` makes one, and `reference` names the one that comes along."
-    )
+        return model, tokenizer
+    return load_pretrained(folder), tokenizer
 
 
 def _set_up(device: str | None, threads: int | None) -> torch.device:

@@ -46,11 +46,15 @@ FLOATS = ("rms_norm_eps", "initializer_range", "routed_scaling_factor")  # trans
 # What a family's own code can do nothing else about: another value would compute another function here than there.
 FIXED = {
     "llama": {"n_routed_experts": [None], "kv_lora_rank": [None]},
-    "deepseek": {"scoring_func": ["softmax"], "topk_method": ["greedy"], "kv_lora_rank": [None]},
-    "deepseek_v2": {"scoring_func": ["softmax"], "topk_method": ["greedy", "group_limited_greedy"]},
+    "deepseek": {
+        "scoring_func": ["softmax"], "topk_method": ["greedy"], "routed_scaling_factor": [1], "kv_lora_rank": [None],
+    },
+    "deepseek_v2": {
+        "scoring_func": ["softmax"], "topk_method": ["greedy", "group_limited_greedy"], "norm_topk_prob": [False],
+    },
     "deepseek_v3": {"scoring_func": ["sigmoid"], "topk_method": ["noaux_tc"]},
     "minids": {},
-}
+}  # fmt: skip
 REQUIRED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
 OTHER_NAMES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
 YARN_KEYS = (
@@ -97,9 +101,12 @@ def _is_mla_moe(c) -> bool:
 
 
 def _usual_yarn(c) -> bool:
-    # Where one of the two is 0, transformers scales the rotation as if they were 1 and 0.
-    yarn = c.rope_scaling
-    return yarn is None or yarn.mscale * yarn.mscale_all_dim > 0 or (yarn.mscale, yarn.mscale_all_dim) == (1, 0)
+    return c.rope_scaling is None or _usual_mscales(c.rope_scaling.mscale, c.rope_scaling.mscale_all_dim)
+
+
+def _usual_mscales(mscale, mscale_all_dim) -> bool:
+    """Whether two entries mean the same here and in transformers, which for a 0 or an absent one takes 1 and 0."""
+    return bool(mscale and mscale_all_dim) or (mscale in (None, 1) and not mscale_all_dim)
 
 
 def _heads_divide(c) -> bool:
@@ -126,7 +133,7 @@ def read_fields(source: dict | str | Path, names: Iterable[str]) -> dict:
         raise ValueError(f"rope_scaling={rope!r} is not possible: it must be an object or null.")
     if "rope_theta" in rope:
         entries["rope_theta"] = rope["rope_theta"]
-    entries["rope_scaling"] = _read_rope_scaling(rope)
+    entries["rope_scaling"] = _read_rope_scaling(rope, model_type)
     fields = DEFAULTS[model_type] | {name: entries[name] for name in names if name in entries}
     for name, possible in FIXED[model_type].items():
         if name in fields and fields[name] not in possible:
@@ -175,7 +182,7 @@ def _require_supported(entries: dict) -> None:
             raise ValueError(f"{name}={value!r} is not supported: it must be {only!r}.")
 
 
-def _read_rope_scaling(entry: dict) -> dict | None:
+def _read_rope_scaling(entry: dict, model_type: str) -> dict | None:
     kind = entry.get("rope_type") or entry.get("type") or "default"
     if kind == "default":
         return None
@@ -187,4 +194,8 @@ def _read_rope_scaling(entry: dict) -> dict | None:
     for name in ("factor", "original_max_position_embeddings"):
         if name not in entry:
             raise ValueError(f"rope_scaling has no {name}: YaRN needs it.")
+    mscales = entry.get("mscale"), entry.get("mscale_all_dim")
+    if model_type != "minids" and not _usual_mscales(*mscales):
+        both = "rope_scaling mscale={!r} and mscale_all_dim={!r}".format(*mscales)
+        raise ValueError(f"{both} are not possible in {model_type}: they must be two positive numbers, or 1 and 0.")
     return {name: entry[name] for name in YARN_KEYS if name in entry}

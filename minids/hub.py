@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -46,17 +47,19 @@ FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 FP8 = "F8_E4M3"
 SCALE = "_scale_inv"
 EMBEDDING = "model.embed_tokens.weight"
-# What saving may replace is an earlier export; a folder with anything else in it is somebody's.
+# What saving may replace is an earlier export; a folder with anything else in it is somebody's. Finder's are nobody's.
 OUR_FILES = re.compile(
     r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|\.DS_Store"
 )
+BESIDE = ("tokenizer.json", "tokenizer_config.json", "report.json")  # saving keeps those that it does not write anew
 
 
 def released_tensors(model: DeepSeek) -> dict[str, Tensor]:
     """Return the model's weights by their released names. Each is a view: what is copied in is in the model."""
     c, named = model.config, {}
     for name, tensor in model.state_dict().items():
-        name = _released_name(name, c)
+        name = _released_name(name.replace("_orig_mod.", ""), c)  # torch.compile puts that in
         if name == "lm_head.weight" and c.tie_word_embeddings:
             continue
         stem, _, stacked = name.rpartition(".")
@@ -140,7 +143,7 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
         for name, piece in released_tensors(model).items():
             piece.copy_(_read(stored, name, block))
         for copy, original in _accepted_copies(config).items():
-            if copy in stored and not torch.equal(_read(stored, copy, block), _read(stored, original, block)):
+            if copy in stored and not _equal(_read(stored, copy, block), _read(stored, original, block)):
                 raise ValueError(f"{copy} in {stored[copy].file} must equal {original}, which it copies.")
     for gate in model.gates:  # to_empty left the counts undefined
         gate.load.zero_()
@@ -162,11 +165,15 @@ def _open(folder: Path, enter: Callable) -> dict[str, _Stored]:
     places = {} if (folder / SINGLE).exists() else _read_index(folder)
     stored: dict[str, _Stored] = {}
     for file in sorted(set(places.values())) or [SINGLE]:
+        try:  # safetensors says of any file that it cannot open that it does not exist
+            (folder / file).open("rb").close()
+        except FileNotFoundError:
+            raise ValueError(f"{folder / file} does not exist: the index names it.") from None
+        except OSError as error:
+            raise ValueError(f"{folder / file} cannot be read: {error.strerror}.") from None
         try:
             handle = enter(safe_open(folder / file, framework="pt"))
             names = handle.keys()
-        except FileNotFoundError:
-            raise ValueError(f"{folder / file} does not exist: the index names it.") from None
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{folder / file} is not a whole safetensors file: {error}.") from None
         for name in names:
@@ -245,6 +252,11 @@ def _read(stored: dict[str, _Stored], name: str, block: tuple[int, int]) -> Tens
     return tensor
 
 
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN being one; the dtypes may differ."""
+    return torch.equal(a, b) or torch.allclose(a.float(), b.float(), rtol=0, atol=0, equal_nan=True)
+
+
 def dequantize_blocks(values: Tensor, scale_inv: Tensor, block: tuple[int, int] = (128, 128)) -> Tensor:
     """Return values times the scale of their block, in float32. The blocks at the edges may be cut off.
 
@@ -273,18 +285,20 @@ def save_pretrained(
 
     The weights keep their dtype unless `dtype` names another, the gates' biases stay float32. As released,
     the MTP modules bring copies of embedding and head, unless `mtp_copies` is False. Above `max_shard_bytes` the
-    weights are cut into several files. `report` is JSON about the training, kept beside. The folder
-    appears when all is written, and only then replaces, as a whole, one of the same kind. Raises ValueError
-    if the folder of that name holds anything else.
+    weights are cut into several files. `report` is JSON about the training, put beside. With `tokenizer`,
+    config.json names its end of text as the token that texts begin and end with.
+
+    The folder appears when all is written, and only then replaces an earlier one. Of that one the tokenizer and the
+    report stay, unless given anew. Raises ValueError if the folder of that name holds anything else than a model.
     """
     folder = Path(path)
     dtype = dtype or model.embed_tokens.weight.dtype
     _require_float(dtype)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model knows {model.config.vocab_size}.")
-    _require_free(folder)
-    entries = model.config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    with atomic_folder(folder) as temporary:
+    config = replace(model.config, **_text_ids(folder, tokenizer))
+    entries = config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    with atomic_folder(folder, lambda: _require_free(folder)) as temporary:
         _write_weights(temporary, model, dtype, mtp_copies, max_shard_bytes)
         _write_json(temporary / "config.json", entries)
         if tokenizer is not None:
@@ -292,6 +306,9 @@ def save_pretrained(
             _write_json(temporary / "tokenizer_config.json", _tokenizer_config(model.config))
         if report is not None:
             _write_json(temporary / "report.json", report)
+        for name in BESIDE:
+            if (folder / name).exists() and not (temporary / name).exists():
+                shutil.copyfile(folder / name, temporary / name)
 
 
 def _write_weights(folder: Path, model: DeepSeek, dtype: torch.dtype, mtp_copies: bool, max_shard_bytes: int) -> None:
@@ -302,12 +319,25 @@ def _write_weights(folder: Path, model: DeepSeek, dtype: torch.dtype, mtp_copies
     sizes = {name: piece.numel() * dtypes[name].itemsize for name, piece in pieces.items()}
     shards = _cut(sizes, max_shard_bytes)
     for file, names in shards.items():
-        # Clones: safetensors takes no two tensors of the same memory.
-        tensors = {name: pieces[name].detach().to(dtypes[name], copy=True).contiguous() for name in names}
-        save_file(tensors, folder / file, {"format": "pt"})
+        # Clones: safetensors takes no two tensors of the same memory. No name for them: one file's at a time.
+        save_file({name: _clone(pieces[name], dtypes[name]) for name in names}, folder / file, {"format": "pt"})
     if len(shards) > 1:
         places = {name: file for file, names in shards.items() for name in names}
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
+
+
+def _text_ids(folder: Path, tokenizer: Tokenizer | None) -> dict[str, int]:
+    """What config.json must say so that it agrees with the tokenizer: the one given, or the one that stays."""
+    names = ("bos_token_id", "eos_token_id")
+    if tokenizer is not None:
+        return dict.fromkeys(names, tokenizer.end_of_text)
+    if (folder / "tokenizer.json").exists() and (folder / "config.json").exists():
+        return {name: value for name, value in read_json(folder).items() if name in names}
+    return {}
+
+
+def _clone(piece: Tensor, dtype: torch.dtype) -> Tensor:
+    return piece.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _require_free(folder: Path) -> None:
@@ -315,6 +345,8 @@ def _require_free(folder: Path) -> None:
         raise ValueError(f"{folder} is a file: give the name of a folder.")
     if folder.resolve() == Path.cwd():  # it would be replaced under our feet
         raise ValueError(f"{folder} is the working directory: give the name of a folder in it.")
+    if folder.resolve().is_mount():  # nothing can be renamed across its border
+        raise ValueError(f"{folder} is a mount point: give the name of a folder in it.")
     strangers = sorted(p.name for p in folder.iterdir() if not OUR_FILES.fullmatch(p.name)) if folder.exists() else []
     if strangers:
         raise ValueError(f"{folder} holds {strangers[0]}, which is no part of a saved model: choose another folder.")
@@ -341,7 +373,7 @@ def _tokenizer_config(c: ModelConfig) -> dict:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
-        "clean_up_tokenization_spaces": False,
+        "clean_up_tokenization_spaces": False,  # transformers 4 would; 5 does not
         "model_max_length": c.max_position_embeddings,
     }
 

@@ -83,8 +83,13 @@ def validation_rows(streams: dict[str, np.ndarray], sequence_length: int) -> dic
     for domain, stream in streams.items():
         whole = max(1, (len(stream) - 1) // sequence_length)  # pack's last row may overlap the one before
         rows = pack(stream, min(sequence_length, len(stream) - 1))[:whole]
-        held_out[domain] = rows[np.linspace(0, len(rows) - 1, min(ROWS_PER_DOMAIN, len(rows))).astype(int)]
+        held_out[domain] = spread(rows, ROWS_PER_DOMAIN)
     return held_out
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` of the rows, from the first to the last and evenly apart; all if there are no more."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
 def context_tokens(rows: np.ndarray) -> int:

@@ -64,14 +64,17 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json, or the one in a folder; ValueError if there is none."""
+        """Read a tokenizer.json, or the one in a folder; ValueError if there is none, or one of another kind."""
         path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise ValueError(f"{path} does not exist: a tokenizer.json is needed there.")
         try:
-            return cls(Backend.from_file(str(path)))
+            backend = Backend.from_file(str(path))
         except Exception as error:  # the backend raises nothing narrower
             raise ValueError(f"{path} is not a readable tokenizer.json: {error}.") from None
+        if backend.token_to_id(END_OF_TEXT) is None:
+            raise ValueError(f"{path} is no tokenizer of minids: it must have the token {END_OF_TEXT}.")
+        return cls(backend)
 
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_training import assert_bitwise_equal
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 from typer.testing import CliRunner, Result
 
 from minids.__main__ import app
@@ -18,7 +20,7 @@ from minids.checkpoint import load_checkpoint
 from minids.config import ModelConfig
 from minids.data import Corpus, arithmetic_documents
 from minids.hub import load_pretrained
-from minids.tokenizer import Tokenizer
+from minids.tokenizer import END_OF_TEXT, Tokenizer
 from minids.train import Trainer, read_log
 
 FILES = {"checkpoint.safetensors", "tokenizer.json", "log.jsonl", "report.json", "loss.png", "experts.png"}
@@ -450,6 +452,14 @@ def test_a_damaged_run_is_told_in_one_line(finished, tmp_path, name, content):
     assert_one_sentence(minids("generate", tmp_path), name)
 
 
+def test_a_tokenizer_of_another_kind_is_told_in_one_line_before_the_weights_are_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(ModelConfig.preset("tiny").to_hf()))
+    Backend(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
+    for command in (["generate", tmp_path], ["export", tmp_path, tmp_path / "model"]):
+        result = minids(*command)
+        assert_one_sentence(result, f"{tmp_path / 'tokenizer.json'} is no tokenizer of minids", END_OF_TEXT)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Export
 
@@ -468,6 +478,22 @@ def test_an_exported_run_is_the_trained_model_and_writes_its_text(finished, tmp_
         assert torch.equal(tensor, rounded)
     if dtype == "float32":
         assert minids("generate", out, "--tokens", 8).stdout == minids("generate", finished, "--tokens", 8).stdout
+
+
+def test_an_export_brings_the_report_of_the_run_or_of_the_model_that_it_converts(finished, tmp_path):
+    assert minids("export", finished, tmp_path / "model").exit_code == 0
+    assert minids("export", tmp_path / "model", tmp_path / "again").exit_code == 0
+    report = json.loads((finished / "report.json").read_text())
+    assert json.loads((tmp_path / "model" / "report.json").read_text()) == report
+    assert json.loads((tmp_path / "again" / "report.json").read_text()) == report
+
+
+def test_a_run_that_has_no_report_yet_is_exported_without(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("checkpoint.safetensors", "tokenizer.json"):
+        (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
+    assert minids("export", tmp_path / "run", tmp_path / "model").exit_code == 0
+    assert not (tmp_path / "model" / "report.json").exists()
 
 
 def test_exporting_twice_replaces_and_a_run_is_never_replaced(finished, tmp_path):

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,21 +159,85 @@ def test_a_written_folder_and_its_files_have_the_permissions_of_any_new_ones(tmp
     assert modes("atomic") == modes("plain")
 
 
-def test_what_an_earlier_crash_left_beside_is_neither_used_nor_touched(tmp_path):
-    left = {".a.abc/x": "torn", ".a.abc.old/x": "older", ".a./x": "torn", ".a.old/x": "older"}
-    for name, text in left.items():
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(text)
+CRASH = """
+import os, sys
+from pathlib import Path
+from minids.files import atomic_folder
+
+def crash(*args):
+    os._exit(1)
+
+real = Path.rename
+Path.rename = lambda self, target: crash() if self.name.startswith(".") else real(self, target)
+with atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "x").write_text("torn")
+    if sys.argv[2] == "in the block":
+        crash()
+"""
+
+
+@pytest.mark.parametrize("where", ["in the block", "between the renames"])
+def test_what_a_crashed_writer_left_beside_is_gone_after_the_next_one(tmp_path, where):
+    write_folder(tmp_path / "a", x="old")
+    assert subprocess.run([sys.executable, "-c", CRASH, tmp_path / "a", where]).returncode == 1
+    assert sorted(contents(tmp_path).values()) == ["old", "torn"]
+    assert (tmp_path / "a").exists() == (where == "in the block")
+    assert len(os.listdir(tmp_path)) == 2
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "a"):
+        raise RuntimeError
+    assert sorted(contents(tmp_path).values()) == ["old", "torn"], "not before another folder has the name"
+    write_folder(tmp_path / "a", x="new")
+    assert contents(tmp_path) == {"a/x": "new"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_has_a_similar_name_is_not_touched(tmp_path):
+    names = [".a.settings", ".a.settings.old", ".a.old", ".a.", "a.saving-1-abcdefgh", ".b.saving-999999999-abcdefgh"]
+    for name in names:
+        write_folder(tmp_path / name, x="mine")
     write_folder(tmp_path / "a", x="old")
     write_folder(tmp_path / "a", x="new")
-    assert contents(tmp_path) == left | {"a/x": "new"}
+    assert contents(tmp_path) == {f"{name}/x": "mine" for name in names} | {"a/x": "new"}
 
 
-def test_two_writers_of_one_name_do_not_meet(tmp_path):
+def test_what_must_not_be_replaced_is_asked_for_before_and_after_the_block(tmp_path):
+    write_folder(tmp_path / "a", x="old")
+    asked = []
+
+    def require_free():
+        asked.append(os.listdir(tmp_path / "a"))
+        if "y" in asked[-1]:
+            raise ValueError
+
+    with pytest.raises(ValueError), atomic_folder(tmp_path / "a", require_free):  # noqa: PT011
+        (tmp_path / "a" / "y").write_text("put there meanwhile")
+    assert [sorted(names) for names in asked] == [["x"], ["x", "y"]]
+    with pytest.raises(ValueError), atomic_folder(tmp_path / "a", require_free):  # noqa: PT011
+        pytest.fail("the block is not begun")
+    assert contents(tmp_path) == {"a/x": "old", "a/y": "put there meanwhile"}
+
+
+def test_of_two_writers_of_one_name_the_later_stays_and_neither_disturbs_the_other(tmp_path):
     with atomic_folder(tmp_path / "a") as slow, atomic_folder(tmp_path / "a") as fast:
         (slow / "x").write_text("slow")
         (fast / "x").write_text("fast")
     assert contents(tmp_path) == {"a/x": "slow"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_writer_whose_name_another_takes_between_the_renames_leaves_nothing_beside(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a", x="old")
+    real = Path.rename
+
+    def rename(self, target):
+        real(self, target)
+        monkeypatch.setattr(Path, "rename", real)
+        write_folder(tmp_path / "a", x="of the other")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="not empty"):
+        write_folder(tmp_path / "a", x="new")
+    assert contents(tmp_path) == {"a/x": "of the other"}
     assert os.listdir(tmp_path) == ["a"]
 
 

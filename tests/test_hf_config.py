@@ -13,9 +13,11 @@ from hf_oracle import CONFIGS, hf_twin
 from hypothesis import given
 from test_config import DENSE, MLA, MOE, YARN
 from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from minids import hf_config
 from minids.config import PRESETS, ModelConfig, YarnScaling
+from minids.rope import rope_angles, rope_frequencies
 
 CLASSES = ("llama", "deepseek_v2", "deepseek_v3")  # the families that transformers has
 
@@ -219,13 +221,14 @@ def test_a_missing_key_takes_the_default_of_its_family(family):
     elsewhere = {
         "rope_scaling",  # rope_parameters there
         "head_dim", "num_key_value_heads",  # mean nothing in MLA
-        "n_group", "topk_group",  # null there, 1 here
-        "initializer_range",  # the report's 0.006 on purpose
     }  # fmt: skip
     experts = dict(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=8) if family != "llama" else {}
     theirs = CONFIGS[family](**DENSE, **experts).to_dict()
+    for name in ("n_group", "topk_group"):  # null there, 1 here
+        theirs[name] = 1 if theirs.get(name) is None else theirs[name]
     ours = dataclasses.asdict(ModelConfig.from_hf(DENSE | experts | {"model_type": family}))
     compared = (ours.keys() & theirs.keys()) - elsewhere
+    assert "initializer_range" in compared
     assert {name: ours[name] for name in compared} == {name: theirs[name] for name in compared}
 
 
@@ -244,6 +247,22 @@ def test_a_missing_key_of_ours_takes_our_default():
 def test_each_family_has_its_own_gate_where_the_keys_are_missing(family, gate):
     config = ModelConfig.from_hf(MOE | {"n_routed_experts": 16, "model_type": family})
     assert (config.scoring_func, config.topk_method, config.norm_topk_prob) == gate
+
+
+@pytest.mark.parametrize(
+    ("other_name", "name", "value"),
+    [("num_mtp_layers", "num_nextn_predict_layers", 2), ("num_local_experts", "n_routed_experts", 16)],
+)
+def test_a_key_may_go_by_the_other_name_that_some_files_give_it(other_name, name, value):
+    entries = V3.to_hf() | {name: value}
+    renamed = {key: value for key, value in entries.items() if key != name} | {other_name: value}
+    assert ModelConfig.from_hf(renamed) == ModelConfig.from_hf(entries) == replace(V3, **{name: value})
+    assert other_name in renamed, "the caller's dict stays as it was"
+
+
+def test_every_other_name_is_of_a_field():
+    assert set(hf_config.OTHER_NAMES.values()) <= set(ModelConfig.field_names())
+    assert not set(hf_config.OTHER_NAMES) & set(ModelConfig.field_names())
 
 
 def test_null_groups_of_v2_lite_mean_none():
@@ -314,6 +333,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ("deepseek_v2", {"topk_method": "noaux_tc"}),
         ("deepseek", {"scoring_func": "sigmoid"}),
         ("deepseek", {"kv_lora_rank": 8}),
+        ("deepseek", {"routed_scaling_factor": 2.5}),
+        ("deepseek_v2", {"norm_topk_prob": True}),
         ("llama", {"kv_lora_rank": 8}),
         ("llama", {"n_routed_experts": 8}),
     ],
@@ -351,6 +372,28 @@ def test_a_switch_that_would_be_ignored_is_refused(switch, value):
 def test_a_part_of_rope_that_would_be_ignored_is_refused(part):
     with pytest.raises(ValueError, match=next(iter(part))):
         ModelConfig.from_hf(DENSE | {"model_type": "llama", "rope_parameters": YARN | {"rope_type": "yarn"} | part})
+
+
+MSCALES = [None, 0, 0.5, 0.8, 1]
+
+
+@pytest.mark.parametrize("base", [LLAMA, V2, V3], ids=lambda base: FAMILY[base])
+@pytest.mark.parametrize("mscale", MSCALES)
+@pytest.mark.parametrize("mscale_all_dim", MSCALES)
+def test_a_pair_of_mscales_means_what_transformers_makes_of_it_or_is_refused(base, mscale, mscale_all_dim):
+    given = {"mscale": mscale, "mscale_all_dim": mscale_all_dim}
+    scaling = YARN | {"type": "yarn"} | {name: value for name, value in given.items() if value is not None}
+    entries = base.to_hf() | {"rope_scaling": scaling}
+    twin = CONFIGS[FAMILY[base]](**{key: value for key, value in entries.items() if key != "model_type"})
+    _, theirs = ROPE_INIT_FUNCTIONS["yarn"](twin, "cpu")
+    config = ModelConfig.from_hf(entries | {"model_type": "minids"})  # as we would read it
+    ours = rope_angles(config, rope_frequencies(config), torch.zeros(1))[0][0, 0].item()  # at position 0 cos is 1
+    if ours == pytest.approx(theirs):
+        assert ModelConfig.from_hf(entries) == config
+    else:
+        sentence = f"^rope_scaling mscale={mscale!r} and mscale_all_dim={mscale_all_dim!r} are not possible in "
+        with pytest.raises(ValueError, match=sentence + FAMILY[base]):
+            ModelConfig.from_hf(entries)
 
 
 @pytest.mark.parametrize("scaling", [40, "yarn", [40]])

@@ -1,8 +1,11 @@
 """The released layout, in and out: every bit, every released name, and one sentence for every fault."""
 
+import errno
 import json
 import os
 import re
+import sys
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from minids import attention, balance, block, hub, layers, mla, moe, mtp
-from minids import model as minids_model
+from minids import hub
 from minids.book import reference as book_reference
 from minids.config import ModelConfig
 from minids.hub import dequantize_blocks, load_pretrained, save_pretrained
@@ -309,13 +311,24 @@ def test_the_names_of_a_dense_model_are_llama_s(tmp_path, tied):
     assert stored(tmp_path / "model").keys() == set().union(*layers, ENDS - ({"lm_head.weight"} if tied else set()))
 
 
-def test_every_released_name_stands_in_a_table_of_its_module():
-    modules = [attention, balance, block, layers, minids_model, mla, moe, mtp]
-    tables = "\n".join(module.__doc__ for module in modules)
-    for config in (SMALL, replace(SMALL, q_lora_rank=None), ORDINARY):
-        for name in hub.released_tensors(DeepSeek(config)):
-            part = name.removesuffix(".weight").split(".")[-1]
-            assert re.search(rf"\b{part}\b", tables), name
+def table_of(name: str, model: DeepSeek) -> str:
+    """The docstring of the file whose class has this weight, or has the norm or linear layer that it belongs to."""
+    path, _, leaf = name.rpartition(".")
+    if leaf == "weight" and not path.endswith(".gate"):
+        path = path.rpartition(".")[0]
+    return sys.modules[type(model.get_submodule(path)).__module__].__doc__
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, q_lora_rank=None), ORDINARY])
+def test_every_released_name_stands_in_the_table_of_the_file_that_has_the_weight(config):
+    model, seen = DeepSeek(config), set()
+    stacks = {"experts.gate_up_proj": ["gate_proj.weight", "up_proj.weight"], "experts.down_proj": ["down_proj.weight"]}
+    for name in model.state_dict():
+        end = ".".join(hub._released_name(name, config).split(".")[-2:])
+        for released in stacks.get(end, [end]):
+            assert re.search(rf"\b{released}\b", table_of(name, model)), (name, released)
+            seen.add(released)
+    assert seen == {".".join(name.split(".")[-2:]) for name in hub.released_tensors(model)}
 
 
 def test_queries_without_compression_have_v2_lite_s_name(tmp_path):
@@ -384,6 +397,17 @@ def test_a_copy_that_differs_in_one_number_is_named(folder, copy, original):
     expected = f"{copy} in {folder / 'model.safetensors'} must equal {original}, which it copies."
     assert refusal(load_pretrained, folder) == expected
     load_pretrained(folder, mtp=False)
+
+
+def test_a_copy_may_hold_the_same_nan(folder):
+    def spoil(tensors):
+        for name in ("model.embed_tokens.weight", COPIES[0]):
+            tensors[name][7, 3] = torch.nan
+
+    change_tensors(folder, spoil)
+    assert load_pretrained(folder).embed_tokens.weight.isnan().sum() == 1
+    change_tensors(folder, lambda tensors: tensors[COPIES[0]][7, 4].fill_(torch.nan))
+    assert refusal(load_pretrained, folder).startswith(f"{COPIES[0]} in ")
 
 
 def test_a_tied_head_may_be_stored_if_it_equals_the_embedding(tmp_path):
@@ -647,8 +671,20 @@ def test_a_file_of_something_else_is_named(folder, content):
 def test_a_folder_in_the_place_of_a_file_is_named(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
-    expected = f"{folder / 'model.safetensors'} is not a whole safetensors file: "
-    assert refusal(load_pretrained, folder).startswith(expected)
+    assert refusal(load_pretrained, folder) == f"{folder / 'model.safetensors'} cannot be read: Is a directory."
+
+
+def test_a_file_that_may_not_be_read_is_not_told_as_absent(sharded, monkeypatch):
+    file, real = sorted(sharded.glob("*.safetensors"))[1], Path.open
+
+    def open_(path, *args, **options):
+        if path == file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(file))} cannot be read: Permission denied\\.$"):
+        load_pretrained(sharded)
 
 
 def test_a_file_that_the_index_names_and_is_not_there_is_named(sharded):
@@ -802,7 +838,10 @@ def test_a_report_that_is_no_json_leaves_what_was_there(folder, other):
     assert contents(folder.parent) == before
 
 
-STRANGERS = ["notes.txt", "model.pt", ".hidden", "config.json.bak", "tokenizer.model", "my-model.safetensors", "sub/x"]
+STRANGERS = [
+    "notes.txt", "model.pt", ".hidden", "config.json.bak", "tokenizer.model", "my-model.safetensors", "sub/x",
+    "model_before_finetuning.safetensors", "model-00001-of-2.safetensors",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)
@@ -811,6 +850,35 @@ def test_a_folder_with_anything_else_in_it_is_refused(folder, other, stranger):
     (folder / stranger).write_text("somebody's")
     message = refusal(save(other), folder)
     assert message.startswith(f"{folder} holds {stranger.split('/')[0]}, which is no part of a saved model: ")
+
+
+def test_a_file_that_is_put_there_while_saving_is_not_lost(folder, other, monkeypatch):
+    before, real = load_file(folder / "model.safetensors"), hub.save_file
+
+    def save_file(*args):
+        real(*args)
+        (folder / "notes.txt").write_text("somebody's")
+
+    monkeypatch.setattr(hub, "save_file", save_file)
+    with pytest.raises(ValueError, match=r"holds notes\.txt, which is no part of a saved model"):
+        save_pretrained(other, folder)
+    assert (folder / "notes.txt").read_text() == "somebody's"
+    assert_same(load_file(folder / "model.safetensors"), before)
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_what_finder_leaves_in_every_folder_is_in_nobody_s_way(folder, other):
+    (folder / ".DS_Store").touch()
+    save_pretrained(other, folder)
+    assert_same(load_pretrained(folder).state_dict(), other.state_dict())
+
+
+def test_a_mount_point_is_refused(other, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "model")
+    for path in (tmp_path / "model", tmp_path / "link"):
+        assert refusal(save(other), path) == f"{path} is a mount point: give the name of a folder in it."
 
 
 def test_a_name_that_is_a_file_is_refused(other, tmp_path):
@@ -830,10 +898,18 @@ def test_a_dtype_that_cannot_be_stored_is_answered_with_the_possible_ones(folder
     assert message == f"dtype={dtype} is not possible: it must be torch.float32, torch.bfloat16, torch.float16."
 
 
-def test_saving_again_replaces_all_that_was_there(model, other, tokenizer, tmp_path):
+def test_a_float64_model_is_stored_only_in_a_dtype_asked_for(other, folder):
+    other = other.double()
+    message = refusal(save(other), folder)
+    assert message == "dtype=torch.float64 is not possible: it must be torch.float32, torch.bfloat16, torch.float16."
+    save_pretrained(other, folder, dtype=torch.float32)
+    assert_same(load_pretrained(folder).state_dict(), other.float().state_dict())
+
+
+def test_saving_again_replaces_all_weights_that_were_there(model, other, tmp_path):
     folder = tmp_path / "model"
-    save_pretrained(model, folder, max_shard_bytes=200_000, tokenizer=tokenizer, report={"loss": 1.0})
-    assert len(list(folder.iterdir())) > 6
+    save_pretrained(model, folder, max_shard_bytes=200_000)
+    assert len(list(folder.iterdir())) > 4
     save_pretrained(other, folder)
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
     assert_same(load_pretrained(folder).state_dict(), other.state_dict())
@@ -841,6 +917,58 @@ def test_saving_again_replaces_all_that_was_there(model, other, tokenizer, tmp_p
     assert not (folder / "model.safetensors").exists()
     assert_same(load_pretrained(folder).state_dict(), model.state_dict())
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_saving_again_keeps_tokenizer_and_report_unless_they_are_given_anew(model, other, tokenizer, tmp_path):
+    folder = tmp_path / "model"
+    save_pretrained(model, folder, tokenizer=tokenizer, report={"loss": 1.0})
+    before = contents(folder)
+    save_pretrained(other, folder, max_shard_bytes=200_000)
+    after = contents(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "report.json", "config.json"):
+        assert after[name] == before[name], name
+    assert "model.safetensors" not in after
+    assert_same(load_pretrained(folder).state_dict(), other.state_dict())
+    save_pretrained(other, folder, report={"loss": 2.0})
+    assert json.loads((folder / "report.json").read_text()) == {"loss": 2.0}
+    another = Tokenizer.train(["Another text."], 260)
+    save_pretrained(other, folder, tokenizer=another)
+    assert (folder / "tokenizer.json").read_text() == another.to_json()
+    assert json.loads((folder / "report.json").read_text()) == {"loss": 2.0}
+
+
+def test_of_one_file_at_a_time_are_copies_in_memory(model, tmp_path, monkeypatch):
+    real_to, real_save, written = Tensor.to, hub.save_file, []
+
+    def to(self, *args, **options):
+        assert not any(copy() is not None for copy in written)
+        return real_to(self, *args, **options)
+
+    def save_file(tensors, *args):
+        real_save(tensors, *args)
+        written[:] = [weakref.ref(tensor) for tensor in tensors.values()]
+
+    monkeypatch.setattr(Tensor, "to", to)
+    monkeypatch.setattr(hub, "save_file", save_file)
+    save_pretrained(model, tmp_path / "model", max_shard_bytes=200_000)
+    assert written
+
+
+def test_weights_that_lie_transposed_in_memory_are_saved(tmp_path):
+    model = random_model(SMALL)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.T.contiguous().T)
+    save_pretrained(model, tmp_path / "model")
+    assert_same(load_pretrained(tmp_path / "model").state_dict(), model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # importing the compiler
+def test_a_compiled_model_or_part_is_saved_under_the_released_names(model, folder, tmp_path):
+    part = random_model(SMALL)
+    part.layers[1] = torch.compile(part.layers[1])
+    for name, compiled in {"whole": torch.compile(model), "part": part}.items():
+        assert any("_orig_mod" in key for key in compiled.state_dict())
+        save_pretrained(compiled, tmp_path / name)
+        assert_same(stored(tmp_path / name), stored(folder))
 
 
 def test_a_path_may_be_relative_text_or_lack_its_parents(model, tmp_path, monkeypatch):
@@ -893,6 +1021,19 @@ def test_the_tokenizer_gives_the_same_ids_here_and_in_transformers(tokenizer, tm
         assert theirs.decode(ids[1:]) == text
     assert (theirs.bos_token, theirs.eos_token) == (END_OF_TEXT, END_OF_TEXT)
     assert theirs.model_max_length == config.max_position_embeddings
+
+
+def test_the_configuration_names_the_tokenizer_s_end_of_text(tokenizer, tmp_path):
+    model = random_model(replace(SMALL, bos_token_id=5, eos_token_id=7))
+    save_pretrained(model, tmp_path / "model")
+    config = load_pretrained(tmp_path / "model").config
+    assert (config.bos_token_id, config.eos_token_id) == (5, 7)
+    save_pretrained(model, tmp_path / "model", tokenizer=tokenizer)
+    for _ in range(2):
+        config = load_pretrained(tmp_path / "model").config
+        assert (config.bos_token_id, config.eos_token_id) == (tokenizer.end_of_text, tokenizer.end_of_text)
+        assert config == replace(SMALL, bos_token_id=0, eos_token_id=0)
+        save_pretrained(model, tmp_path / "model")  # the tokenizer stays, and what is said of it
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tokenizer, folder):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hf_oracle import load_mtp, load_twin
@@ -10,8 +11,9 @@ from transformers import AutoTokenizer
 
 from minids import ModelConfig, generate, reference
 from minids.book.reference import REFERENCE
-from minids.data import CORPUS_SHA256, load_corpus
-from minids.experiments.reference import quick_scores
+from minids.data import CORPUS_SHA256, Corpus, load_corpus
+from minids.experiments import reference as reference_experiment
+from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig
 
 
@@ -48,13 +50,27 @@ def test_its_bits_per_byte_are_the_recorded_ones(book):
     corpus = load_corpus()
     if corpus.sha256 != CORPUS_SHA256:
         pytest.skip("the corpus on this machine is another one")
-    measured = quick_scores(book.model, book.tokenizer, corpus)
+    measured = reference_experiment.quick_scores(book.model, book.tokenizer, corpus)
     recorded = book.report["quick_bits_per_byte"]
     assert measured.keys() == recorded.keys() == {"prose", "code", "arithmetic"}
     for domain, bits in recorded.items():
         assert measured[domain] == pytest.approx(bits, rel=1e-3)
         # The sample is small; it may differ from the whole, though not by much.
         assert bits == pytest.approx(book.report["bits_per_byte"][domain], rel=0.2)
+
+
+@pytest.mark.parametrize(("there", "scored"), [(1, 1), (5, 5), (12, 12), (13, 12), (23, 12), (256, 12)])
+def test_twelve_different_rows_are_scored_or_all_if_there_are_fewer(monkeypatch, there, scored):
+    all_rows, seen = np.arange(there * 3).reshape(there, 3), []
+    monkeypatch.setattr(reference_experiment, "encode_split", lambda tokenizer, documents: {})
+    monkeypatch.setattr(reference_experiment, "validation_rows", lambda streams, length: {"a": all_rows})
+    monkeypatch.setattr(reference_experiment, "score_rows", lambda model, rows, *_: (seen.append(rows), (1, 1))[1])
+    tokenizer = Tokenizer.train([], 257)
+    reference_experiment.quick_scores(None, tokenizer, Corpus({}, {}, {}))
+    (rows,) = seen
+    assert len(rows) == len(np.unique(rows, axis=0)) == scored
+    assert (rows[0] == all_rows[0]).all()
+    assert (rows[-1] == all_rows[-1]).all()
 
 
 def test_it_learned_something_in_every_domain(book):

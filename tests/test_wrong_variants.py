@@ -10,6 +10,7 @@ import torch
 from minids import ModelConfig, accounting
 from minids.book.wrong_variants import WRONG_VARIANTS, WrongVariant
 from minids.mla import MLA
+from minids.moe import Gate
 from minids.rope import softmax_scale
 
 # mistake -> the test that kills it, and with what arguments
@@ -81,6 +82,31 @@ def test_the_library_is_itself_again_after_an_error():
         assert MLA.attend_absorbed.__code__ is not code
         raise KeyError
     assert MLA.attend_absorbed.__code__ is code
+
+
+@variants
+def test_a_mistake_shows_its_lines_while_it_is_planted_too(variant):
+    before = variant.diff()
+    with variant.planted():
+        assert variant.diff() == before
+        assert WrongVariant("the same", "?", variant.edits).diff() == before
+
+
+def test_two_mistakes_stand_together_unless_they_are_in_one_function():
+    bias_weighs, no_scaling, half_split = (
+        WRONG_VARIANTS[name] for name in ("the bias weighs", "no scaling factor", "half-split RoPE in MLA")
+    )
+    right = Gate.forward.__code__, MLA.queries.__code__
+    with bias_weighs.planted():
+        planted = Gate.forward.__code__
+        with half_split.planted():
+            assert MLA.queries.__code__ is not right[1]
+        for again in (bias_weighs, no_scaling):
+            message = "^Gate.forward has a mistake planted already: end that block first.$"
+            with pytest.raises(ValueError, match=message), again.planted():
+                pass
+        assert (Gate.forward.__code__, MLA.queries.__code__) == (planted, right[1])
+    assert (Gate.forward.__code__, MLA.queries.__code__) == right
 
 
 def test_an_edit_that_no_longer_fits_is_told_before_anything_changes():

@@ -14,6 +14,7 @@ A variant is nothing but an edit of the library's own source, so the two cannot 
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from minids.mtp import MTPModule
 from minids.rope import softmax_scale
 from minids.train import Trainer
 
+PLANTED = "<wrong "  # what the file of a planted function is called
+
 
 @dataclass(frozen=True)
 class WrongVariant:
@@ -38,6 +41,10 @@ class WrongVariant:
     name: str
     effect: str
     edits: tuple[tuple[Callable, str, str], ...]  # in the source of the function, this becomes that
+
+    def __post_init__(self):
+        for function, _, _ in self.edits:
+            _source(function)  # now: a function in which a mistake is planted has no source
 
     def diff(self) -> str:
         """Return the lines that change, each function's under its name, with one line around them."""
@@ -53,9 +60,12 @@ class WrongVariant:
         """Let the library compute with the mistake until the block ends.
 
         The functions stay the same objects and get other code, so whoever imported one has it too. Where an edit
-        touches `__init__`, build the model inside the block.
+        touches `__init__`, build the model inside the block. Raises ValueError where a mistake is planted already.
         """
         sources = {inspect.unwrap(function): after for function, (_, after) in self._sources().items()}
+        for function in sources:
+            if function.__code__.co_filename.startswith(PLANTED):
+                raise ValueError(f"{function.__qualname__} has a mistake planted already: end that block first.")
         wrong = {function: _compile(function, source) for function, source in sources.items()}
         right = {function: function.__code__ for function in wrong}
         for function, code in wrong.items():
@@ -70,7 +80,7 @@ class WrongVariant:
         """The source of each edited function, before and after; ValueError where an edit does not fit exactly once."""
         sources: dict[Callable, tuple[str, str]] = {}
         for function, right, wrong in self.edits:
-            original = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+            original = _source(function)
             before, after = sources.get(function, (original, original))
             if after.count(right) != 1:
                 raise ValueError(
@@ -80,13 +90,18 @@ class WrongVariant:
         return sources
 
 
+@functools.cache
+def _source(function: Callable) -> str:
+    return textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+
+
 def _compile(function: Callable, source: str) -> CodeType:
     """Return the code of `source`, made to fit the function's own globals and closure."""
     definition = textwrap.indent(source[source.index("def ") :], "    ")  # without decorators
     free = "".join(f"    {name} = None\n" for name in function.__code__.co_freevars)  # __class__, where super() is used
     factory = f"def factory():\n{free}{definition}\n    return {function.__name__}"
     namespace: dict = {}
-    exec(compile(factory, f"<wrong {function.__qualname__}>", "exec"), namespace)
+    exec(compile(factory, f"{PLANTED}{function.__qualname__}>", "exec"), namespace)
     return namespace["factory"]().__code__
 
 
