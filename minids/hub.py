@@ -52,7 +52,7 @@ OUR_FILES = re.compile(
     r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|\.DS_Store"
 )
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "report.json")  # saving keeps those that it does not write anew
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # saving keeps them, unless it writes them anew
 
 
 def released_tensors(model: DeepSeek) -> dict[str, Tensor]:
@@ -288,8 +288,9 @@ def save_pretrained(
     weights are cut into several files. `report` is JSON about the training, put beside. With `tokenizer`,
     config.json names its end of text as the token that texts begin and end with.
 
-    The folder appears when all is written, and only then replaces an earlier one. Of that one the tokenizer and the
-    report stay, unless given anew. Raises ValueError if the folder of that name holds anything else than a model.
+    The folder appears when all is written, and only then replaces an earlier one. Of that one the tokenizer stays,
+    unless given anew; its report goes, because it describes other weights. Raises ValueError if the folder of that
+    name holds anything else than a model.
     """
     folder = Path(path)
     dtype = dtype or model.embed_tokens.weight.dtype
@@ -306,7 +307,7 @@ def save_pretrained(
             _write_json(temporary / "tokenizer_config.json", _tokenizer_config(model.config))
         if report is not None:
             _write_json(temporary / "report.json", report)
-        for name in BESIDE:
+        for name in TOKENIZER_FILES:
             if (folder / name).exists() and not (temporary / name).exists():
                 shutil.copyfile(folder / name, temporary / name)
 

@@ -91,5 +91,6 @@ def rope_rotation(config: ModelConfig, positions: Tensor) -> Tensor:
 def apply_rope(x: Tensor, rotation: Tensor, *, interleaved: bool) -> Tensor:
     """Turn each pair of x by its angle. x: (..., T, rope_dim); rotation: (T, rope_dim / 2). Same shape out."""
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.float().chunk(2, dim=-1)
-    turned = torch.view_as_real(torch.complex(first, second) * rotation)
-    return (turned if interleaved else turned.mT).flatten(-2).to(x.dtype)
+    turned = torch.complex(first, second) * rotation
+    parts = turned.real, turned.imag
+    return (torch.stack(parts, dim=-1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)).to(x.dtype)

@@ -118,11 +118,11 @@ def test_bfloat16_is_turned_in_float32_and_comes_back_as_it_was():
 
 @layouts
 def test_a_slice_from_an_odd_place_in_memory_is_turned_too(interleaved):
-    x, rotation = torch.randn(1, 1, 7), rotation_at(torch.tensor([3]), dim=6)
-    assert_close(
-        apply_rope(x[..., 1:], rotation, interleaved=interleaved),
-        apply_rope(x[..., 1:].clone(), rotation, interleaved=interleaved),
-    )
+    x, rotation = torch.randn(1, 1, 7, requires_grad=True), rotation_at(torch.tensor([3]), dim=6)
+    slices, copies = (apply_rope(part, rotation, interleaved=interleaved) for part in (x[..., 1:], x[..., 1:].clone()))
+    assert_close(slices, copies)
+    ours, theirs = (torch.autograd.grad((x[..., :6] + y)[..., 1:].sum(), x) for y in (slices, copies))
+    assert_close(ours, theirs)
 
 
 def test_yarn_of_v3_leaves_pairs_to_10_alone_and_divides_pairs_from_23():
