@@ -46,7 +46,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class TrainConfig:
     """Everything about a run that is not architecture. Raises ValueError, one sentence, for bad values."""
 
-    steps: int = 1600
+    steps: int = 1800
     batch_size: int = 4  # rows per optimizer step
     micro_batch_size: int | None = None  # rows per forward pass; None: all at once
     sequence_length: int = 256
