@@ -10,7 +10,7 @@ TRAIN_ENV := GOMP_SPINCOUNT=10000
 # One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
 
-.PHONY: train test figures reference clean
+.PHONY: train test bench figures reference clean
 
 train: .venv/train.stamp
 	$(TRAIN_ENV) $(BIN)/minids train --resume $(ARGS)
@@ -18,6 +18,9 @@ train: .venv/train.stamp
 test: .venv/test.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(ARGS)
+
+bench: .venv/test.stamp
+	$(TRAIN_ENV) $(BIN)/python -m minids.bench $(ARGS)
 
 figures: .venv/train.stamp
 	$(BIN)/python figures/draw.py

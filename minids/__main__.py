@@ -7,10 +7,8 @@ to a library, threads and memory, are made here.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +29,7 @@ from minids.files import atomic_path, write_atomically
 from minids.generate import generate as generate_tokens
 from minids.hf_config import read_json
 from minids.hub import load_pretrained, save_pretrained
+from minids.memory import keep_freed_memory
 from minids.model import DeepSeek
 from minids.plots import draw_expert_load, draw_loss, moe_layer_names
 from minids.report import format_report, make_report, printable
@@ -277,22 +276,13 @@ def _set_up(device: str | None, threads: int | None) -> torch.device:
         if threads < 1:
             raise ValueError(f"--threads {threads} is not possible: it must be at least 1.")
         torch.set_num_threads(threads)
-    _keep_freed_memory()
+    keep_freed_memory()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = device or ("cuda" if available["cuda"] else "cpu")
     if not available.get(device, False):
         usable = ", ".join(name for name, there in available.items() if there)
         raise ValueError(f"--device {device} is not to be had here: choose {usable}.")
     return torch.device(device)
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: each training step asks for the same ones again."""
-    if platform.libc_ver()[0] == "glibc":
-        mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _require_memory(config: ModelConfig) -> None:

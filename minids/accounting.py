@@ -1,4 +1,4 @@
-"""What a model costs, from its configuration alone: parameters, cache bytes, training FLOPs.
+"""What a model costs, from its configuration alone: parameters, cache bytes, FLOPs.
 
 Nothing here touches a tensor, so DeepSeek-V3's 671,026,419,200 parameters are counted in
 microseconds. The counts equal those of the instantiated model; a test holds the two together.
@@ -154,3 +154,14 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
     meetings = sequence_length / 2
     attention = 3 * c.num_hidden_layers * c.num_attention_heads * (key_dim + value_dim) * 2 * meetings
     return 6 * count_parameters(c).active + attention
+
+
+def decoding_flops_per_token(config: ModelConfig, context: int) -> float:
+    """FLOPs to decode one token over `context` cached ones: two per active weight, and attention.
+
+    With MLA in its absorbed form every head meets each cached latent twice: once, with the rotated key, for
+    the score, and once as a value. MTP is not counted.
+    """
+    c = config
+    meeting = 2 * c.kv_lora_rank + c.qk_rope_head_dim if c.uses_mla else 2 * c.head_dim
+    return 2 * (count_parameters(c).active + c.num_hidden_layers * c.num_attention_heads * context * meeting)

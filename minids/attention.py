@@ -32,8 +32,8 @@ def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, scale: float) -> Tens
     """Return the causal attention output (B, H, T, V). The T queries are the last T of the S positions.
 
     Written out instead of calling torch's fused kernel: on a CPU, in bfloat16 and at the lengths of
-    this book, that is also the faster way. Long sequences go block by block, so that the scores in
-    memory at one time are QUERY_BLOCK · S and not T · S, and those of keys after the block are never computed.
+    this book, that is also the faster way. Long sequences go block by block: scores of keys after the
+    block are never computed, and without gradients only QUERY_BLOCK · S are in memory at a time, not T · S.
     """
     B, H, T, _ = q_BHTC.shape
     G, S = k_BGSC.shape[1:3]

@@ -115,7 +115,7 @@ class Experts(nn.Module):
         token_R, weight_R, counts_E = sort_by_expert(weights_NK, experts_NK, len(self.gate_up_proj))
         # Converted once; autocast would do it at every product.
         x_ND, gate_up_proj, down_proj = map(to_compute_dtype, (x_ND, self.gate_up_proj, self.down_proj))
-        if x_ND.dtype == torch.bfloat16:
+        if x_ND.dtype == torch.bfloat16 and len(token_R) >= ROW_MULTIPLE * len(counts_E):
             token_R, weight_R, counts_E = fill_up(token_R, weight_R, counts_E)
         counts = counts_E.tolist()
         gate, up = grouped_linear(x_ND.index_select(0, token_R), gate_up_proj, counts).chunk(2, dim=-1)
@@ -137,7 +137,7 @@ def fill_up(token_R: Tensor, weight_R: Tensor, counts_E: Tensor) -> tuple[Tensor
     """Return the same with rows of token 0 and weight 0 after each expert's, up to a multiple of `ROW_MULTIPLE`.
 
     Without them every training step would bring matrix products of new shapes, and for each of those the CPU's
-    bfloat16 library prepares a kernel anew.
+    bfloat16 library prepares a kernel anew. (Few rows, as in decoding, have few shapes and stay as they are.)
     """
     filled_E = (counts_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
     shift_E = (filled_E - counts_E).cumsum(0) - (filled_E - counts_E)  # rows filled in before each expert's

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from minids import DeepSeek, ModelConfig, count_parameters
-from minids.accounting import attention_parameters, kv_cache_bytes, kv_cache_elements, training_flops_per_token
+from minids.accounting import (
+    attention_parameters,
+    decoding_flops_per_token,
+    kv_cache_bytes,
+    kv_cache_elements,
+    training_flops_per_token,
+)
 from minids.mla import MLA
 from minids.moe import MoE
 from minids.mtp import MTPModule
@@ -231,6 +237,20 @@ def test_flops_are_those_that_torch_counts(latent):
     unmasked = 3 * config.num_hidden_layers * 4 * (key + value) * length  # torch multiplies the masked half, too
     expected = training_flops_per_token(config, length) - 6 * norms + unmasked
     assert counter.get_total_flops() / length == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("latent", [True, False])
+def test_flops_of_decoding_are_those_that_torch_counts(latent):
+    attention = {} if latent else dict(kv_lora_rank=None, num_key_value_heads=2)
+    config = replace(ModelConfig.preset("tiny"), n_routed_experts=None, num_nextn_predict_layers=0, **attention)
+    model, context = random_model(config), 32
+    cache = model.new_cache(1, context)
+    model(random_tokens(config, 1, context - 1), cache)
+    with FlopCounterMode(display=False) as counter:
+        model(random_tokens(config, 1, 1), cache)
+    norms = sum(p.numel() for p in model.parameters() if p.ndim == 1)  # no matrix products
+    assert counter.get_total_flops() == decoding_flops_per_token(config, context) - 2 * norms
 
 
 def test_mini_and_its_dense_twin_are_equally_large_for_a_token():

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from minids.balance import sequence_balance_loss
 from minids.config import ModelConfig
-from minids.moe import ROW_MULTIPLE, Experts, Gate, MoE
+from minids.moe import ROW_MULTIPLE, Experts, Gate, MoE, fill_up
 
 CONFIG = ModelConfig(
     vocab_size=10, hidden_size=6, num_hidden_layers=1, intermediate_size=8, num_attention_heads=1,
@@ -232,19 +232,45 @@ def test_experts_and_their_gradients_equal_a_loop(experts, busy, chosen, tokens,
     )
 
 
-@pytest.mark.parametrize("tokens", [1, ROW_MULTIPLE - 1, ROW_MULTIPLE, ROW_MULTIPLE + 1, 2 * ROW_MULTIPLE + 5])
+@pytest.mark.parametrize("tokens", [1, 2, 33, 100])
 @pytest.mark.parametrize("expert", [0, 3, 7])
 def test_experts_equal_a_loop_when_all_tokens_choose_the_same(tokens, expert):
     experts_NK = torch.tensor([[expert, (expert + 4) % 8]]).repeat(tokens, 1)
     assert_experts_equal_the_loop(CONFIG, experts_NK)
 
 
-def test_experts_under_autocast_stay_near_the_loop():
-    experts, x, weights = make(Experts, CONFIG), torch.randn(50, 6), torch.rand(50, 2)
-    experts_NK = torch.stack([torch.randperm(8)[:2] for _ in range(50)])
+@pytest.mark.parametrize("tokens", [50, 400])
+def test_experts_under_autocast_stay_near_the_loop(tokens):
+    """With few rows as they are, and with many filled up."""
+    assert (2 * tokens >= ROW_MULTIPLE * 8) == (tokens == 400)
+    experts, x = make(Experts, CONFIG), torch.randn(tokens, 6, requires_grad=True)
+    weights = torch.rand(tokens, 2, requires_grad=True)
+    experts_NK = torch.stack([torch.randperm(8)[:2] for _ in range(tokens)])
     with torch.autocast("cpu", torch.bfloat16):
         out = experts(x, weights, experts_NK)
-    assert_close(out.float(), experts_by_hand(experts, x, weights, experts_NK), rtol=0.05, atol=0.02)
+    expected = experts_by_hand(experts, x, weights, experts_NK)
+    assert_close(out.float(), expected, rtol=0.05, atol=0.02)
+    inputs = (x, weights, *experts.parameters())
+    for ours, theirs in zip(*(torch.autograd.grad(y.float().sum(), inputs) for y in (out, expected)), strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+@examples(40)
+@given(st.lists(st.integers(0, 3 * ROW_MULTIPLE), min_size=1, max_size=5), seeds)
+def test_filling_up_adds_rows_of_weight_0_and_moves_the_others_together(counts, seed):
+    torch.manual_seed(seed)
+    token, weight = torch.arange(1, sum(counts) + 1), torch.rand(sum(counts)) + 1
+    filled_token, filled_weight, filled = fill_up(token, weight, torch.tensor(counts))
+    assert filled.tolist() == [-(-count // ROW_MULTIPLE) * ROW_MULTIPLE for count in counts]
+    assert len(filled_token) == len(filled_weight) == filled.sum()
+    groups = zip(token.split(counts), weight.split(counts), filled_token.split(filled.tolist()), strict=True)
+    for (tokens, weights, filled_tokens), filled_weights in zip(
+        groups, filled_weight.split(filled.tolist()), strict=True
+    ):
+        assert torch.equal(filled_tokens[: len(tokens)], tokens)
+        assert torch.equal(filled_weights[: len(tokens)], weights)
+        assert not filled_tokens[len(tokens) :].any()
+        assert not filled_weights[len(tokens) :].any()
 
 
 def test_no_tokens_give_no_rows():

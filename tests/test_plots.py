@@ -17,7 +17,7 @@ from matplotlib.text import Text
 
 from minids.config import ModelConfig
 from minids.model import DeepSeek
-from minids.plots import draw_expert_load, draw_loss, moe_layer_names
+from minids.plots import draw_expert_load, draw_growth, draw_loss, moe_layer_names
 from minids.plots.style import spread
 
 THREE = ("prose", "code", "arithmetic")
@@ -230,3 +230,27 @@ def test_spread_labels_keep_their_distance_order_and_middle(heights, gap):
     assert sum(placed.values()) == pytest.approx(sum(heights.values()), abs=1e-6)
     if all(heights[b] - heights[a] >= gap for a, b in itertools.pairwise(order)):
         assert placed == pytest.approx(heights)
+
+
+def made_up_curve(name: str, values, exponent: float) -> dict:
+    points = [
+        {
+            "value": value,
+            "time": {"median_ms": 40 * 1.1 * value**exponent},
+            "predicted_ms": 40 * value**exponent,
+            "bytes": 2e7 * value,
+            "predicted_bytes": 2e7 * value,
+        }
+        for value in values
+    ]
+    return {"curve": name, "threads": 1, "anchor": values[1], "points": points}
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.4, 1.0, 1.5])
+def test_growth_says_by_how_much_each_curve_grew_and_should_have(exponent):
+    values = {"experts": (8, 16, 256), "context": (256, 512, 4096), "batch": (1, 2, 32), "layers": (2, 4, 16)}
+    fig = draw_growth([made_up_curve(name, points, exponent) for name, points in values.items()])
+    for name, points in values.items():
+        grown = f"{(points[-1] / points[0]) ** exponent:.1f}"
+        assert f"{name} from {points[0]} to {points[-1]}: {grown} times the time, predicted {grown}" in fig.alt
+    assert_legible(fig)

@@ -21,7 +21,7 @@ MODULES = {
 }
 # From the ground up; a module may import what stands before it.
 FLOORS = [
-    "presets hf_config files layers grouped",
+    "presets hf_config files layers grouped memory",
     "config",
     "accounting tokenizer ngram",
     "rope data",
@@ -33,9 +33,11 @@ FLOORS = [
     "generate checkpoint hub evaluate",
     "train",
     "report plots.style",
-    "plots.training",
-    "plots book",
-    "__main__ experiments",
+    "plots.training plots.growth bench bench.measure bench.peak bench.table",
+    "bench.peer",
+    "bench.decoding bench.training bench.experts",
+    "plots book bench.growth",
+    "__main__ experiments bench.__main__",
 ]
 
 
@@ -103,9 +105,20 @@ def test_every_module_says_what_it_is(module):
 
 def test_every_module_has_a_file_of_tests():
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    covered_elsewhere = {"minids", "__main__", "plots", "style", "training", "experiments", "book", "block", "presets"}
+    covered_elsewhere = {
+        "minids",
+        "__main__",
+        "plots",
+        "style",
+        "training",
+        "growth",
+        "experiments",
+        "book",
+        "block",
+        "presets",
+    }
     for module in MODULES:
-        if not module.startswith("minids.experiments"):
+        if not module.startswith(("minids.experiments", "minids.bench")):
             name = module.split(".")[-1]
             assert name in tested | covered_elsewhere, f"{module} has no tests/test_{name}.py"
 

@@ -1,0 +1,82 @@
+"""`make bench`: measure, write figures/data/bench.json, and print the table of the README."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from minids.bench import decoding, experts, growth, training
+from minids.bench.peak import report_growth
+from minids.bench.table import table
+from minids.files import write_atomically
+from minids.memory import keep_freed_memory
+from minids.train import best_dtype
+
+TARGET = Path(__file__).parents[2] / "figures" / "data" / "bench.json"
+CELLS = [(1, 512), (1, 2048), (8, 512), (8, 2048)]  # batch, context
+
+
+def main(quick: bool) -> dict:
+    """Measure everything, or with `quick` the main figures only, and return the results."""
+    keep_freed_memory()
+    threads = [1, 2] if (os.cpu_count() or 1) > 1 else [1]
+    rounds = 3 if quick else 9
+    data = {"environment": environment()}
+    _say("training")
+    names = ["16 experts"] if quick else ["16 experts", "64 experts", "mini"]
+    data["training"] = training.measure(names, threads[-1:] if quick else threads, rounds, with_memory=not quick)
+    _say("decoding")
+    data["decoding"] = decoding.measure(
+        "16 experts", CELLS[1::2] if quick else CELLS, [1] if quick else threads, rounds
+    )
+    _say("the expert layer")
+    data["experts"] = experts.measure(threads[-1:] if quick else threads, rounds)
+    if not quick:
+        _say("growth")
+        data["growth"] = growth.measure(1, rounds)
+    return data
+
+
+def environment() -> dict:
+    """Return what the times depend on."""
+    import transformers
+
+    return {
+        "cpu": _cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "dtype": best_dtype(torch.device("cpu")),
+    }  # fmt: skip
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _say(what: str) -> None:
+    print(f"measuring {what} …", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="the main figures only, in under two minutes; writes no file"
+    )
+    parser.add_argument("--peak", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        import transformers  # noqa: F401  (whoever is measured, it has been imported)
+
+        what, *rest = arguments.peak
+        report_growth(lambda: {"training": training, "growth": growth}[what].take_steps(*rest))
+    else:
+        data = main(arguments.quick)
+        print(table(data))
+        if not arguments.quick:
+            write_atomically(TARGET, json.dumps(data, indent=1) + "\n")
+            print(f"wrote {TARGET}: `make figures` draws it.")
