@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from minids.config import ModelConfig
 from minids.rope import apply_rope, softmax_scale
 
-QUERY_BLOCK = 128  # longer sequences attend block by block
+QUERY_BLOCK = 128  # this many queries attend at a time
 
 
 def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, scale: float) -> Tensor:
@@ -35,22 +35,29 @@ def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, scale: float) -> Tens
     this book, that is also the faster way. Long sequences go block by block: scores of keys after the
     block are never computed, and without gradients only QUERY_BLOCK · S are in memory at a time, not T · S.
     """
-    B, H, T, _ = q_BHTC.shape
-    G, S = k_BGSC.shape[1:3]
-    if T > QUERY_BLOCK:
-        ends = [min(start + QUERY_BLOCK, T) for start in range(0, T, QUERY_BLOCK)]
-        keys = [S - T + end for end in ends]
-        blocks = zip(q_BHTC.split(QUERY_BLOCK, dim=2), keys, strict=True)
-        return torch.cat([attend(q, k_BGSC[:, :, :s], v_BGSV[:, :, :s], scale) for q, s in blocks], dim=2)
+    B, H, T, C = q_BHTC.shape
+    G, S, V = v_BGSV.shape[1:]
     # The R heads of a group meet the same keys, so they stand as more rows of one matrix product.
-    q = q_BHTC.reshape(B * G, H // G * T, -1)
-    scores = torch.bmm(q * scale, k_BGSC.flatten(0, 1).mT)
-    if T > 1:
-        future_TS = torch.full((T, S), float("-inf"), dtype=scores.dtype, device=q.device).triu(S - T + 1)
-        scores += future_TS.repeat(H // G, 1)
+    q_MRTC = (q_BHTC * scale).reshape(B * G, H // G, T, C)  # M: batch and groups
+    k_MSC, v_MSV = k_BGSC.flatten(0, 1), v_BGSV.flatten(0, 1)
+    outs = []
+    for start in range(0, T, QUERY_BLOCK):
+        q_MRtC = q_MRTC[:, :, start : start + QUERY_BLOCK]
+        seen = S - T + start + q_MRtC.shape[2]
+        outs.append(_attend_block(q_MRtC, k_MSC[:, :seen], v_MSV[:, :seen]))
+    return torch.cat(outs, dim=2).view(B, H, T, V)
+
+
+def _attend_block(q_MRtC: Tensor, k_MSC: Tensor, v_MSV: Tensor) -> Tensor:
+    """Return the output (M, R, t, V) of t queries, the last of the S positions."""
+    (R, t), S = q_MRtC.shape[1:3], k_MSC.shape[1]
+    scores = torch.bmm(q_MRtC.flatten(1, 2), k_MSC.mT)
+    if t > 1:
+        future_tS = torch.full((t, S), float("-inf"), dtype=scores.dtype, device=scores.device).triu(S - t + 1)
+        scores += future_tS.repeat(R, 1)
     # The dtype is named so that autocast does not widen the largest tensor of the layer to float32.
-    out = torch.bmm(scores.softmax(dim=-1, dtype=scores.dtype), v_BGSV.flatten(0, 1))
-    return out.view(B, H, T, -1)
+    out = torch.bmm(scores.softmax(dim=-1, dtype=scores.dtype), v_MSV)
+    return out.unflatten(1, (R, t))
 
 
 class Cache:

@@ -11,8 +11,8 @@ and the backward pass takes two products of the same kind, kept apart because th
 
 A pipeline schedule that splits its backward (zero bubble, DualPipe) fills its gaps with the second.
 
-On a CPU, one product per expert writes straight into its part of the result. On a GPU all
-groups go to one kernel, torch's grouped matmul.
+On a CPU, one product per expert writes straight into its part of the result. On a GPU, in
+bfloat16, all groups go to torch's grouped matmul at once.
 
 Shapes: R rows, E experts, C and O the widths of input and output.
 """
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def grouped_linear(x_RC: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
@@ -40,8 +41,8 @@ def input_grad(dy_RO: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
 @torch.no_grad()
 def weight_grad(dy_RO: Tensor, x_RC: Tensor, counts: list[int]) -> Tensor:
     """Return the gradient of the matrices, (E, O, C): zero where an expert has no rows."""
-    if _one_kernel(dy_RO, x_RC):
-        return F.grouped_mm(dy_RO.mT, x_RC, offs=_ends(counts, x_RC.device))
+    if _in_one_kernel(x_RC, dy_RO.shape[1], x_RC.shape[1]):
+        return F.grouped_mm(dy_RO.contiguous().mT, x_RC.contiguous(), offs=_ends(counts, x_RC.device))
     grad_EOC = x_RC.new_zeros(len(counts), dy_RO.shape[1], x_RC.shape[1])
     for expert, dy, x in _nonempty(counts, dy_RO, x_RC):
         torch.mm(dy.mT, x, out=grad_EOC[expert])
@@ -56,6 +57,7 @@ class _GroupedLinear(torch.autograd.Function):
         return _rows_times_matrices(x_RC, weight_EOC.mT, counts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_RC, weight_EOC = ctx.saved_tensors
         dx = input_grad(dy_RO, weight_EOC, ctx.counts) if ctx.needs_input_grad[0] else None
@@ -65,8 +67,8 @@ class _GroupedLinear(torch.autograd.Function):
 
 def _rows_times_matrices(rows_RX: Tensor, matrices_EXY: Tensor, counts: list[int]) -> Tensor:
     """Return each row times the matrix of its group, (R, Y)."""
-    if _one_kernel(rows_RX, matrices_EXY):
-        return F.grouped_mm(rows_RX, matrices_EXY, offs=_ends(counts, rows_RX.device))
+    if _in_one_kernel(rows_RX, *matrices_EXY.shape[1:]):
+        return F.grouped_mm(rows_RX.contiguous(), matrices_EXY, offs=_ends(counts, rows_RX.device))
     out_RY = rows_RX.new_empty(len(rows_RX), matrices_EXY.shape[2])
     for group, rows, out in _nonempty(counts, rows_RX, out_RY):
         torch.mm(rows, matrices_EXY[group], out=out)
@@ -80,9 +82,9 @@ def _nonempty(counts: list[int], a_RX: Tensor, b_RY: Tensor) -> Iterator[tuple[i
     return zip(groups, a_RX.split_with_sizes(sizes), b_RY.split_with_sizes(sizes), strict=True)
 
 
-def _one_kernel(*tensors: Tensor) -> bool:
-    """Whether torch's grouped matmul takes these: on a GPU, with rows of whole multiples of 16 bytes."""
-    return all(t.is_cuda and max(t.stride()[-2:]) * t.element_size() % 16 == 0 for t in tensors)
+def _in_one_kernel(rows: Tensor, *widths: int) -> bool:
+    """Whether torch's grouped matmul takes these: on a GPU, in bfloat16, widths in whole multiples of 16 bytes."""
+    return rows.is_cuda and rows.dtype == torch.bfloat16 and all(width % 8 == 0 for width in widths)
 
 
 def _ends(counts: list[int], device: torch.device) -> Tensor:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def to_compute_dtype(x: Tensor) -> Tensor:
@@ -39,6 +40,9 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return _CrossEntropy.apply(logits_NV, targets_N)
 
 
+_NO_TARGET = -(2**62)  # torch would pass over -100 in silence
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy a few rows at a time; its gradient is softmax minus one at the target.
 
@@ -52,9 +56,14 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         ctx.save_for_backward(logits_NV, targets_N)
         blocks = _CrossEntropy.blocks(logits_NV, targets_N)
-        return torch.cat([F.cross_entropy(logits.float(), target, reduction="none") for logits, target in blocks])
+        losses = [
+            F.cross_entropy(logits.float(), target, reduction="none", ignore_index=_NO_TARGET)
+            for logits, target in blocks
+        ]
+        return torch.cat(losses)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_N: Tensor) -> tuple[Tensor, None]:
         logits_NV, targets_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)

@@ -91,9 +91,9 @@ class Gate(nn.Module):
             grouped = scores_NE.unflatten(1, (c.n_group, -1))
             best = 2 if c.topk_method == "noaux_tc" else 1  # V3 sums a group's two best, V2 takes the best
             group_scores = grouped.topk(best, dim=-1).values.sum(dim=-1)
-            lost = group_scores.topk(c.n_group - c.topk_group, dim=-1, largest=False).indices
-            lost = lost[..., None].expand(-1, -1, grouped.shape[2])
-            scores_NE = grouped.scatter(1, lost, float("-inf")).flatten(1)
+            dropped = group_scores.topk(c.n_group - c.topk_group, dim=-1, largest=False).indices
+            dropped = dropped[..., None].expand(-1, -1, grouped.shape[2])
+            scores_NE = grouped.scatter(1, dropped, float("-inf")).flatten(1)
         return scores_NE.topk(c.num_experts_per_tok, dim=-1).indices
 
 
@@ -115,7 +115,8 @@ class Experts(nn.Module):
         token_R, weight_R, counts_E = sort_by_expert(weights_NK, experts_NK, len(self.gate_up_proj))
         # Converted once; autocast would do it at every product.
         x_ND, gate_up_proj, down_proj = map(to_compute_dtype, (x_ND, self.gate_up_proj, self.down_proj))
-        if x_ND.dtype == torch.bfloat16 and len(token_R) >= ROW_MULTIPLE * len(counts_E):
+        many_rows = len(token_R) >= ROW_MULTIPLE * len(counts_E)
+        if x_ND.dtype == torch.bfloat16 and x_ND.device.type == "cpu" and many_rows:
             token_R, weight_R, counts_E = fill_up(token_R, weight_R, counts_E)
         counts = counts_E.tolist()
         gate, up = grouped_linear(x_ND.index_select(0, token_R), gate_up_proj, counts).chunk(2, dim=-1)

@@ -69,7 +69,7 @@ def softmax_scale(config: ModelConfig) -> float:
     """Return what attention scores are multiplied by: 1/sqrt(head width), times m² under YaRN.
 
     The width is that of the query and key heads, d_h + d_h^R in MLA (eq. 10), never the latent's.
-    Ordinary attention has no m² here, as in Hugging Face's Llama: what it has is in `rope_angles`.
+    Ordinary attention has no m² here, as in Hugging Face's Llama: what it has is in `rope_rotation`.
     """
     if not config.uses_mla:
         return config.head_dim**-0.5
@@ -81,15 +81,15 @@ def softmax_scale(config: ModelConfig) -> float:
 def rope_rotation(config: ModelConfig, positions: Tensor) -> Tensor:
     """Return e^(i t θ_k) for each of the positions t (T,): (T, rope_dim / 2), complex64."""
     angles = positions[:, None].float() * rope_frequencies(config).to(positions.device)
-    yarn, length = config.rope_scaling, 1.0
+    yarn, radius = config.rope_scaling, 1.0
     if yarn is not None and yarn.mscale != yarn.mscale_all_dim:
         # No released model takes this way: m(mscale) / m(mscale_all_dim) rides on the rotation.
-        length = yarn_temperature(yarn.factor, yarn.mscale) / yarn_temperature(yarn.factor, yarn.mscale_all_dim)
-    return torch.polar(torch.full_like(angles, length), angles)
+        radius = yarn_temperature(yarn.factor, yarn.mscale) / yarn_temperature(yarn.factor, yarn.mscale_all_dim)
+    return torch.polar(torch.full_like(angles, radius), angles)
 
 
 def apply_rope(x: Tensor, rotation: Tensor, *, interleaved: bool) -> Tensor:
-    """Turn each pair of x by its angle. x: (..., T, rope_dim); rotation: (T, rope_dim / 2). Same shape out."""
+    """Turn each pair of x (..., T, rope_dim) by its angle; rotation: (T, rope_dim / 2). Same shape and dtype out."""
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.float().chunk(2, dim=-1)
     turned = torch.complex(first, second) * rotation
     parts = turned.real, turned.imag

@@ -83,6 +83,11 @@ def test_a_block_never_computes_the_scores_of_keys_after_it(monkeypatch):
     assert counter.get_total_flops() == 64 * (64 + 128 + 192 + 256) * (8 + 8) * 2
 
 
+def test_no_rows_give_no_rows():
+    q, k, v = torch.randn(3, 0, 2, 5, 4)
+    assert attend(q, k, v, 1.0).shape == (0, 2, 5, 4)
+
+
 def test_the_first_position_sees_itself_alone():
     q, k, v = torch.randn(3, 1, 2, 5, 4)
     assert_close(attend(q, k, v, 1.0)[:, :, 0], v[:, :, 0])

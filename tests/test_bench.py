@@ -2,19 +2,24 @@
 
 import json
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 from minids import accounting
 from minids.bench import decoding, experts, growth, measure, peer, training
-from minids.bench.__main__ import TARGET
+from minids.bench.__main__ import TARGET, environment
 from minids.bench.measure import Sample, alternate, ratio, summary
 from minids.bench.peak import peak_of
 from minids.bench.table import table
 from minids.config import ModelConfig
+from minids.hub import save_pretrained
+from minids.memory import STATUS, peak_bytes
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -27,12 +32,13 @@ def data():
 @pytest.fixture
 def tiny(monkeypatch):
     """All benchmarks on the smallest model, and a sample after a single call."""
-    small = peer.replace(ModelConfig.preset("tiny"), num_nextn_predict_layers=0)
-    for module in (peer, training, decoding):
-        monkeypatch.setitem(module.CONFIGS, "16 experts", small)
+    small = replace(ModelConfig.preset("tiny"), num_nextn_predict_layers=0)
+    monkeypatch.setitem(peer.CONFIGS, "16 experts", small)
     monkeypatch.setitem(peer.BATCH, "16 experts", 2)
     monkeypatch.setattr(training, "LENGTH", 16)
-    monkeypatch.setattr(alternate, "__defaults__", (1, 0.0))
+    monkeypatch.setattr(growth, "BASE", small)
+    monkeypatch.setattr(growth, "LENGTH", 16)
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -98,29 +104,44 @@ def test_where_the_system_does_not_say_who_was_busy_nothing_counts_as_disturbed(
 # The two sides
 
 
-def test_the_peer_has_our_weights_in_both_settings(tiny):
+@pytest.mark.parametrize("setting", peer.SETTINGS, ids=" ".join)
+def test_the_peer_has_our_weights_in_every_setting(tiny, setting):
     ours = peer.make_ours(peer.CONFIGS["16 experts"])
-    for side in (peer.FASTEST, peer.DEFAULT):
-        theirs = peer.make_peer(ours, side)
-        assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
-    assert theirs.config._attn_implementation == "sdpa"
+    theirs = peer.make_peer(ours, setting)
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
+    assert (theirs.config._attn_implementation, theirs.config._experts_implementation) == setting
+
+
+def test_as_it_comes_is_what_transformers_does_untold(tiny, tmp_path):
+    save_pretrained(peer.make_ours(peer.CONFIGS["16 experts"]), tmp_path / "model")
+    untold = AutoModelForCausalLM.from_pretrained(tmp_path / "model").config
+    assert (untold._attn_implementation, untold._experts_implementation) == peer.AS_IT_COMES
 
 
 def test_sides_that_differ_are_not_compared(tiny):
     ours = peer.make_ours(peer.CONFIGS["16 experts"])
-    theirs = peer.make_peer(ours, peer.FASTEST)
+    theirs = peer.make_peer(ours)
     ours.layers[3].mlp.experts.down_proj.data[5] *= 1.5
     with pytest.raises(AssertionError):
         peer.assert_equal_logits(ours, theirs)
 
 
-def test_both_sides_train_on_the_same_tokens_and_lose_alike(tiny):
+def test_the_fastest_setting_is_the_one_that_takes_least(monkeypatch):
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0.0)
+    waits = {("eager", "eager"): 0.02, ("sdpa", "grouped_mm"): 0.001}
+    best, times = peer.fastest(lambda setting: lambda: time.sleep(waits[setting]), list(waits))
+    assert best == ("sdpa", "grouped_mm")
+    assert times["eager eager"] > 10 > times["sdpa grouped_mm"] > 0.5
+
+
+@pytest.mark.parametrize("side", [peer.DEFAULT, peer.FASTEST])
+def test_both_sides_train_on_the_same_tokens_and_lose_alike(tiny, side):
     losses = {}
-    for side in (peer.OURS, peer.DEFAULT):
-        step = training.make_step(side, "16 experts")
+    for name in (peer.OURS, side):
+        step = training.make_step(name, "16 experts", ("eager", "eager"))
         step.dtype, step.length = "float32", 63
-        original, losses[side] = step.loss, []
-        step.loss = lambda tokens, f=original, seen=losses[side]: (out := f(tokens), seen.append(out.item()))[0]
+        original, losses[name] = step.loss, []
+        step.loss = lambda tokens, f=original, seen=losses[name]: (out := f(tokens), seen.append(out.item()))[0]
         for _ in range(8):
             step()
     # The peer's loss has one prediction fewer a row, ours a balance term of 1e-4.
@@ -152,6 +173,7 @@ def test_every_benchmark_runs_from_end_to_end_on_the_smallest_model(tiny):
         "training": training.measure(["16 experts"], [1], rounds=1, with_memory=False),
         "decoding": decoding.measure("16 experts", [(1, 8), (2, 8)], [1], rounds=1),
         "experts": experts.measure([1], rounds=1),
+        "environment": environment(),
     }
     assert "training step, 16 experts, 32 tokens | 1 |" in table(rows)
     assert 0 < rows["experts"][0]["share"]["64 experts"] < 2
@@ -170,13 +192,38 @@ def test_the_skewed_layer_is_skewed():
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own():
-    """The weights, gradients and moments of sixteen-fold experts are in it, and nothing of this process."""
-    held = torch.ones(300_000_000 // 4)
+    """Weights, gradients and moments are in it; what this process has ever held is not."""
+    held = torch.ones(2**30 // 4)
     small, large = (peak_of("growth", "layers", layers) for layers in ("2", "8"))
-    more = 16 * (parameters(8) - parameters(2))
-    assert large - small > more
-    assert small < 16 * parameters(2) + 1_000_000_000
+    assert 16 * parameters(2) < small < 16 * parameters(2) + 800_000_000
+    assert large - small > 16 * (parameters(8) - parameters(2))
     assert len(held)
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="no /proc/self/status")
+def test_the_peak_stays_when_memory_is_freed():
+    before = peak_bytes()
+    torch.ones(3 * before // 4)
+    assert peak_bytes() > 3 * before
+
+
+@torch.no_grad()
+def test_a_curve_s_decoding_step_keeps_no_graph(tiny):
+    step = growth.CURVES["context"].step(8)
+    assert not step.cache[0].buffer.requires_grad
+    assert not step().requires_grad
+
+
+def test_every_curve_is_measured_from_end_to_end(tiny, monkeypatch):
+    monkeypatch.setattr(growth, "peak_of", lambda *arguments: 10**8)
+    small = {"experts": (8, 16), "context": (8, 16), "batch": (1, 2), "layers": (2, 4)}
+    curves = [replace(curve, values=small[name], anchor=small[name][0]) for name, curve in growth.CURVES.items()]
+    monkeypatch.setattr(growth, "CURVES", {curve.name: curve for curve in curves})
+    for row in growth.measure(1, rounds=1):
+        first, last = row["points"]
+        assert first["predicted_ms"] == pytest.approx(first["time"]["median_ms"])
+        assert last["predicted_ms"] > 0.99 * first["predicted_ms"]
+        assert last["predicted_bytes"] > first["predicted_bytes"]
 
 
 def parameters(layers: int) -> int:

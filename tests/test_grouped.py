@@ -1,5 +1,7 @@
 """One linear layer per group, forward and both gradients, against a loop over rows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from configurations import examples
@@ -73,5 +75,26 @@ def test_the_one_kernel_of_a_gpu_computes_the_same(counts, width, out_width, see
 
     expected = results()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grouped, "_one_kernel", lambda *tensors: True)
+        patch.setattr(grouped, "_in_one_kernel", lambda *_: True)
         assert_close(results(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "dtype", "widths", "taken"),
+    [
+        (True, torch.bfloat16, (64, 8), True),
+        (True, torch.bfloat16, (64, 12), False),
+        (True, torch.float32, (64, 8), False),
+        (True, torch.float64, (64, 8), False),
+        (False, torch.bfloat16, (64, 8), False),
+    ],
+)
+def test_the_one_kernel_gets_only_what_it_takes(cuda, dtype, widths, taken):
+    assert grouped._in_one_kernel(SimpleNamespace(is_cuda=cuda, dtype=dtype), *widths) == taken
+
+
+def test_a_second_derivative_is_refused_instead_of_wrong():
+    x, weight, dy = inputs([3, 2], 4, 6, seed=0)
+    (gradient,) = torch.autograd.grad(grouped_linear(x, weight, [3, 2]), x, dy.requires_grad_(), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -87,3 +87,9 @@ def test_cross_entropy_in_bfloat16_keeps_the_gradient_of_a_confident_target():
     exact = logits.detach().double().softmax(dim=-1)
     exact[0, 0] -= 1
     assert_close(logits.grad.double(), exact, rtol=1e-2, atol=0)
+
+
+def test_a_target_that_is_no_token_is_refused():
+    """torch's own would pass over -100."""
+    with pytest.raises(IndexError):
+        cross_entropy(torch.randn(2, 8), torch.tensor([3, -100]))

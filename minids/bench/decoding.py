@@ -11,7 +11,7 @@ a drafted token costs to check.
 import torch
 
 from minids.bench.measure import alternate, ratio, summary
-from minids.bench.peer import CONFIGS, FASTEST, OURS, make_ours, make_peer
+from minids.bench.peer import CONFIGS, FASTEST, OURS, SETTINGS, fastest, make_ours, make_peer
 
 VERIFY = "minids, two tokens"
 
@@ -21,19 +21,24 @@ def measure(name: str, cells: list[tuple[int, int]], threads: list[int], rounds:
     """Return a row for each (batch, context) and number of threads."""
     config = CONFIGS[name]
     ours = make_ours(config)
-    peer = make_peer(ours, FASTEST)
+    peers = {setting: make_peer(ours, setting) for setting in SETTINGS}
     rows = []
     for batch, context in cells:
         tokens_BT = torch.randint(config.vocab_size, (batch, context))
+        torch.set_num_threads(max(threads))
+        best, tried = fastest(lambda setting, tokens_BT=tokens_BT: PeerStep(peers[setting], tokens_BT), SETTINGS)
         steps = {
-            OURS: OurStep(ours, tokens_BT), FASTEST: PeerStep(peer, tokens_BT), VERIFY: OurStep(ours, tokens_BT, new=2),
-        }  # fmt: skip
+            OURS: OurStep(ours, tokens_BT),
+            FASTEST: PeerStep(peers[best], tokens_BT),
+            VERIFY: OurStep(ours, tokens_BT, new=2),
+        }
         torch.testing.assert_close(steps[OURS](), steps[FASTEST](), rtol=1e-4, atol=1e-4)
         for count in threads:
             torch.set_num_threads(count)
             samples = alternate(steps, rounds)
             rows.append({
                 "config": name, "batch": batch, "context": context, "threads": count,
+                "fastest": " ".join(best), "tried_ms": tried,
                 "sides": {side: summary(taken) for side, taken in samples.items()},
                 "speedup": ratio(samples[FASTEST], samples[OURS]),
                 "verify": ratio(samples[VERIFY], samples[OURS]),

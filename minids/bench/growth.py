@@ -59,7 +59,8 @@ class Curve:
         """Return the step to be timed."""
         model = make_ours(self.config(value))
         if self.decodes:
-            return torch.no_grad()(OurStep(model, torch.zeros(ROWS, value, dtype=torch.long)))
+            with torch.no_grad():
+                return torch.no_grad()(OurStep(model, torch.zeros(ROWS, value, dtype=torch.long)))
         return training_of_ours(model, self.rows(value), LENGTH, best_dtype(torch.device("cpu")))
 
 

@@ -4,8 +4,8 @@ The sides run one after the other, round after round, every second round in reve
 that slows down slows all of them. Each round gives a ratio, and the median of the ratios is the result.
 
 A sample during which other programs were busy is *disturbed*: two threads that wait for each other lose
-much more than the share that was taken from them. Disturbed rounds are counted, and left out as long as
-three others remain.
+much more than the share that was taken from them. Disturbed samples are counted, and left out, of times
+and of ratios, as long as three others remain.
 """
 
 import os
@@ -33,9 +33,10 @@ class Sample:
 
 
 def alternate(
-    sides: dict[str, Callable[[], object]], rounds: int, warmup: int = 2, least_seconds: float = LEAST_SECONDS
+    sides: dict[str, Callable[[], object]], rounds: int, warmup: int = 2, least_seconds: float | None = None
 ) -> dict[str, list[Sample]]:
     """Return, for each side, a sample of every round."""
+    least_seconds = LEAST_SECONDS if least_seconds is None else least_seconds
     repeats = {name: _warm_up(call, warmup, least_seconds) for name, call in sides.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for i in range(rounds):
@@ -46,7 +47,8 @@ def alternate(
 
 def summary(samples: list[Sample]) -> dict[str, float]:
     """Return median, fastest and slowest in milliseconds, and how many samples there are and how many disturbed."""
-    times = [sample.seconds * 1e3 for sample in samples]
+    quiet = [sample for sample in samples if not sample.disturbed]
+    times = [sample.seconds * 1e3 for sample in (quiet if len(quiet) >= 3 else samples)]
     return {
         "median_ms": statistics.median(times),
         "fastest_ms": min(times),

@@ -2,14 +2,16 @@
 
 
 def table(data: dict) -> str:
-    """Return two Markdown tables: steps beside the peer's, and the expert layer beside one large matrix product."""
-    return f"{_steps(data)}\n\n{_experts(data['experts'])}"
+    """Return two Markdown tables: steps beside the peer's, and the expert layer beside one large matrix product.
+
+    Below them stands what they were measured on, and how quiet it was.
+    """
+    return f"{_steps(data)}\n\n{_experts(data['experts'])}\n\n{_circumstances(data)}"
 
 
 def _steps(data: dict) -> str:
-    lines = [
-        ["", "threads", "minids", "transformers, fastest", "transformers as it comes", "peak memory, ours / fastest"]
-    ]
+    peers = ["transformers, fastest", "as it comes, float32", "both in float32"]
+    lines = [["", "threads", "minids", *peers, "peak memory, ours / fastest"]]
     for row in data["training"]:
         speedups, memory = [_times(ratio) for ratio in row["speedup"].values()], row["peak_bytes"]
         peaks = f"{memory['minids'] / 1e6:.0f} / {memory['transformers, fastest'] / 1e6:.0f} MB" if memory else ""
@@ -17,7 +19,7 @@ def _steps(data: dict) -> str:
         lines.append([what, row["threads"], _milliseconds(row), *speedups, peaks])
     for row in data["decoding"]:
         what = f"decoding step, batch {row['batch']}, context {row['context']:,}"
-        lines.append([what, row["threads"], _milliseconds(row), _times(row["speedup"]), "", ""])
+        lines.append([what, row["threads"], _milliseconds(row), _times(row["speedup"]), "", "", ""])
     return _markdown(lines)
 
 
@@ -27,6 +29,24 @@ def _experts(rows: list[dict]) -> str:
         shares = [f"{share:.0%}" for share in row["share"].values()]
         lines.append([f"threads: {row['threads']}", *shares, f"{row['growth']['median']:.2f}×"])
     return _markdown(lines)
+
+
+def _circumstances(data: dict) -> str:
+    where = "{cpu}, {cores} cores, torch {torch}, transformers {transformers}".format(**data["environment"])
+    rows = [*data["training"], *data["decoding"], *data["experts"]]
+    samples = [side for row in rows for side in row["sides"].values()]
+    samples += [point["time"] for curve in data.get("growth", []) for point in curve["points"]]
+    taken, disturbed = (sum(side[name] for side in samples) for name in ("samples", "disturbed"))
+    quiet = (
+        f" During {disturbed} of {taken} samples other programs were busy."
+        if data["environment"]["tells_others"]
+        else ""
+    )
+    verify = sorted(row["verify"]["median"] for row in data["decoding"])
+    return (
+        "A decoding step of two tokens, as speculative decoding takes it, costs "
+        f"{verify[0]:.2f} to {verify[-1]:.2f} times a plain one. Measured on {where}.{quiet}"
+    )
 
 
 def _markdown(lines: list[list]) -> str:
