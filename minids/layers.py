@@ -88,8 +88,36 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # In float32 whatever comes in: a mean of squares loses too much in bfloat16.
-        normalised = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+        rms_norm = _RMSNorm.apply if torch.is_grad_enabled() else _rms_norm
+        normalised = rms_norm(x.float(), self.weight.float(), self.eps)
         return to_compute_dtype(normalised.to(x.dtype))
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The same, with its gradient in one piece; on a CPU torch's own goes back operation by operation.
+
+    With r = 1 / rms(x), n = x r and g = dy * weight: d weight = sum of dy * n, and dx = r (g - n mean(g * n)),
+    because n depends on x through its length, too.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, r = ctx.saved_tensors
+        n = x * r
+        dy_n = dy * n
+        mean = (dy_n @ weight)[..., None].div_(x.shape[-1])
+        return (dy * weight).sub_(n.mul_(mean)).mul_(r), dy_n.reshape(-1, len(weight)).sum(dim=0), None
 
 
 class SwiGLU(nn.Module):

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from configurations import examples
 from hf_oracle import LlamaConfig
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
@@ -60,6 +63,24 @@ def test_swiglu_equals_transformers_with_the_same_weight_names():
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(3, 5, 12)
     assert_close(ours(x), theirs(x))
+
+
+@examples(40)
+@given(
+    st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.floats(1e-8, 1), st.sampled_from([0.0, 1e-3, 1e3])
+)
+def test_the_norm_and_its_gradients_equal_torch_for_any_shape(shape, width, eps, size):
+    torch.manual_seed(0)
+    norm = RMSNorm(width, eps)
+    norm.weight.data.normal_()
+    x = (size * torch.randn(*shape, width)).requires_grad_()
+    ours, expected = norm(x), F.rms_norm(x, (width,), norm.weight, eps)
+    assert_close(ours, expected)
+    direction = torch.randn_like(ours)
+    gradients = (torch.autograd.grad((y * direction).sum(), (x, norm.weight)) for y in (ours, expected))
+    assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert_close(norm(x), expected)
 
 
 def test_cross_entropy_of_equal_logits_is_the_logarithm_of_their_number():

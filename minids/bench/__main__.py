@@ -25,7 +25,7 @@ def main(quick: bool) -> dict:
     """Measure everything, or with `quick` the main figures only, and return the results."""
     keep_freed_memory()
     threads = [1, 2] if (os.cpu_count() or 1) > 1 else [1]
-    rounds = 3 if quick else 9
+    rounds = 3 if quick else 7
     data = {"environment": environment()}
     _say("training")
     names = ["16 experts"] if quick else ["16 experts", "64 experts", "mini"]
