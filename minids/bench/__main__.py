@@ -18,26 +18,38 @@ from minids.memory import keep_freed_memory
 from minids.train import best_dtype
 
 TARGET = Path(__file__).parents[2] / "figures" / "data" / "bench.json"
+PARTS = ("training", "decoding", "experts", "growth")
 CELLS = [(1, 512), (1, 2048), (8, 512), (8, 2048)]  # batch, context
 
 
-def main(quick: bool) -> dict:
-    """Measure everything, or with `quick` the main figures only, and return the results."""
+def main(quick: bool, parts: list[str]) -> None:
+    """Measure and print the tables; unless `quick`, keep each part in figures/data as soon as it is measured."""
     keep_freed_memory()
-    threads = [1, 2] if (os.cpu_count() or 1) > 1 else [1]
-    rounds = 3 if quick else 7
-    data = {"environment": environment()}
-    _say("training")
-    names = ["16 experts"] if quick else ["16 experts", "64 experts", "mini"]
-    data["training"] = training.measure(names, threads[-1:] if quick else threads, rounds, with_memory=not quick)
-    _say("decoding")
-    data["decoding"] = decoding.measure("16 experts", CELLS[::3] if quick else CELLS, [1] if quick else threads, rounds)
-    _say("the expert layer")
-    data["experts"] = experts.measure(threads[-1:] if quick else threads, rounds)
+    data = json.loads(TARGET.read_text()) if TARGET.exists() and not quick else {}
+    data["environment"] = environment()
+    for part in parts:
+        print(f"measuring {part} …", file=sys.stderr, flush=True)
+        data[part] = measure(part, quick)
+        if not quick:
+            write_atomically(TARGET, json.dumps(data, indent=1) + "\n")
+    if set(PARTS) - {"growth"} <= data.keys():
+        print(table(data))
     if not quick:
-        _say("growth")
-        data["growth"] = growth.measure(1, rounds)
-    return data
+        print(f"wrote {TARGET}: `make figures` draws it.")
+
+
+def measure(part: str, quick: bool) -> list[dict]:
+    """Return the results of one part."""
+    threads = [1, 2] if (os.cpu_count() or 1) > 1 else [1]
+    names = ["16 experts"] if quick else ["16 experts", "64 experts", "mini"]
+    last, rounds = threads[-1:] if quick else threads, 3 if quick else 5
+    if part == "training":
+        return training.measure(names, last, rounds, with_memory=not quick)
+    if part == "decoding":
+        return decoding.measure("16 experts", CELLS[::3] if quick else CELLS, [1] if quick else threads, rounds)
+    if part == "experts":
+        return experts.measure(last, rounds)
+    return growth.measure(1, rounds=3)
 
 
 def environment() -> dict:
@@ -58,14 +70,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _say(what: str) -> None:
-    print(f"measuring {what} …", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="the main figures only, in under two minutes; writes no file"
+    )
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="measure this part, and keep the others' results"
     )
     parser.add_argument("--peak", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -75,8 +86,4 @@ if __name__ == "__main__":
         what, *rest = arguments.peak
         report_growth(lambda: {"training": training, "growth": growth}[what].take_steps(*rest))
     else:
-        data = main(arguments.quick)
-        print(table(data))
-        if not arguments.quick:
-            write_atomically(TARGET, json.dumps(data, indent=1) + "\n")
-            print(f"wrote {TARGET}: `make figures` draws it.")
+        main(arguments.quick, arguments.only or [part for part in PARTS if part != "growth" or not arguments.quick])

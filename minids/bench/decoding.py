@@ -11,7 +11,7 @@ a drafted token costs to check.
 import torch
 
 from minids.bench.measure import alternate, ratio, summary
-from minids.bench.peer import CONFIGS, FASTEST, OURS, SETTINGS, fastest, make_ours, make_peer
+from minids.bench.peer import AS_IT_COMES, CONFIGS, FASTEST, OURS, SETTINGS, fastest, make_ours, make_peer, set_peer
 
 VERIFY = "minids, two tokens"
 
@@ -82,7 +82,11 @@ class PeerStep(_Step):
 
         super().__init__(model, tokens_BT)
         self.cache = DynamicCache(config=model.config)
+        # Filled in the default setting: for a long prompt the others may want more memory than there is.
+        setting = model.config._attn_implementation, model.config._experts_implementation
+        set_peer(model, AS_IT_COMES)
         model(tokens_BT, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        set_peer(model, setting)
 
     def __call__(self) -> torch.Tensor:
         logits = self.model(self.tokens(), past_key_values=self.cache, use_cache=True).logits

@@ -67,6 +67,13 @@ def make_peer(model: DeepSeek, setting: tuple[str, str] = AS_IT_COMES) -> nn.Mod
     return peer
 
 
+def set_peer(peer: nn.Module, setting: tuple[str, str]) -> None:
+    """Let the peer attend and run its experts in another way."""
+    attention, experts = setting
+    peer.set_attn_implementation(attention)
+    peer.set_experts_implementation(experts)
+
+
 def fastest(make: Callable[[tuple[str, str]], Callable], settings: list[tuple[str, str]]) -> tuple[tuple, dict]:
     """Return the setting whose step is fastest, and what every one took in milliseconds, by its name."""
     samples = alternate({" ".join(setting): make(setting) for setting in settings}, rounds=3)

@@ -22,13 +22,13 @@ def draw_growth(curves: list[dict]) -> Figure:
         for column, curve in enumerate(curves):
             points, anchor = curve["points"], curve["anchor"]
             values = [point["value"] for point in points]
-            left = 0.07 + 0.238 * column
+            left = 0.075 + 0.24 * column
             rows = {
                 0.565: ([p["time"]["median_ms"] for p in points], [p["predicted_ms"] for p in points], _milliseconds),
                 0.1: ([p["bytes"] for p in points], [p["predicted_bytes"] for p in points], _bytes),
             }
             for bottom, (measured, predicted, show) in rows.items():
-                ax = fig.add_axes((left, bottom, 0.195, 0.3))
+                ax = fig.add_axes((left, bottom, 0.178, 0.3))
                 ax.plot(values, predicted, color=MUTED, linestyle=(0, (3, 2)), linewidth=1.4)
                 ax.plot(values, measured, "o-", color=MEASURED, markersize=4)
                 at = values.index(anchor)
