@@ -54,7 +54,10 @@ def draw_growth(curves: list[dict]) -> Figure:
 
 def _finding(values: list[int], measured: list[float], predicted: list[float]) -> str:
     """What became of the measured quantity over the whole curve, and of the predicted one."""
-    return f"× {measured[-1] / measured[0]:.1f}, predicted × {predicted[-1] / predicted[0]:.1f}"
+    times = (
+        f"× {x:.1f}" if x < 10 else f"× {x:.0f}" for x in (measured[-1] / measured[0], predicted[-1] / predicted[0])
+    )
+    return ", predicted ".join(times)
 
 
 def _in_doublings(ax, values: list[int], heights: list[float], show) -> None:
