@@ -25,16 +25,15 @@ def measure(name: str, cells: list[tuple[int, int]], threads: list[int], rounds:
     rows = []
     for batch, context in cells:
         tokens_BT = torch.randint(config.vocab_size, (batch, context))
-        torch.set_num_threads(max(threads))
-        best, tried = fastest(lambda setting, tokens_BT=tokens_BT: PeerStep(peers[setting], tokens_BT), SETTINGS)
-        steps = {
-            OURS: OurStep(ours, tokens_BT),
-            FASTEST: PeerStep(peers[best], tokens_BT),
-            VERIFY: OurStep(ours, tokens_BT, new=2),
-        }
-        torch.testing.assert_close(steps[OURS](), steps[FASTEST](), rtol=1e-4, atol=1e-4)
         for count in threads:
             torch.set_num_threads(count)
+            best, tried = fastest(lambda setting, tokens_BT=tokens_BT: PeerStep(peers[setting], tokens_BT), SETTINGS)
+            steps = {
+                OURS: OurStep(ours, tokens_BT),
+                FASTEST: PeerStep(peers[best], tokens_BT),
+                VERIFY: OurStep(ours, tokens_BT, new=2),
+            }
+            torch.testing.assert_close(steps[OURS](), steps[FASTEST](), rtol=1e-4, atol=1e-4)
             samples = alternate(steps, rounds)
             rows.append({
                 "config": name, "batch": batch, "context": context, "threads": count,

@@ -5,6 +5,7 @@ peer's fastest (but see peer.py); as it comes, the peer is in float32, and besid
 """
 
 import gc
+import itertools
 
 import torch
 
@@ -36,28 +37,27 @@ CANDIDATES = [setting for setting in SETTINGS if setting[1] != "batched_mm"]
 def measure(names: list[str], threads: list[int], rounds: int, with_memory: bool = True) -> list[dict]:
     """Return a row for each configuration and number of threads: times, and the peer's over ours."""
     rows = []
-    for name in names:
-        torch.set_num_threads(max(threads))
+    for name, count in itertools.product(names, threads):
+        torch.set_num_threads(count)
         best, tried = fastest(lambda setting, name=name: make_step(FASTEST, name, setting), CANDIDATES)
         gc.collect()
         steps = {side: make_step(side, name, best) for side in (OURS, FASTEST, DEFAULT, OURS_FLOAT32)}
-        memory = {side: peak_of("training", side, name, *best) for side in (OURS, FASTEST)} if with_memory else {}
-        for count in threads:
-            torch.set_num_threads(count)
-            samples = alternate(steps, rounds)
-            rows.append({
-                "config": name, "threads": count, "tokens": BATCH[name] * LENGTH,
-                "fastest": " ".join(best), "tried_ms": tried,
-                "sides": {side: summary(taken) for side, taken in samples.items()},
-                "speedup": {
-                    "fastest": ratio(samples[FASTEST], samples[OURS]),
-                    "default": ratio(samples[DEFAULT], samples[OURS]),
-                    "float32": ratio(samples[DEFAULT], samples[OURS_FLOAT32]),
-                },
-                "peak_bytes": memory,
-            })  # fmt: skip
+        samples = alternate(steps, rounds)
         del steps
         gc.collect()
+        rows.append({
+            "config": name, "threads": count, "tokens": BATCH[name] * LENGTH,
+            "fastest": " ".join(best), "tried_ms": tried,
+            "sides": {side: summary(taken) for side, taken in samples.items()},
+            "speedup": {
+                "fastest": ratio(samples[FASTEST], samples[OURS]),
+                "default": ratio(samples[DEFAULT], samples[OURS]),
+                "float32": ratio(samples[DEFAULT], samples[OURS_FLOAT32]),
+            },
+            "peak_bytes": {
+                side: peak_of("training", side, name, *best) for side in (OURS, FASTEST) if with_memory
+            },
+        })  # fmt: skip
     return rows
 
 
