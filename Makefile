@@ -10,7 +10,7 @@ TRAIN_ENV := GOMP_SPINCOUNT=10000
 # One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
 
-.PHONY: train test bench figures reference clean
+.PHONY: train test notebooks lab book bench figures reference clean
 
 train: .venv/train.stamp
 	$(TRAIN_ENV) $(BIN)/minids train --resume $(ARGS)
@@ -18,6 +18,18 @@ train: .venv/train.stamp
 test: .venv/test.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(MAKE) notebooks
+
+# Every cell again, its output compared with the stored one; pictures by their text.
+notebooks: .venv/test.stamp
+	$(TEST_ENV) $(BIN)/python -m pytest --nbval chapters --nbval-sanitize-with tests/nbval.cfg \
+		--nbval-cell-timeout 120 -n 2 --dist loadscope -p no:cacheprovider
+
+lab: .venv/book.stamp
+	$(BIN)/python -m minids.book lab $(ARGS)
+
+book: .venv/book.stamp
+	$(BIN)/python -m minids.book build $(ARGS)
 
 bench: .venv/test.stamp
 	$(TRAIN_ENV) $(BIN)/python -m minids.bench $(ARGS)
@@ -39,6 +51,10 @@ clean:
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e .
 	touch $@
 
+.venv/book.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[book]"
+	touch $@ .venv/train.stamp
+
 .venv/test.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[test]"
-	touch $@ .venv/train.stamp
+	touch $@ .venv/book.stamp .venv/train.stamp

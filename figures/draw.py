@@ -1,31 +1,72 @@
-"""Draw every static figure of the book, and README's tables, from the data in figures/data: `make figures`."""
+"""Draw every static figure of the book, the gallery and README's tables, from data: `make figures`."""
 
 import json
 import re
 from pathlib import Path
 
 from minids.bench.table import table as bench_table
+from minids.book.claims import ARTICLES, all_claims
 from minids.config import ModelConfig
 from minids.experiments import miniature
-from minids.plots import draw_expert_load, draw_growth, draw_loss, moe_layer_names
+from minids.plots import (
+    draw_architecture,
+    draw_claims,
+    draw_conventions,
+    draw_expert_load,
+    draw_growth,
+    draw_hours,
+    draw_loss,
+    draw_models,
+    draw_parameters,
+    moe_layer_names,
+)
+from minids.plots.style import Picture
+from minids.published import REPORTS
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+README, GALLERY = HERE.parent / "README.md", HERE / "README.md"
 
 
 def main() -> None:
-    data = {name: json.loads((HERE / "data" / f"{name}.json").read_text()) for name in ("miniature", "bench")}
-    log, report = data["miniature"]["log"], data["miniature"]["runs"][0]["report"]
-    figures = {
-        "training_loss": draw_loss(log, report),
-        "expert_load": draw_expert_load(log, moe_layer_names(ModelConfig.preset("mini"))),
-        "growth": draw_growth(data["bench"]["growth"]),
-    }
-    for name, figure in figures.items():
-        figure.savefig(HERE / f"{name}.png", dpi=100, metadata={"Software": None})
+    drawn = figures()
+    for name, figure in drawn.items():
+        (HERE / f"{name}.png").write_bytes(figure.png())
         print(f"figures/{name}.png: {figure.alt}")
-    tables = {"miniature": miniature.table(data["miniature"]), "bench": bench_table(data["bench"])}
+    GALLERY.write_text(gallery(drawn))
+    tables = {"miniature": miniature.table(recorded("miniature")), "bench": bench_table(recorded("bench"))}
     README.write_text(with_tables(README.read_text(), tables))
+
+
+def recorded(name: str) -> dict:
+    """Return the data of a recorded experiment."""
+    return json.loads((HERE / "data" / f"{name}.json").read_text())
+
+
+def figures() -> dict[str, Picture]:
+    """Return every figure by the name of its file, in the order of the book."""
+    v3, mini = ModelConfig.preset("deepseek-v3"), recorded("miniature")
+    return {
+        "architecture": draw_architecture(),
+        "parameters": draw_parameters(v3),
+        "conventions": draw_conventions(["deepseek-moe-16b", "deepseek-v2-lite", "deepseek-v2", "deepseek-v3"]),
+        "gpu_hours": draw_hours(REPORTS["deepseek-v3"]),
+        "models": draw_models(list(REPORTS)),
+        "claims": draw_claims(all_claims(), ARTICLES),
+        "training_loss": draw_loss(mini["log"], mini["runs"][0]["report"]),
+        "expert_load": draw_expert_load(mini["log"], moe_layer_names(ModelConfig.preset("mini"))),
+        "growth": draw_growth(recorded("bench")["growth"]),
+    }
+
+
+def gallery(drawn: dict[str, Picture]) -> str:
+    """Return the page that shows all of them, each with its text."""
+    page = [
+        "# All pictures",
+        "For a slide or a poster. Each is drawn by code, from data; `make figures` draws them again.",
+    ]
+    for name, figure in drawn.items():
+        page += [f"## {name.replace('_', ' ').capitalize()}", f"![{figure.alt}]({name}.png)", figure.alt]
+    return "\n\n".join(page) + "\n"
 
 
 def with_tables(readme: str, tables: dict[str, str]) -> str:

@@ -1,12 +1,12 @@
 """minids: DeepSeek-V3, rebuilt in miniature."""
 
 from minids.accounting import count_parameters
-from minids.book.reference import reference
 from minids.config import ModelConfig
 from minids.generate import generate
 from minids.hub import load_pretrained, save_pretrained
 from minids.model import DeepSeek
 from minids.tokenizer import Tokenizer
+from minids.trained import reference
 
 __version__ = "0.1.0"
 __all__ = [

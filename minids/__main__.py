@@ -21,7 +21,6 @@ import typer
 from tqdm import tqdm
 
 from minids import accounting
-from minids.book.reference import REFERENCE
 from minids.checkpoint import load_checkpoint
 from minids.config import ModelConfig
 from minids.data import CORPUS_SHA256, Batches, Corpus, encode_split, load_corpus, read_texts
@@ -35,6 +34,7 @@ from minids.plots import draw_expert_load, draw_loss, moe_layer_names
 from minids.report import format_report, make_report, printable
 from minids.tokenizer import Tokenizer
 from minids.train import DTYPES, TrainConfig, Trainer, TrainingDiverged, TrainingInterrupted, best_dtype, read_log
+from minids.trained import REFERENCE
 
 DEFAULTS = TrainConfig()
 app = typer.Typer(

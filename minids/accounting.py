@@ -11,9 +11,12 @@ gives V3's 36.6B, printed as 37B. The other two conventions are there by name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from minids.config import ModelConfig
+
+FP8_TILE = 128  # numbers that share a scale: 1 x 128 of an activation, 128 x 128 of a weight (V3 report §3.3.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,54 @@ def _mtp_module(c: ModelConfig, layer_index: int) -> int:
         ffn = _swiglu(c, c.intermediate_size)
     block = attention_parameters(c) + ffn + 2 * c.hidden_size
     return block + 2 * c.hidden_size**2 + 3 * c.hidden_size
+
+
+def released_numbers(config: ModelConfig) -> dict[str, int]:
+    """Numbers in the checkpoint as V3 was released, by dtype: what takes up the disk (V3's README_WEIGHTS.md).
+
+    Linear layers are in FP8, with an FP32 scale for each 128 x 128 block. Embedding, head, gates, norms and the MTP
+    projection stay in BF16, the balancing bias in FP32. Each MTP module comes with its own copy of embedding and head.
+    Raises ValueError for a model of another shape than V3's.
+    """
+    if not (config.uses_mla and config.q_lora_rank and config.uses_moe and config.uses_expert_bias):
+        raise ValueError("Only a model with V3's parts (MLA with a query latent, experts, a bias) was released so.")
+    c, modules = config, config.num_nextn_predict_layers
+    matrices = list(_matrices(c))
+    fp8 = sum(rows * columns * times for rows, columns, times in matrices)
+    scales = sum(-(-rows // FP8_TILE) * -(-columns // FP8_TILE) * times for rows, columns, times in matrices)
+    count = count_parameters(c)
+    biases = sum(c.is_moe_layer(i) for i in range(c.num_hidden_layers + modules)) * c.n_routed_experts
+    stored_again = modules * (count.embedding + count.head)
+    return {
+        "F8_E4M3": fp8,
+        "BF16": count.total + count.mtp + stored_again - fp8 - biases,
+        "F32": scales + biases,
+    }
+
+
+def released_bytes(config: ModelConfig) -> int:
+    """Bytes of the same checkpoint."""
+    width = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
+    return sum(width[dtype] * numbers for dtype, numbers in released_numbers(config).items())
+
+
+def _matrices(c: ModelConfig) -> Iterator[tuple[int, int, int]]:
+    """Yield rows, columns and how often, for every matrix of an MLA model's blocks except the gates."""
+    h, heads, layers = c.hidden_size, c.num_attention_heads, c.num_hidden_layers + c.num_nextn_predict_layers
+    yield c.q_lora_rank, h, layers
+    yield heads * c.qk_head_dim, c.q_lora_rank, layers
+    yield c.kv_lora_rank + c.qk_rope_head_dim, h, layers
+    yield heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank, layers
+    yield h, heads * c.v_head_dim, layers
+    moe_layers = sum(c.is_moe_layer(i) for i in range(layers))
+    shared = (c.n_shared_experts or 0) * c.moe_intermediate_size
+    for width, times in (
+        (c.intermediate_size, layers - moe_layers),
+        (c.moe_intermediate_size, moe_layers * c.n_routed_experts),
+        (shared, moe_layers),
+    ):
+        yield width, h, 2 * times
+        yield h, width, times
 
 
 def kv_cache_elements(config: ModelConfig) -> int:

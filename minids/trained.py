@@ -12,7 +12,7 @@ from minids.hub import load_pretrained
 from minids.model import DeepSeek
 from minids.tokenizer import Tokenizer
 
-REFERENCE = Path(__file__).parents[1] / "checkpoints" / "mini"
+REFERENCE = Path(__file__).parent / "checkpoints" / "mini"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from minids.accounting import (
     decoding_flops_per_token,
     kv_cache_bytes,
     kv_cache_elements,
+    released_bytes,
+    released_numbers,
     training_flops_per_token,
 )
 from minids.mla import MLA
@@ -152,11 +154,19 @@ def test_the_instantiated_blocks_of_v3():
     assert weights(on_meta(MTPModule, config, 61)) == count_parameters(config).mtp == 11_610_068_224
 
 
-def test_every_released_weight_of_v3_is_accounted_for():
-    count = count_parameters(ModelConfig.preset("deepseek-v3"))
-    stored_again = 2 * count.embedding  # the MTP module's copies of embedding and head
-    block_scales = 41_540_496
-    assert count.total + count.mtp + stored_again + block_scales == 684_531_386_000  # the hub's figure
+def test_the_released_checkpoint_of_v3_is_counted_to_the_unit():
+    """The hub's census of V3's files, by dtype, and their 641 GiB."""
+    config = ModelConfig.preset("deepseek-v3")
+    numbers = released_numbers(config)
+    assert numbers == {"F8_E4M3": 680_571_043_840, "BF16": 3_918_786_560, "F32": 41_555_600}
+    assert sum(numbers.values()) == 684_531_386_000
+    assert released_bytes(config) == 688_574_839_360
+
+
+@pytest.mark.parametrize("name", ["deepseek-llm-7b", "deepseek-moe-16b", "deepseek-v2-lite", "mini-dense"])
+def test_only_models_of_v3s_shape_have_its_release(name):
+    with pytest.raises(ValueError, match="V3"):
+        released_numbers(ModelConfig.preset(name))
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from minids import hub
-from minids.book import reference as book_reference
+from minids import hub, trained
 from minids.config import ModelConfig
 from minids.hub import dequantize_blocks, load_pretrained, save_pretrained
 from minids.model import DeepSeek
@@ -1044,8 +1043,8 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tokenizer, folder):
 def test_the_reference_is_model_tokenizer_and_report(model, tokenizer, tmp_path, monkeypatch):
     report = {"loss": 1.5, "name": "深"}
     save_pretrained(model, tmp_path / "mini", tokenizer=tokenizer, report=report)
-    monkeypatch.setattr(book_reference, "REFERENCE", tmp_path / "mini")
-    reference = book_reference.reference()
+    monkeypatch.setattr(trained, "REFERENCE", tmp_path / "mini")
+    reference = trained.reference()
     assert_same(reference.model.state_dict(), model.state_dict())
     assert not reference.model.training
     assert reference.tokenizer.to_json() == tokenizer.to_json()

@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import warnings
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -12,13 +13,30 @@ from configurations import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from minids.accounting import count_parameters
+from minids.book.claims import ARTICLES, all_claims
 from minids.config import ModelConfig
 from minids.model import DeepSeek
-from minids.plots import draw_expert_load, draw_growth, draw_loss, moe_layer_names
-from minids.plots.style import spread
+from minids.plots import (
+    draw_architecture,
+    draw_claims,
+    draw_conventions,
+    draw_expert_load,
+    draw_growth,
+    draw_hours,
+    draw_loss,
+    draw_models,
+    draw_parameters,
+    moe_layer_names,
+)
+from minids.plots.architecture import EVERYTHING, LATER, LIT
+from minids.plots.bill import printed
+from minids.plots.style import INK, MUTED, PALE, PARTS, VERDICTS, readable_on, spread
+from minids.published import REPORTS
 
 THREE = ("prose", "code", "arithmetic")
 
@@ -53,12 +71,13 @@ def drawn_texts(fig: Figure) -> list[tuple[str, object]]:
     with mock.patch.object(Text, "draw", lambda self, renderer, **_: (seen.append(self), draw(self, renderer))):
         canvas.draw()
     texts = {id(text): text for text in seen if text.get_visible() and text.get_text().strip()}
-    return [(text.get_text(), text.get_window_extent(canvas.get_renderer()).padded(-1)) for text in texts.values()]
+    extent = Text.get_window_extent  # an annotation's own would take in its arrow
+    return [(text.get_text(), extent(text, canvas.get_renderer()).padded(-1)) for text in texts.values()]
 
 
 def assert_legible(fig: Figure) -> None:
     texts = drawn_texts(fig)
-    assert len(texts) > 8
+    assert len(texts) > 4
     for text, box in texts:
         inside = fig.bbox.x0 <= box.x0 and box.x1 <= fig.bbox.x1 and fig.bbox.y0 <= box.y0 and box.y1 <= fig.bbox.y1
         assert inside, f"{text!r} leaves the canvas"
@@ -254,3 +273,140 @@ def test_growth_says_by_how_much_each_curve_grew_and_should_have(exponent):
         grown = f"{(points[-1] / points[0]) ** exponent:.1f}"
         assert f"{name} from {points[0]} to {points[-1]}: {grown} times the time, predicted {grown}" in fig.alt
     assert_legible(fig)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The map of the book
+
+
+@pytest.mark.parametrize("chapter", [None, *LIT])
+def test_no_text_of_the_architecture_hides_another(chapter):
+    assert_legible(draw_architecture(chapter))
+
+
+def test_the_architecture_says_what_is_lit():
+    assert draw_architecture(3).alt.endswith("Lit: attention, latents.")
+    assert draw_architecture().alt.endswith("Lit: everything.")
+    with pytest.raises(ValueError, match="no chapter 17"):
+        draw_architecture(17)
+
+
+def test_every_chapter_lights_something_that_is_drawn_and_another_picture():
+    drawn = set().union(*LIT.values())
+    assert drawn == EVERYTHING | LATER.keys()
+    assert set(LATER.values()) == set(range(7, 17))
+    pictures = {draw_architecture(chapter).png(0.5) for chapter in LIT}
+    assert len(pictures) == len(LIT)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The bill
+
+RELEASED = list(REPORTS)
+
+
+@pytest.mark.parametrize("name", [*RELEASED, "mini", "mini-dense"])
+@pytest.mark.parametrize("dollars", [None, 2.0])
+def test_no_text_of_the_parameters_hides_another(name, dollars):
+    assert_legible(draw_parameters(ModelConfig.preset(name), dollars))
+
+
+@examples(20)
+@given(
+    st.integers(4, 100), st.sampled_from([8, 16, 64, 256, 1024]), st.integers(1, 8), st.integers(2, 32),
+    st.floats(0.5, 8),
+)  # fmt: skip
+def test_wherever_the_sliders_stand_the_bill_is_legible(layers, experts, chosen, width, dollars):
+    v3 = ModelConfig.preset("deepseek-v3")
+    config = replace(
+        v3, num_hidden_layers=layers, n_routed_experts=experts, num_experts_per_tok=chosen, hidden_size=512 * width,
+        n_group=1, topk_group=1,
+    )  # fmt: skip
+    assert_legible(draw_parameters(config, dollars))
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_areas_are_the_parameters(name):
+    config = ModelConfig.preset(name)
+    count = count_parameters(config)
+    (ax,) = draw_parameters(config).axes
+    areas = sorted(patch.get_width() * patch.get_height() for patch in ax.patches)
+    small = count.total - count.routed_experts
+    parts = sorted(number for field, number in count.breakdown.items() if number and field != "routed_experts")
+    np.testing.assert_allclose(areas, [part / count.total for part in parts])
+    assert sum(areas) == pytest.approx(small / count.total)
+    if config.uses_moe:
+        cells = ax.images[0].get_array()
+        layers = config.num_hidden_layers - config.first_k_dense_replace
+        assert cells.shape[:2] == (layers, config.n_routed_experts)
+        lit = (cells == np.array(to_rgb(PARTS["routed"]))).all(axis=-1)
+        assert (lit.sum(axis=1) == config.num_experts_per_tok).all()
+
+
+def test_the_parameters_are_said():
+    alt = draw_parameters(ModelConfig.preset("deepseek-v3"), 2.0).alt
+    assert "671,026,419,200 parameters, 36,625,618,432 used per token (5.5%)" in alt
+    assert "Cache 70,272 bytes per token. Pre-training like V3: 2,664,000 GPU-hours, $5,328,000" in alt
+
+
+@pytest.mark.parametrize(
+    "fig",
+    [
+        draw_hours(REPORTS["deepseek-v3"]), draw_models(RELEASED), draw_conventions(RELEASED[2:]),
+        draw_claims(all_claims(), ARTICLES),
+    ],
+    ids=["hours", "models", "conventions", "claims"],
+)  # fmt: skip
+def test_no_text_of_the_other_pictures_of_the_bill_hides_another(fig):
+    assert_legible(fig)
+
+
+def test_the_hours_add_up():
+    fig = draw_hours(REPORTS["deepseek-v3"])
+    bars = [(bar.get_x(), bar.get_width()) for bar in fig.axes[0].patches]
+    assert bars == [(0, 2_664_000), (2_664_000, 119_000), (2_783_000, 5_000), (0, 2_788_000)]
+    assert fig.alt.endswith("together 2,788,000, at $2.00 $5,576,000")
+
+
+def test_which_convention_fits_which_report():
+    assert draw_conventions(RELEASED[2:]).alt == (
+        "MoE 16B prints 2.8B: body, head and embedding; V2-Lite prints 2.4B: none of the three; "
+        "V2 prints 21B: body and head or body, head and embedding; V3 prints 37B: body and head"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"), [("37B", 36.5e9, 37.5e9), ("2.4B", 2.35e9, 2.45e9), ("6.9B", 6.85e9, 6.95e9)]
+)
+def test_what_is_printed_stands_for_a_range(text, low, high):
+    assert printed(text) == pytest.approx((low, high))
+
+
+# ---------------------------------------------------------------------------------------------------
+# The style
+
+
+@pytest.mark.parametrize("color", [*PARTS.values(), *VERDICTS.values(), PALE, "#FFFFFF", "#000000"])
+def test_text_stands_out_from_every_colour_of_the_palette(color):
+    assert contrast(readable_on(color), color) >= 4.5
+    assert contrast(readable_on(color), color) == max(contrast(ink, color) for ink in ("black", "white"))
+
+
+@pytest.mark.parametrize("color", [INK, MUTED])
+def test_text_stands_out_from_the_page(color):
+    assert contrast(color, "white") >= 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's contrast ratio, from 1 to 21."""
+
+    def luminance(color: str) -> float:
+        low = np.array(to_rgb(color))
+        return float(np.where(low <= 0.04045, low / 12.92, ((low + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_a_picture_is_the_same_file_each_time():
+    assert draw_hours(REPORTS["deepseek-v3"]).png() == draw_hours(REPORTS["deepseek-v3"]).png()

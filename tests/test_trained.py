@@ -10,11 +10,11 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from minids import ModelConfig, generate, reference
-from minids.book.reference import REFERENCE
 from minids.data import CORPUS_SHA256, Corpus, load_corpus
 from minids.experiments import reference as reference_experiment
 from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig
+from minids.trained import REFERENCE
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,28 @@
-"""What the chapters use beside the library itself."""
+"""What the chapters use beside the library itself.
+
+A chapter begins with `start()`, shows the library's source with `show`, lets the reader move sliders with
+`explore`, and ends each exercise with `check`. `projector()` makes all pictures larger.
+"""
+
+import random
+
+import numpy as np
+import torch
+
+from minids.book.check import check, exercise
+from minids.book.claims import claims
+from minids.book.explore import explore
+from minids.book.notation import notation
+from minids.book.show import show
+from minids.plots.style import projector
+
+__all__ = ["check", "claims", "exercise", "explore", "notation", "projector", "show", "start"]
+
+
+def start(seed: int = 0) -> None:
+    """Seed every generator of random numbers and let tensors print with three decimals."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (for readers' own code)
+    torch.manual_seed(seed)
+    torch.set_printoptions(precision=3, sci_mode=False)
+    print(f"seed {seed}, torch {torch.__version__.partition('+')[0]}, numbers in {torch.get_default_dtype()}")

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from minids.book.reference import REFERENCE
 from minids.data import Batches, Corpus, encode_split, load_corpus
 from minids.evaluate import score_rows
 from minids.hub import load_pretrained, save_pretrained
@@ -24,6 +23,7 @@ from minids.model import DeepSeek
 from minids.report import context_tokens, format_report, make_report, spread, validation_rows
 from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig, read_log
+from minids.trained import REFERENCE
 
 
 def main(run: Path) -> None:

@@ -1,9 +1,19 @@
-"""The pictures: one palette and style (`style.py`), and functions `draw_*(data) -> Figure`.
+"""The book's pictures: `draw_*` takes data and returns a figure; `fig.alt` says in words what it shows."""
 
-Each figure carries `fig.alt`: the numbers it shows, in words.
-"""
-
+from minids.plots.architecture import draw_architecture
+from minids.plots.bill import draw_claims, draw_conventions, draw_hours, draw_models, draw_parameters
 from minids.plots.growth import draw_growth
 from minids.plots.training import draw_expert_load, draw_loss, moe_layer_names
 
-__all__ = ["draw_expert_load", "draw_growth", "draw_loss", "moe_layer_names"]
+__all__ = [
+    "draw_architecture",
+    "draw_claims",
+    "draw_conventions",
+    "draw_expert_load",
+    "draw_growth",
+    "draw_hours",
+    "draw_loss",
+    "draw_models",
+    "draw_parameters",
+    "moe_layer_names",
+]

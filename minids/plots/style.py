@@ -1,14 +1,41 @@
 """One palette with fixed meanings and one matplotlib style.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind eyes. Lines are labelled where they
-end, so that nobody has to tell them apart by colour alone.
+A colour means the same thing on every page. The colours are Okabe and Ito's, which stay apart for
+colour-blind eyes, and those that stand for parts of the model differ in lightness too, so that they stay
+apart in grey. Still, no picture leaves it to colour: lines are labelled where they end, areas where they lie.
 """
 
+import base64
+import io
+
 import matplotlib
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 INK = "#222222"
-MUTED = "#767676"
+MUTED = "#6B6F76"
+PAPER = "#FFFFFF"
+PALE = "#E4E6EA"  # what is there and not in use
+PT_PER_INCH = 72
+
+# The parts of the model.
+PARTS = {
+    "embedding": "#B9A3D0",
+    "attention": "#56B4E9",
+    "latent": "#0072B2",
+    "rope": "#D55E00",
+    "dense": "#8C8C8C",
+    "router": "#F0E442",
+    "shared": "#E69F00",
+    "routed": "#009E73",
+    "norm": "#C9CCD1",
+    "head": "#CC79A7",
+    "mtp": "#CC79A7",
+}
+# What a processor does at a time, in schedules: forward, the backward's two halves, and sending.
+WORK = {"forward": "#E69F00", "input_grad": "#009E73", "weight_grad": "#0072B2", "communication": "#CC79A7"}
+VERDICTS = {"right": "#009E73", "imprecise": "#E69F00", "wrong": "#D55E00"}
 DOMAINS = {"prose": "#0072B2", "code": "#D55E00", "arithmetic": "#009E73", "text": "#0072B2"}
 LAYERS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6D00")
 
@@ -32,15 +59,63 @@ STYLE = {
 }
 
 
-def new_figure(height: float = 5) -> Figure:
+WIDTH = 9  # inches, of every picture
+SHARPNESS = 1.5  # pixels drawn for each one shown, for fine screens
+_size = 1.0  # of pictures in a notebook; projector() changes it
+
+
+class Picture(Figure):
+    """A figure that a notebook shows together with its text, `alt`: the numbers that can be read off it."""
+
+    alt = ""
+
+    def png(self, sharpness: float = SHARPNESS) -> bytes:
+        """Return the picture as a PNG file of at most 256 colours, the same bytes each time."""
+        drawn = io.BytesIO()
+        self.savefig(drawn, format="png", dpi=self.dpi * sharpness)
+        file = io.BytesIO()
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        return file.getvalue()
+
+    def __repr__(self) -> str:
+        return self.alt or super().__repr__()
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        data = {"text/plain": repr(self), "image/png": base64.b64encode(self.png()).decode()}
+        return data, {"image/png": {"width": shown_width()}}
+
+
+def new_figure(height: float = 5) -> Picture:
     """Return an empty figure in the book's style, in inches."""
     with matplotlib.rc_context(STYLE):
-        return Figure(figsize=(9, height))
+        return Picture(figsize=(WIDTH, height))
+
+
+def projector(on: bool = True) -> None:
+    """Show all pictures that follow larger, type and lines with them, for a room instead of a desk."""
+    global _size
+    _size = 1.6 if on else 1.0
+
+
+def shown_width() -> int:
+    """Return how wide a picture is shown, in pixels of the page."""
+    return round(WIDTH * STYLE["figure.dpi"] * _size)
 
 
 def styled():
     """The style as a context, to draw in."""
     return matplotlib.rc_context(STYLE)
+
+
+def readable_on(color: str) -> str:
+    """Return black or white, whichever stands out more on `color` (contrast as WCAG 2 defines it)."""
+
+    def luminance(rgb: tuple[float, float, float]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    ground = luminance(to_rgb(color)) + 0.05
+    return "black" if ground / 0.05 > 1.05 / ground else "white"
 
 
 def spread(heights: dict[str, float], gap: float, lowest: float) -> dict[str, float]:

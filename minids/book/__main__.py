@@ -1,0 +1,65 @@
+"""`make lab` and `make book`: read the chapters in JupyterLab, or execute them anew and keep what they show."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from minids.book.check import CHAPTERS
+
+MINE = CHAPTERS.parent / "my"  # the reader's copies; git ignores them
+# Nothing is asked of the network: no news, no updates.
+LAB = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+
+
+def lab(options: list[str]) -> int:
+    """Open JupyterLab on the reader's own copies of the chapters; `options` go to it. Return its exit status."""
+    new = copy_chapters(CHAPTERS, MINE)
+    print(f"Your copies are in {MINE.name}/." + (f" New: {', '.join(new)}." if new else ""))
+    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={MINE}", *LAB, *options]
+    return subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}).returncode
+
+
+def copy_chapters(chapters: Path, mine: Path) -> list[str]:
+    """Copy the notebooks that `mine` does not have yet, and return their names; what is there stays as it is."""
+    new = []
+    for path in sorted(chapters.rglob("*.ipynb")):
+        name = path.relative_to(chapters)
+        if ".ipynb_checkpoints" in name.parts or (mine / name).exists():
+            continue
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, mine / name)
+        new.append(name.as_posix())
+    return new
+
+
+def build(paths: list[Path], fresh: bool) -> int:
+    """Execute and keep the notebooks, say which changed and what is wrong with them. Return 1 if anything is."""
+    from minids.book.build import build as build_one  # not needed to read
+    from minids.book.guard import complaints
+
+    wrong = 0
+    for path in paths or sorted(CHAPTERS.rglob("*.ipynb")):
+        changed = build_one(path, fresh)
+        print(f"{path.name}: {'changed' if changed else 'as it was'}", flush=True)
+        for complaint in complaints(path):
+            wrong = 1
+            print(f"  {complaint}")
+    return wrong
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m minids.book", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("lab", help="open JupyterLab on your own copies")
+    building = commands.add_parser("build", help="execute and keep the chapters")
+    building.add_argument("paths", nargs="*", type=Path, help="these notebooks only")
+    building.add_argument("--fresh", action="store_true", help="draw measured pictures anew, too")
+    arguments, rest = parser.parse_known_args()
+    if arguments.command == "lab":
+        sys.exit(lab(rest))
+    if rest:
+        parser.error(f"unknown options: {' '.join(rest)}")
+    sys.exit(build(arguments.paths, arguments.fresh))

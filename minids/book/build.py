@@ -1,0 +1,93 @@
+"""Executing notebooks and bringing them into the form in which they are kept: `make book`.
+
+Kept are sources, tags, outputs and one count per executed cell. Dropped is what changes by itself: widget
+state, timestamps, the kernel's name of the day. So building twice changes nothing.
+
+A cell tagged `measured` shows times or what hangs on them, and would change at every build. It keeps its
+stored picture as long as its source and the text of its output are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from minids.book.explore import VIEW
+from minids.files import write_atomically
+
+CELL_SECONDS = 120
+KERNEL = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def build(path: Path, fresh: bool = False) -> bool:
+    """Execute a notebook, normalise and keep it; return whether the file changed.
+
+    `fresh` draws measured pictures anew. Raises nbclient's CellExecutionError where a cell fails, and then leaves
+    the file as it is.
+    """
+    before = path.read_text(encoding="utf-8")
+    stored = nbformat.reads(before, as_version=4)
+    notebook = nbformat.reads(before, as_version=4)
+    environment = dict(os.environ)
+    os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0", TOKENIZERS_PARALLELISM="false")
+    try:
+        resources = {"metadata": {"path": str(path.parent)}}
+        NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources=resources).execute()
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+    after = text_of(normalise(notebook, None if fresh else stored))
+    if after != before:
+        write_atomically(path, after)
+    return after != before
+
+
+def normalise(notebook: NotebookNode, stored: NotebookNode | None = None) -> NotebookNode:
+    """Return an executed notebook in the form in which it is kept; `stored` is its form so far."""
+    known = {cell.id: cell for cell in stored.cells} if stored else {}
+    notebook.metadata = nbformat.from_dict(KERNEL)
+    count = 0
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type != "code":
+            continue
+        if cell.execution_count is not None:
+            count += 1
+            cell.execution_count = count
+        cell.outputs = [_output(output, count) for output in cell.outputs]
+        if "measured" in tags and cell.id in known and _says_the_same(cell, known[cell.id]):
+            cell.outputs = known[cell.id].outputs
+    nbformat.validate(notebook)
+    return notebook
+
+
+def text_of(notebook: NotebookNode) -> str:
+    """Return the file's text."""
+    return nbformat.writes(notebook, version=4) + "\n"
+
+
+def _output(output: NotebookNode, count: int) -> NotebookNode:
+    if "execution_count" in output:
+        output.execution_count = count
+    if "metadata" in output:
+        image = output.metadata.get("image/png")
+        output.metadata = nbformat.from_dict({"image/png": {"width": image["width"]}} if image else {})
+    if "image/png" in output.get("data", {}):
+        output.data.pop(VIEW, None)  # readers of the stored notebook get the picture
+        output.data["image/png"] = output.data["image/png"].strip()
+    return output
+
+
+def _says_the_same(cell: NotebookNode, stored: NotebookNode) -> bool:
+    def said(cell: NotebookNode) -> list:
+        return [output.get("text") or output.get("data", {}).get("text/plain") for output in cell.outputs]
+
+    return cell.source == stored.get("source") and said(cell) == said(stored)

@@ -1,0 +1,75 @@
+"""One output with a picture, its text and live sliders.
+
+On GitHub, on paper and in a test the picture stands alone, drawn with the function's own defaults. In a
+running notebook sliders stand above it, and each move draws it anew.
+"""
+
+import inspect
+import io
+from collections.abc import Callable, Sequence
+
+import ipywidgets as widgets
+from IPython.display import display
+
+from minids.plots.style import Picture, shown_width
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float, float] | Sequence) -> None:
+    """Show `draw()` and a slider for each named parameter, which starts at the parameter's default.
+
+    A range gives a slider of integers, a tuple (low, high, step) one of numbers, a list one of its items, and
+    True a box to tick. Where `draw` raises ValueError for a combination, its sentence stands under the last
+    picture.
+
+    Raises ValueError where a name is no parameter of `draw`, or its default is not among the slider's values.
+    """
+    controls = {name: _control(draw, name, values) for name, values in sliders.items()}
+    first = draw()
+    picture = widgets.Image(value=first.png(), format="png", width=shown_width(), layout={"max_width": "100%"})
+    said = widgets.HTML()
+
+    def redraw(_) -> None:
+        try:
+            figure = draw(**{name: control.value for name, control in controls.items()})
+        except ValueError as error:
+            said.value = f"<b>{error}</b>"
+            return
+        picture.value, said.value = _quick_png(figure), ""
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    panel = widgets.VBox([*controls.values(), picture, said])
+    data, metadata = first._repr_mimebundle_()
+    display({**data, VIEW: panel._repr_mimebundle_()[VIEW]}, metadata=metadata, raw=True)
+
+
+def _control(draw: Callable, name: str, values) -> widgets.Widget:
+    parameters = inspect.signature(draw).parameters
+    if name not in parameters or parameters[name].default is inspect.Parameter.empty:
+        raise ValueError(f"{draw.__name__} has no parameter {name!r} with a default: it has {', '.join(parameters)}.")
+    value = parameters[name].default
+    look = {
+        "description": name.replace("_", " "),
+        "style": {"description_width": "11em"},
+        "layout": {"width": "min(46em, 95%)"},
+    }
+    if values is True:
+        return widgets.Checkbox(value=value, indent=False, **look)
+    within = value in values if not isinstance(values, tuple) else values[0] <= value <= values[1]
+    if not within:
+        raise ValueError(f"{name} starts at {value!r}, which its slider, {values!r}, does not have.")
+    if isinstance(values, range):
+        return widgets.IntSlider(value=value, min=values[0], max=values[-1], step=values.step, **look)
+    if isinstance(values, tuple):
+        low, high, step = values
+        return widgets.FloatSlider(value=value, min=low, max=high, step=step, **look)
+    return widgets.SelectionSlider(value=value, options=list(values), **look)
+
+
+def _quick_png(figure: Picture) -> bytes:
+    """Return the picture less sharp and in all its colours: a redraw must keep up with the hand."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi)
+    return file.getvalue()

@@ -1,0 +1,154 @@
+"""What every chapter must be, checked without running it: `complaints(path)`.
+
+That its outputs are right is for nbval to check, by running it.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+PACKAGE = Path(__file__).parents[1]
+MOST_LINES, MEDIAN_LINES = 25, 7
+NOTEBOOK_BYTES, PICTURE_BYTES = 1_000_000, 100_000
+SECTIONS = ("You are here", "What this shows, and what it does not", "Summary", "Exercises", "References")
+PREDICTIONS = 2
+PLACE = re.compile(r"(?<![\w.:/])/(?:home|tmp|root|work|Users|private|var|usr|opt)/[\w.-]+|[A-Z]:\\\\")
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+
+
+def complaints(path: Path) -> list[str]:
+    """Return what is wrong with a notebook, a sentence each."""
+    notebook = nbformat.read(path, as_version=4)
+    found = [*_files(path, notebook), *_execution(notebook), *_cells(notebook), *_outputs(notebook)]
+    if path.parent.name != "solutions":
+        found += _median(notebook)
+        if not path.name.startswith("00_"):  # which is no chapter, but how to read one
+            found += _skeleton(notebook)
+    return found
+
+
+def _code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _prose(notebook: NotebookNode) -> str:
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def _files(path: Path, notebook: NotebookNode) -> Iterator[str]:
+    if path.stat().st_size > NOTEBOOK_BYTES:
+        yield f"The notebook has {path.stat().st_size:,} bytes: at most {NOTEBOOK_BYTES:,}."
+    if notebook.metadata.get("widgets"):
+        yield "The notebook keeps widget state: build it with `make book`."
+    for match in LINK.finditer(_prose(notebook)):
+        link = match[1] or match[2]
+        if link.startswith(("http://", "https://")):
+            if match[2] or _prose(notebook)[: match.start()].rpartition("\n")[2].lstrip().startswith("!["):
+                yield f"A picture comes from elsewhere: {link}."
+        elif not link.startswith("#") and not (path.parent / link.partition("#")[0]).exists():
+            yield f"A link leads nowhere: {link}."
+
+
+def _execution(notebook: NotebookNode) -> Iterator[str]:
+    counts = [cell.execution_count for cell in _code(notebook)]
+    if counts != list(range(1, len(counts) + 1)):  # nbval compares nothing where there is no number
+        yield f"The code cells are numbered {counts}: execute them in order."
+
+
+def _cells(notebook: NotebookNode) -> Iterator[str]:
+    sizes = [len(cell.source.splitlines()) for cell in _code(notebook)]
+    for cell in notebook.cells:
+        for match in PLACE.finditer(cell.source):
+            yield f"A cell names a place on one machine: {match[0]}."
+    for cell, size in zip(_code(notebook), sizes, strict=True):
+        if size > MOST_LINES:
+            yield f"A cell has {size} lines, at most {MOST_LINES}: {cell.source.splitlines()[0]!r} …"
+
+
+def _median(notebook: NotebookNode) -> Iterator[str]:
+    middle = statistics.median(len(cell.source.splitlines()) for cell in _code(notebook))
+    if middle > MEDIAN_LINES:
+        yield f"Half of the code cells have {middle:g} lines or more: at most {MEDIAN_LINES}."
+
+
+def _outputs(notebook: NotebookNode) -> Iterator[str]:
+    for cell in _code(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            text = output.get("text", "") + data.get("text/plain", "") + data.get("text/html", "")
+            for match in PLACE.finditer(text):
+                yield f"An output names a place on one machine: {match[0]}."
+            if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+                yield f"A cell fails with {output.ename}: {output.evalue}"
+            if output.get("name") == "stderr":
+                yield f"A cell writes to standard error: {output.text.strip()[:80]!r}."
+            if "image/png" in data:
+                size = len(base64.b64decode(data["image/png"]))
+                if size > PICTURE_BYTES:
+                    yield f"A picture has {size:,} bytes: at most {PICTURE_BYTES:,}."
+                if data.get("text/plain", "<").startswith(("<Figure", "Picture(", "<")):
+                    yield "A picture has no text of its own: give it `alt`."
+
+
+def _skeleton(notebook: NotebookNode) -> Iterator[str]:
+    prose = _prose(notebook)
+    opening = notebook.cells[0].source
+    if not re.match(r"# \d+ · \S", opening):
+        yield "The chapter does not begin with '# N · Title'."
+    for promise in ("By the end", "minutes", "You need"):
+        if promise.lower() not in opening.lower():
+            yield f"The opening does not say {promise!r}."
+    sections = re.findall(r"(?m)^## (.+)$", prose)
+    for section in SECTIONS:
+        if section not in sections:
+            yield f"The section {section!r} is missing."
+    if prose.count("**Predict") < PREDICTIONS:
+        yield f"There are {prose.count('**Predict')} predictions: at least {PREDICTIONS}."
+    tags = [tag for cell in _code(notebook) for tag in cell.metadata.get("tags", [])]
+    if "wrong" not in tags:
+        yield "There is no wrong variant to be seen failing: tag its cell `wrong`."
+    if "setup" not in tags:
+        yield "No cell is tagged `setup`: exercises are tested with nothing else run before."
+    exercises = [tag for tag in tags if tag.startswith("ex-")]
+    if len(set(exercises)) < 5:
+        yield f"There are {len(set(exercises))} exercises: at least 5."
+    for tier in ("⭑ ", "⭑⭑ ", "⭑⭑⭑ "):
+        if not re.search(rf"(?m)^### .*(?<!⭑){tier}", prose):
+            yield f"No exercise is of the tier {tier.strip()}."
+
+
+def repeated_bodies(paths: list[Path]) -> list[str]:
+    """Return a sentence for every function body that stands twice, in these notebooks or in the library."""
+    first: dict[str, str] = {}
+    repeated = []
+    for place, source in [*_library(), *(item for path in paths for item in _notebook_sources(path))]:
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            text = ast.unparse(ast.Module(body, []))
+            if len(text.splitlines()) < 3:
+                continue
+            here = f"{node.name} in {place}"
+            if text in first and place.endswith(".ipynb"):
+                repeated.append(f"{here} has the body of {first[text]}.")
+            first.setdefault(text, here)
+    return repeated
+
+
+def _library() -> Iterator[tuple[str, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.name, path.read_text(encoding="utf-8")
+
+
+def _notebook_sources(path: Path) -> Iterator[tuple[str, str]]:
+    for cell in _code(nbformat.read(path, as_version=4)):
+        yield path.name, re.sub(r"(?m)^\s*[%!].*$", "", cell.source)

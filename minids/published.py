@@ -1,0 +1,99 @@
+"""What the reports and price lists print: the only numbers that the book quotes and does not compute.
+
+Each comes with its source. Everything else follows from them and from the configurations (presets.py).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Figures of one model's report, as printed there.
+
+    `hours_per_trillion` are GPU-hours for a trillion tokens of pre-training; the other hours are totals.
+    """
+
+    name: str
+    source: str
+    total: str
+    active: str
+    tokens: float  # of pre-training
+    hours_per_trillion: float | None = None
+    extension_hours: float = 0
+    post_training_hours: float = 0
+
+    @property
+    def pre_training_hours(self) -> float | None:
+        return self.hours_per_trillion and self.hours_per_trillion * self.tokens / 1e12
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """All GPU-hours of the final run; None where the report gives no hours."""
+        hours = self.pre_training_hours
+        return hours and hours + self.extension_hours + self.post_training_hours
+
+
+REPORTS = {
+    "deepseek-llm-7b": Report(
+        name="LLM 7B", source="DeepSeek LLM, README; V2 report, table 6", total="6.9B", active="6.9B", tokens=2e12
+    ),
+    "deepseek-llm-67b": Report(
+        name="LLM 67B", source="DeepSeek LLM, README; hours: V2 report, §3.2.3", total="67B", active="67B", tokens=2e12,
+        hours_per_trillion=300.6e3,
+    ),
+    "deepseek-moe-16b": Report(
+        name="MoE 16B", source="DeepSeekMoE, §5.1", total="16.4B", active="2.8B", tokens=2e12
+    ),
+    "deepseek-v2-lite": Report(
+        name="V2-Lite", source="V2 report, appendix B", total="15.7B", active="2.4B", tokens=5.7e12
+    ),
+    "deepseek-v2": Report(
+        name="V2", source="V2 report, §3", total="236B", active="21B", tokens=8.1e12, hours_per_trillion=172.8e3
+    ),
+    "deepseek-v3": Report(
+        name="V3", source="V3 report, §4 and table 1", total="671B", active="37B", tokens=14.8e12,
+        hours_per_trillion=180e3, extension_hours=119e3, post_training_hours=5e3,
+    ),
+}  # fmt: skip
+DOLLARS_PER_HOUR = 2.0  # of an H800, as the V3 report assumes (table 1)
+CLUSTER = 2048  # H800s that trained V3 (§3.1)
+H800_BF16_FLOPS = 989.4e12  # dense BF16 operations per second, NVIDIA's data sheet of the H100 SXM; FP8 doubles it
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars per million tokens of the API's chat model, from `since` until the next entry."""
+
+    since: str
+    model: str
+    cached_input: float
+    input: float
+    output: float
+
+
+PRICES = (
+    Price("2024-12-26", "V3, launch promotion", 0.014, 0.14, 0.28),
+    Price("2025-02-08", "V3", 0.07, 0.27, 1.10),
+    Price("2025-09-05", "V3.1", 0.07, 0.56, 1.68),
+    Price("2025-09-29", "V3.2-Exp", 0.028, 0.28, 0.42),
+)
+R1_PRICE = Price("2025-02-08", "R1", 0.14, 0.55, 2.19)
+# What its competitors' lists asked in the months that the articles speak of, input and output.
+OTHER_PRICES = {
+    "GPT-4o": (2.50, 10.0),
+    "GPT-4 Turbo": (10.0, 30.0),
+    "Claude 3.5 Sonnet": (3.0, 15.0),
+    "o1": (15.0, 60.0),
+}
+
+# V3 report, table 6 (chat models) and table 3 (V3-Base).
+BENCHMARKS = {
+    "MATH-500": {"V3": 90.2, "GPT-4o": 74.6, "Claude 3.5 Sonnet": 78.3},
+    "LiveCodeBench, CoT": {"V3": 40.5, "GPT-4o": 33.4, "Claude 3.5 Sonnet": 36.3},
+    "MMLU": {"V3": 88.5, "GPT-4o": 87.2, "Claude 3.5 Sonnet": 88.3},
+    "HumanEval-Mul": {"V3": 82.6},
+    "SWE-bench Verified": {"V3": 42.0, "Claude 3.5 Sonnet": 50.8},
+    "GPQA": {"V3": 59.1, "Claude 3.5 Sonnet": 65.0},
+}
+R1_GPUS, R1_ZERO_RUN_HOURS, R1_RUN_HOURS, R1_DATA_GPU_HOURS = 512, 198, 80, 5e3  # Nature (2025), supplement
+CACHE_BITS_V2 = 6  # of V2 as deployed, on average (V2 report, §3.2.3)

@@ -1,0 +1,111 @@
+"""Answers of every kind, and what is said of them."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from minids.book.check import Exercise, check, definition, exercise, same
+
+
+def oracle(x):
+    """twice the number"""
+    return x + x
+
+
+DOUBLE = Exercise(
+    "9.1", lambda x: 2 * x, oracle=oracle, cases={"three": (3,), "five": (5,)}, mistakes={"it is doubled.": lambda x: x}
+)
+
+
+def a_stub(x): ...
+
+
+def to_be_done(x):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("answer", [..., None, a_stub, to_be_done])
+def test_what_is_empty_is_unsolved(answer):
+    assert DOUBLE.verdict(answer).status == "unsolved"
+
+
+def test_a_right_answer_is_told_what_it_was_held_against():
+    verdict = DOUBLE.verdict(lambda x: 2.0 * x)
+    assert (verdict.status, verdict.text) == ("solved", "solved: twice the number in 2 cases.")
+
+
+def test_a_known_mistake_gets_its_hint():
+    assert DOUBLE.verdict(lambda x: x + 0).text == "it is doubled."
+
+
+def test_an_unknown_mistake_is_told_where_it_differs():
+    assert DOUBLE.verdict(lambda x: x * x - 3).text == "for five yours gives 22, and it should be 10."
+
+
+def test_an_answer_that_raises_is_wrong_and_says_so():
+    verdict = DOUBLE.verdict(lambda x: 1 / 0)
+    assert verdict.status == "wrong"
+    assert "ZeroDivisionError" in verdict.text
+
+
+@pytest.mark.parametrize("answer", [3, "text", [1], lambda: 1, torch.ones(2)])
+def test_an_answer_of_another_kind_is_wrong(answer):
+    assert DOUBLE.verdict(answer).status == "wrong"
+
+
+def test_a_value_is_judged():
+    def judge(value):
+        """a number above ten"""
+        return None if value > 10 else f"{value} is too small."
+
+    above = Exercise("9.2", 11, judge=judge, mistakes={"that is ten itself.": 10})
+    assert above.verdict(12).text == "solved: a number above ten."
+    assert above.verdict(10).text == "that is ten itself."
+    assert above.verdict(3).text == "3 is too small."
+    assert above.verdict(...).status == "unsolved"
+
+
+def test_a_wrong_solution_or_an_unrecognised_mistake_cannot_be_defined():
+    with pytest.raises(AssertionError):
+        exercise("9.1", lambda x: x, oracle=oracle, cases={"three": (3,)})
+    with pytest.raises(AssertionError):
+        exercise("9.1", lambda x: 2 * x, oracle=oracle, cases={"none": (0,)}, mistakes={"no": lambda x: x})
+
+
+def test_check_never_raises(capsys):
+    assert check("1.99", 1).status == "unsolved"
+    assert check("99.1", 1).status == "unsolved"
+    assert check("1.1", lambda *_: 1 / 0).status == "wrong"
+    assert capsys.readouterr().out.count("Exercise") == 3
+
+
+def test_check_leaves_the_readers_random_numbers_alone():
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    definition("1.1")
+    after = torch.rand(1), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    assert after == (torch.rand(1), np.random.rand())  # noqa: NPY002
+
+
+def test_an_exercise_without_chapters_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules["minids.book.check"], "CHAPTERS", tmp_path / "chapters")
+    assert "chapters/solutions" in check("1.1", 1).text
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"),
+    [
+        (1, 1.0, True), (1, 1 + 1e-9, True), (1, 1.001, False), (True, 1, False), (True, True, True),
+        (np.float64(2), 2, True), ([1, 2], (1, 2), True), ([1], [1, 2], False), ({"a": 1}, {"a": 1.0}, True),
+        ({"a": 1}, {"b": 1}, False), ("a", "a", True), ("a", 1, False),
+        (torch.ones(2), torch.ones(2) + 1e-8, True), (torch.ones(2), torch.ones(1, 2), False),
+        (torch.ones(1), 1.0, False),
+    ],
+)  # fmt: skip
+def test_results_agree_up_to_rounding(a, b, equal):
+    assert same(a, b) is equal
+    assert same(b, a) is equal

@@ -1,0 +1,55 @@
+"""The committed pictures are those that the code draws now: their text exactly, their pixels nearly."""
+
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FOLDER = Path(__file__).parents[1] / "figures"
+RMS = 3.0  # of 255: another version of the font library may move an edge by a fraction of a pixel
+
+
+@pytest.fixture(scope="module")
+def draw():
+    spec = importlib.util.spec_from_file_location("draw", FOLDER / "draw.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def drawn(draw):
+    return draw.figures()
+
+
+def difference(a: bytes, b: bytes) -> float:
+    """Root mean square over pixels; infinite where the sizes differ."""
+    first, second = (np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), dtype=float) for file in (a, b))
+    return float(np.sqrt(((first - second) ** 2).mean())) if first.shape == second.shape else float("inf")
+
+
+def test_every_picture_is_drawn_again_as_it_is(drawn):
+    for name, figure in drawn.items():
+        assert difference(figure.png(), (FOLDER / f"{name}.png").read_bytes()) < RMS, name
+
+
+def test_the_gallery_shows_every_picture_with_its_text(draw, drawn):
+    assert (FOLDER / "README.md").read_text() == draw.gallery(drawn)
+    assert {path.stem for path in FOLDER.glob("*.png")} == drawn.keys()
+
+
+def test_no_picture_is_large(drawn):
+    assert all((FOLDER / f"{name}.png").stat().st_size <= 100_000 for name in drawn)
+
+
+def test_another_picture_is_told_apart(drawn):
+    """Among them, one with one number changed."""
+    from minids.config import ModelConfig
+    from minids.plots import draw_architecture, draw_parameters
+
+    assert difference(draw_architecture(3).png(), drawn["architecture"].png()) > RMS
+    assert difference(draw_parameters(ModelConfig.preset("deepseek-v2")).png(), drawn["parameters"].png()) > RMS
+    assert difference(drawn["growth"].png(), drawn["claims"].png()) == float("inf")

@@ -1,0 +1,59 @@
+"""Every chapter and its solutions: what they must be (guard.py), and that each exercise judges as it should.
+
+That they compute what they show is tested by nbval, which runs them (`make notebooks`).
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from minids.book.check import definition, tagged_cells
+from minids.book.guard import complaints, repeated_bodies
+
+CHAPTERS = sorted((Path(__file__).parents[1] / "chapters").glob("*.ipynb"))
+SOLUTIONS = sorted((Path(__file__).parents[1] / "chapters" / "solutions").glob("*.ipynb"))
+EXERCISES = [
+    (path, tag.removeprefix("ex-"))
+    for path in CHAPTERS
+    for tag in dict.fromkeys(re.findall(r'"(ex-\d+\.\d+)"', path.read_text(encoding="utf-8")))
+]
+numbers = [number for _, number in EXERCISES]
+
+
+@pytest.mark.parametrize("path", [*CHAPTERS, *SOLUTIONS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_nothing_is_wrong_with_a_notebook(path):
+    assert complaints(path) == []
+
+
+def test_no_function_stands_twice_in_chapters_and_library():
+    assert repeated_bodies(CHAPTERS) == []
+
+
+def test_every_chapter_has_solutions_under_its_name():
+    assert [path.name for path in SOLUTIONS] == [path.name for path in CHAPTERS]
+
+
+@pytest.mark.parametrize(("path", "number"), EXERCISES, ids=numbers)
+def test_the_stub_of_an_exercise_is_unsolved(path, number, capsys):
+    namespace: dict = {}
+    for source in tagged_cells(path, "setup", f"ex-{number}"):
+        exec(source, namespace)
+    assert f"Exercise {number}: not solved yet." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", numbers)
+def test_the_solution_of_an_exercise_is_solved_and_each_mistake_gets_its_hint(number):
+    asked = definition(number)
+    assert asked.verdict(asked.solution).status == "solved"
+    assert asked.mistakes, "an exercise names at least one mistake"
+    for hint, mistake in asked.mistakes.items():
+        verdict = asked.verdict(mistake)
+        assert (verdict.status, verdict.text) == ("wrong", hint)
+
+
+@pytest.mark.parametrize("number", numbers)
+def test_an_oracle_is_not_the_solution_under_another_name(number):
+    asked = definition(number)
+    assert asked.oracle is not asked.solution
+    assert (asked.oracle or asked.judge).__doc__
