@@ -38,11 +38,11 @@ from minids.published import (
 )
 
 ARTICLES = {
-    "gap": "“Briser le fossé de 100 millions”, English and French, 2025",
-    "script": "an article and its video script, English and Chinese, 2026",
-    "mac": "on V3-0324 and a Mac Studio, French, 2025",
+    "gap": "“Briser le fossé de 100 millions”, English and French",
+    "script": "an article and its video script, English and Chinese",
+    "mac": "on V3-0324 and a Mac Studio, French",
     "history": "a history of the company, English, October 2025",
-    "what": "“What Happened”, English, 2026",
+    "what": "“What Happened”, English",
 }
 NEARLY = 0.05
 
@@ -236,5 +236,6 @@ class Claims(list[Claim]):
             f"<td>{c.article}</td></tr>"
             for c in self
         )
-        head = "<tr><th>verdict</th><th>the words</th><th>what the numbers say</th><th>article</th></tr>"
-        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+        names = ("verdict", "the words", "what the numbers say", "article")
+        head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
