@@ -55,6 +55,7 @@ BREAKS = {
     "numbered": lambda nb: code(nb)[2].update(execution_count=None),
     "in order": lambda nb: code(nb)[2].update(execution_count=40),
     "has 26 lines": lambda nb: code(nb)[2].update(source="x = 1\n" * 26),
+    "has 101 characters": lambda nb: code(nb)[2].update(source="x" * 101),
     "Half of the code cells": lambda nb: [cell.update(source="x = 1\n" * 9) for cell in code(nb)],
     "cell names a place": lambda nb: code(nb)[2].update(source="open('/home/me/x')"),
     "output names a place": lambda nb: code(nb)[2].outputs.append(stream("/tmp/ipykernel_1/2.py")),
@@ -76,7 +77,7 @@ BREAKS = {
     "wrong variant": lambda nb: untag(nb, "wrong"),
     "tagged `setup`": lambda nb: untag(nb, "setup"),
     "4 exercises": lambda nb: untag(nb, "ex-1.2"),
-    "of the tier ⭑⭑⭑": lambda nb: markdown(nb, "⭑⭑⭑ ", ""),
+    "of the tier ★★★": lambda nb: markdown(nb, "★★★ ", ""),
 } | {
     f"section {name!r}": lambda nb, name=name: markdown(nb, f"## {name}", "## Else")
     for name in ("You are here", "What this shows, and what it does not", "Summary", "Exercises", "References")

@@ -1,25 +1,36 @@
 """`make lab` and `make book`: read the chapters in JupyterLab, or execute them anew and keep what they show."""
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from minids.book.check import CHAPTERS
 
 MINE = CHAPTERS.parent / "my"  # the reader's copies; git ignores them
-# Nothing is asked of the network: no news, no updates.
-LAB = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
 
 
 def lab(options: list[str]) -> int:
     """Open JupyterLab on the reader's own copies of the chapters; `options` go to it. Return its exit status."""
     new = copy_chapters(CHAPTERS, MINE)
     print(f"Your copies are in {MINE.name}/." + (f" New: {', '.join(new)}." if new else ""))
-    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={MINE}", *LAB, *options]
-    return subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}).returncode
+    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={MINE}", *options]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | without_news(Path(folder)) | {"PYTHONHASHSEED": "0"}
+        return subprocess.run(command, env=environment).returncode
+
+
+def without_news(folder: Path) -> dict[str, str]:
+    """Return the environment in which JupyterLab asks the network for nothing, neither news nor updates."""
+    config = folder / "labconfig" / "page_config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    known = os.environ.get("JUPYTER_CONFIG_PATH")
+    return {"JUPYTER_CONFIG_PATH": os.pathsep.join([str(folder), *([known] if known else [])])}
 
 
 def copy_chapters(chapters: Path, mine: Path) -> list[str]:

@@ -16,7 +16,7 @@ import nbformat
 from nbformat import NotebookNode
 
 PACKAGE = Path(__file__).parents[1]
-MOST_LINES, MEDIAN_LINES = 25, 7
+MOST_LINES, MEDIAN_LINES, COLUMNS = 25, 7, 100  # wider lines are cut on a laptop's screen
 NOTEBOOK_BYTES, PICTURE_BYTES = 1_000_000, 100_000
 SECTIONS = ("You are here", "What this shows, and what it does not", "Summary", "Exercises", "References")
 PREDICTIONS = 2
@@ -69,6 +69,9 @@ def _cells(notebook: NotebookNode) -> Iterator[str]:
         for match in PLACE.finditer(cell.source):
             yield f"A cell names a place on one machine: {match[0]}."
     for cell, size in zip(_code(notebook), sizes, strict=True):
+        widest = max(cell.source.splitlines(), key=len, default="")
+        if len(widest) > COLUMNS:
+            yield f"A line has {len(widest)} characters, at most {COLUMNS}: {widest.strip()!r}."
         if size > MOST_LINES:
             yield f"A cell has {size} lines, at most {MOST_LINES}: {cell.source.splitlines()[0]!r} …"
 
@@ -120,8 +123,8 @@ def _skeleton(notebook: NotebookNode) -> Iterator[str]:
     exercises = [tag for tag in tags if tag.startswith("ex-")]
     if len(set(exercises)) < 5:
         yield f"There are {len(set(exercises))} exercises: at least 5."
-    for tier in ("⭑ ", "⭑⭑ ", "⭑⭑⭑ "):
-        if not re.search(rf"(?m)^### .*(?<!⭑){tier}", prose):
+    for tier in ("★ ", "★★ ", "★★★ "):
+        if not re.search(rf"(?m)^### .*(?<!★){tier}", prose):
             yield f"No exercise is of the tier {tier.strip()}."
 
 
