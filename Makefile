@@ -34,7 +34,7 @@ book: .venv/book.stamp
 bench: .venv/test.stamp
 	$(TRAIN_ENV) $(BIN)/python -m minids.bench $(ARGS)
 
-figures: .venv/train.stamp
+figures: .venv/book.stamp
 	$(BIN)/python figures/draw.py
 
 reference: .venv/train.stamp

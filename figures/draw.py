@@ -32,14 +32,14 @@ def main() -> None:
     for name, figure in drawn.items():
         (HERE / f"{name}.png").write_bytes(figure.png())
         print(f"figures/{name}.png: {figure.alt}")
-    GALLERY.write_text(gallery(drawn))
+    GALLERY.write_text(gallery(drawn), encoding="utf-8")
     tables = {"miniature": miniature.table(recorded("miniature")), "bench": bench_table(recorded("bench"))}
-    README.write_text(with_tables(README.read_text(), tables))
+    README.write_text(with_tables(README.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 def recorded(name: str) -> dict:
     """Return the data of a recorded experiment."""
-    return json.loads((HERE / "data" / f"{name}.json").read_text())
+    return json.loads((HERE / "data" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def figures() -> dict[str, Picture]:

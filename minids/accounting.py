@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from minids.config import ModelConfig
+from minids.published import REPORTS
 
 FP8_TILE = 128  # numbers that share a scale: 1 x 128 of an activation, 128 x 128 of a weight (V3 report §3.3.2)
 
@@ -205,6 +206,13 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
     meetings = sequence_length / 2
     attention = 3 * c.num_hidden_layers * c.num_attention_heads * (key_dim + value_dim) * 2 * meetings
     return 6 * count_parameters(c).active + attention
+
+
+def pre_training_hours_like_v3(config: ModelConfig) -> float:
+    """H800-hours to pre-train a model on as many tokens as V3, at as many FLOPs per GPU and hour as V3 reached."""
+    v3, length = ModelConfig.preset("deepseek-v3"), 4096
+    share = training_flops_per_token(config, length) / training_flops_per_token(v3, length)
+    return REPORTS["deepseek-v3"].pre_training_hours * share
 
 
 def decoding_flops_per_token(config: ModelConfig, context: int) -> float:

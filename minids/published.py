@@ -19,8 +19,8 @@ class Report:
     active: str
     tokens: float  # of pre-training
     hours_per_trillion: float | None = None
-    extension_hours: float = 0
-    post_training_hours: float = 0
+    extension_hours: float | None = None
+    post_training_hours: float | None = None
 
     @property
     def pre_training_hours(self) -> float | None:
@@ -28,9 +28,9 @@ class Report:
 
     @property
     def gpu_hours(self) -> float | None:
-        """All GPU-hours of the final run; None where the report gives no hours."""
-        hours = self.pre_training_hours
-        return hours and hours + self.extension_hours + self.post_training_hours
+        """All GPU-hours of the final run; None where the report does not give those of every stage."""
+        stages = (self.pre_training_hours, self.extension_hours, self.post_training_hours)
+        return None if None in stages else sum(stages)
 
 
 REPORTS = {
@@ -62,7 +62,7 @@ H800_BF16_FLOPS = 989.4e12  # dense BF16 operations per second, NVIDIA's data sh
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens of the API's chat model, from `since` until the next entry."""
+    """Dollars per million tokens of DeepSeek's API from `since` to the next entry, from its pricing page."""
 
     since: str
     model: str
@@ -77,8 +77,8 @@ PRICES = (
     Price("2025-09-05", "V3.1", 0.07, 0.56, 1.68),
     Price("2025-09-29", "V3.2-Exp", 0.028, 0.28, 0.42),
 )
-R1_PRICE = Price("2025-02-08", "R1", 0.14, 0.55, 2.19)
-# What its competitors' lists asked in the months that the articles speak of, input and output.
+R1_PRICE = Price("2025-01-20", "R1", 0.14, 0.55, 2.19)
+# Price lists of OpenAI and Anthropic at the time that the articles speak of, input and output.
 OTHER_PRICES = {
     "GPT-4o": (2.50, 10.0),
     "GPT-4 Turbo": (10.0, 30.0),
@@ -86,7 +86,7 @@ OTHER_PRICES = {
     "o1": (15.0, 60.0),
 }
 
-# V3 report, table 6 (chat models) and table 3 (V3-Base).
+# V3 report, table 6.
 BENCHMARKS = {
     "MATH-500": {"V3": 90.2, "GPT-4o": 74.6, "Claude 3.5 Sonnet": 78.3},
     "LiveCodeBench, CoT": {"V3": 40.5, "GPT-4o": 33.4, "Claude 3.5 Sonnet": 36.3},
@@ -96,4 +96,6 @@ BENCHMARKS = {
     "GPQA": {"V3": 59.1, "Claude 3.5 Sonnet": 65.0},
 }
 R1_GPUS, R1_ZERO_RUN_HOURS, R1_RUN_HOURS, R1_DATA_GPU_HOURS = 512, 198, 80, 5e3  # Nature (2025), supplement
+NODE_LINKS, LINK_BYTES_PER_SECOND = 8, 50e9  # InfiniBand, of a node with 8 H800s (V3 report §3.2)
+FOUR_BIT = 4.5  # bits per weight of common 4-bit files: 64 weights share a scale and an offset of 16 bits
 CACHE_BITS_V2 = 6  # of V2 as deployed, on average (V2 report, §3.2.3)

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from minids.book.__main__ import without_news
+from minids.book.__main__ import quiet
 
 CHAPTERS = Path(__file__).parents[1] / "chapters"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -34,7 +34,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     names = ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR")
     environment = os.environ | {f"JUPYTER_{name}": str(folder / name.lower()) for name in names}
     environment |= {f"JUPYTERLAB_{name}": str(folder / name.lower()) for name in ("SETTINGS_DIR", "WORKSPACES_DIR")}
-    environment |= without_news(folder / "quiet")
+    environment |= quiet(folder / "quiet")
     environment |= {"IPYTHONDIR": str(folder / "ipython"), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",

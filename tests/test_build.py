@@ -1,11 +1,14 @@
 """A built notebook is in one form: building again changes nothing, and what is measured keeps its picture."""
 
+import re
+from pathlib import Path
+
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode, v4
 
-from minids.book.build import VIEW, build, normalise, text_of
+from minids.book.build import MEASURED, VIEW, build, normalise, text_of
 
 
 @pytest.fixture
@@ -73,6 +76,18 @@ def measured(source: str, text: str, picture: str, tags=("measured",)) -> Notebo
 def test_a_measured_picture_stays_as_long_as_source_and_text_do(new, picture):
     old = measured("draw()", "one", "b2xk")
     assert normalise(new, old).cells[0].outputs[0].data["image/png"] == picture
+
+
+def test_a_measured_time_is_no_difference():
+    old = measured("draw()", "it took ≈ 12 ms (measured)", "b2xk")
+    for text, picture in (("it took ≈ 13.5 s (measured)", "b2xk"), ("it takes 13 ms", "bmV3")):
+        new = normalise(measured("draw()", text, "bmV3"), old)
+        assert new.cells[0].outputs[0].data["image/png"] == picture
+
+
+def test_nbval_masks_the_same_times():
+    config = (Path(__file__).parent / "nbval.cfg").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^regex: (.*)$", config) == [MEASURED.pattern]
 
 
 def test_a_fresh_build_draws_measured_pictures_anew():

@@ -1,5 +1,6 @@
 """Answers of every kind, and what is said of them."""
 
+import random
 import sys
 
 import numpy as np
@@ -33,7 +34,14 @@ def test_what_is_empty_is_unsolved(answer):
 
 def test_a_right_answer_is_told_what_it_was_held_against():
     verdict = DOUBLE.verdict(lambda x: 2.0 * x)
-    assert (verdict.status, verdict.text) == ("solved", "solved: twice the number in 2 cases.")
+    assert (verdict.status, verdict.text) == ("solved", "solved: agrees with twice the number in 2 cases.")
+
+
+def test_a_forgotten_return_is_told():
+    def forgets(x):
+        2 * x
+
+    assert DOUBLE.verdict(forgets).text == "your function returns nothing: is a `return` missing?"
 
 
 def test_a_known_mistake_gets_its_hint():
@@ -65,6 +73,7 @@ def test_a_value_is_judged():
     assert above.verdict(10).text == "that is ten itself."
     assert above.verdict(3).text == "3 is too small."
     assert above.verdict(...).status == "unsolved"
+    assert above.verdict("12").text == "it should be a int, and it is a str."
 
 
 def test_a_wrong_solution_or_an_unrecognised_mistake_cannot_be_defined():
@@ -77,18 +86,27 @@ def test_a_wrong_solution_or_an_unrecognised_mistake_cannot_be_defined():
 def test_check_never_raises(capsys):
     assert check("1.99", 1).status == "unsolved"
     assert check("99.1", 1).status == "unsolved"
+    assert check(1.1, None).status == "unsolved"
+    assert check(len, "1.1").status == "unsolved"
     assert check("1.1", lambda *_: 1 / 0).status == "wrong"
-    assert capsys.readouterr().out.count("Exercise") == 3
+    assert check("1.1", lambda *_: sys.exit(1)).status == "wrong"
+    assert capsys.readouterr().out.count("Exercise") == 6
 
 
 def test_check_leaves_the_readers_random_numbers_alone():
-    torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
+    def seed():
+        torch.manual_seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        random.seed(5)
+
+    def draw():
+        return torch.rand(1).item(), np.random.rand(), random.random(), str(torch.tensor(1 / 3))  # noqa: NPY002
+
+    seed()
+    undisturbed = draw()
+    seed()
     definition("1.1")
-    after = torch.rand(1), np.random.rand()  # noqa: NPY002
-    torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
-    assert after == (torch.rand(1), np.random.rand())  # noqa: NPY002
+    assert draw() == undisturbed
 
 
 def test_an_exercise_without_chapters_says_what_is_missing(monkeypatch, tmp_path):
@@ -96,11 +114,38 @@ def test_an_exercise_without_chapters_says_what_is_missing(monkeypatch, tmp_path
     assert "chapters/solutions" in check("1.1", 1).text
 
 
+def test_an_answer_is_called_once_per_case_and_cannot_change_one():
+    calls = []
+
+    def doubles_in_place(x):
+        calls.append(x)
+        return x.mul_(2)
+
+    def oracle(x):
+        """twice the numbers"""
+        return 2 * x
+
+    asked = Exercise("9.3", oracle, oracle=oracle, cases={"ones": (torch.ones(2),)}, mistakes={"no.": lambda x: x})
+    assert asked.verdict(doubles_in_place).status == "solved"
+    assert len(calls) == 1
+    assert asked.cases["ones"][0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("asks", [{}, {"oracle": oracle}, {"oracle": lambda x: x, "cases": {"one": (1,)}}])
+def test_an_exercise_that_could_not_fail_cannot_be_made(asks):
+    with pytest.raises(ValueError, match="needs a judge"):
+        Exercise("9.4", None, **asks)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "equal"),
     [
         (1, 1.0, True), (1, 1 + 1e-9, True), (1, 1.001, False), (True, 1, False), (True, True, True),
         (np.float64(2), 2, True), ([1, 2], (1, 2), True), ([1], [1, 2], False), ({"a": 1}, {"a": 1.0}, True),
+        (float("inf"), float("inf"), True), (float("nan"), float("nan"), True), (0.1 + 0.2 - 0.3, 0.0, True),
+        (np.True_, True, True), (np.ones(2), np.ones(2), True), (np.ones(2), torch.zeros(2), False),
+        (torch.tensor(1 + 2j), torch.tensor(1 + 0j), False), (torch.ones(1), "one", False),
+        (torch.ones(1), None, False),
         ({"a": 1}, {"b": 1}, False), ("a", "a", True), ("a", 1, False),
         (torch.ones(2), torch.ones(2) + 1e-8, True), (torch.ones(2), torch.ones(1, 2), False),
         (torch.ones(1), 1.0, False),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minids.book.claims import ARTICLES, Claim, all_claims, claims
+from minids.book.claims import ARTICLES, Claim, Claims, all_claims, claims
 
 
 def number(stated: str, computed: float, unit: float = 1) -> str:
@@ -47,11 +47,13 @@ KNOWN = {
     "taille de 641 Go": "right",
     "352 Go en 4 bits": "right",
     "R1 around 50 times less than o1": "wrong",
-    "reduce their AI costs by 98%": "imprecise",
+    "reduce their AI costs by 98%": "wrong",
+    "R1 training ≈ 6 M USD": "imprecise",
+    "nearly twenty times larger": "right",
     "MATH benchmark: 91.2%": "imprecise",
     "HumanEval: 93.1%": "wrong",
     "V3 at $0.50 / $1.50": "wrong",
-    "256 total, 8 active, 128K, 14.8T": "right",
+    "256 total, 8 active … 14.8T": "right",
 }
 
 
@@ -90,7 +92,10 @@ def test_an_unknown_filter_is_refused():
 
 
 def test_the_table_has_a_row_for_each_claim_and_no_bare_angle():
-    found = claims("script")
+    strange = Claim(article="gap", quote="<b> & co", because="1 < 2.", true=True)
+    found = Claims([*claims("script"), strange])
     html = found._repr_html_()
     assert html.count("<tr>") == len(found) + 1
+    assert "&lt;b&gt; &amp; co" in html
+    assert "1 &lt; 2." in html
     assert repr(found).count("\n") + 1 == len(found)

@@ -57,7 +57,11 @@ def test_a_moved_slider_changes_the_picture_and_back_restores_it(shown, number, 
     controls[number].value, first = value, controls[number].value
     moved = image.value
     controls[number].value = first
-    assert image.value != moved
+    back = image.value
+    assert back != moved
+    controls[number].value = value
+    controls[number].value = first
+    assert image.value == back
 
 
 def test_a_combination_that_is_refused_says_why_and_keeps_the_picture(shown):
@@ -68,12 +72,20 @@ def test_a_combination_that_is_refused_says_why_and_keeps_the_picture(shown):
     size.value = 5
     assert (image.value, "Five is not allowed." in said.value) == (before, True)
     size.value = 6
-    assert (image.value != before, said.value) == (True, "")
+    assert (image.value != before, said.value) == (True, "size 6, share 0.5, kind a, lit False")
 
 
 @pytest.mark.parametrize(
     ("sliders", "message"),
-    [({"width": range(3)}, "no parameter 'width'"), ({"size": range(4, 9)}, "starts at 2"), ({"kind": ["b"]}, "'a'")],
+    [
+        ({"width": range(3)}, "no parameter 'width'"),
+        ({"size": range(4, 9)}, "starts at 2"),
+        ({"size": 5}, "no slider"),
+        ({"size": "123"}, "no slider"),
+        ({"share": (0, 1)}, "no slider"),
+        ({"size": range(0)}, "no slider"),
+        ({"kind": ["b"]}, "'a'"),
+    ],
 )
 def test_a_slider_that_does_not_fit_is_refused(sliders, message):
     with pytest.raises(ValueError, match=message):

@@ -17,6 +17,7 @@ def broken(tmp_path):
     """Return a function that applies a change to a copy of chapter 1 and returns the complaints about it."""
     folder = tmp_path / "chapters"
     shutil.copytree(ORIGINAL.parent, folder)
+    shutil.copytree(ORIGINAL.parents[1] / "figures", tmp_path / "figures")
     path = folder / ORIGINAL.name
 
     def complain(change) -> str:
@@ -58,6 +59,9 @@ BREAKS = {
     "has 101 characters": lambda nb: code(nb)[2].update(source="x" * 101),
     "Half of the code cells": lambda nb: [cell.update(source="x = 1\n" * 9) for cell in code(nb)],
     "cell names a place": lambda nb: code(nb)[2].update(source="open('/home/me/x')"),
+    r"one machine: C:\Users": lambda nb: code(nb)[2].update(source=r"open(r'C:\Users\me')"),
+    "one machine: /mnt/x": lambda nb: code(nb)[2].update(source="'file:/mnt/x'"),
+    "one machine: 0x7f00aa": lambda nb: code(nb)[2].outputs.append(stream("<object at 0x7f00aa11>")),
     "output names a place": lambda nb: code(nb)[2].outputs.append(stream("/tmp/ipykernel_1/2.py")),
     "standard error": lambda nb: code(nb)[2].outputs.append(stream("warning", "stderr")),
     "fails with ValueError": lambda nb: code(nb)[2].outputs.append(
@@ -69,6 +73,9 @@ BREAKS = {
     "widget state": lambda nb: nb.metadata.update(widgets={"state": {}}),
     "comes from elsewhere": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "\n![x](https://a.b/c.png)"),
     "leads nowhere": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "\n[x](99_nothing.ipynb)"),
+    "elsewhere: https://d": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "\nx <img src='https://d.e/f'>"),
+    "nowhere: gone.md": lambda nb: nb.cells[0].update(source=nb.cells[0].source + '\n[x](gone.md "title")'),
+    "not of chapter 1": lambda nb: code(nb)[-1].metadata.update(tags=["ex-2.5"]),
     "begin with": lambda nb: markdown(nb, "# 1 · The bill", "# The bill"),
     "'By the end'": lambda nb: markdown(nb, "By the end", "Later"),
     "'minutes'": lambda nb: nb.cells[0].update(source=nb.cells[0].source.replace("minutes", "hours")),
@@ -91,6 +98,11 @@ def test_what_is_broken_is_complained_about(broken, complaint):
 
 def test_a_whole_chapter_gives_no_complaint(broken):
     assert broken(lambda nb: None) == ""
+
+
+def test_code_and_mathematics_are_no_links_and_the_web_may_be_linked(broken):
+    text = "\n`f[i](x)` $a[k](b)$ [x](mailto:a@b.c) <a href='https://a.b'>x</a> ![x](../figures/claims.png) [y](https://a.b)"
+    assert broken(lambda nb: nb.cells[0].update(source=nb.cells[0].source + text)) == ""
 
 
 def test_a_copied_function_is_found_in_chapters_and_library(tmp_path):

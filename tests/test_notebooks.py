@@ -34,6 +34,16 @@ def test_every_chapter_has_solutions_under_its_name():
     assert [path.name for path in SOLUTIONS] == [path.name for path in CHAPTERS]
 
 
+def test_the_readme_lists_every_chapter():
+    readme = (CHAPTERS[0].parents[1] / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\]\(chapters/(\d\d_\w+\.ipynb)\)", readme) == [path.name for path in CHAPTERS]
+
+
+def test_every_exercise_that_is_solved_is_asked():
+    solved = {tag for path in SOLUTIONS for tag in re.findall(r'"(ex-\d+\.\d+)"', path.read_text(encoding="utf-8"))}
+    assert solved == {f"ex-{number}" for number in numbers}
+
+
 @pytest.mark.parametrize(("path", "number"), EXERCISES, ids=numbers)
 def test_the_stub_of_an_exercise_is_unsolved(path, number, capsys):
     namespace: dict = {}
@@ -56,4 +66,3 @@ def test_the_solution_of_an_exercise_is_solved_and_each_mistake_gets_its_hint(nu
 def test_an_oracle_is_not_the_solution_under_another_name(number):
     asked = definition(number)
     assert asked.oracle is not asked.solution
-    assert (asked.oracle or asked.judge).__doc__

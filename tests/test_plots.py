@@ -17,26 +17,32 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from minids.accounting import count_parameters
+from minids.accounting import count_parameters, kv_cache_bytes
 from minids.book.claims import ARTICLES, all_claims
 from minids.config import ModelConfig
 from minids.model import DeepSeek
 from minids.plots import (
     draw_architecture,
+    draw_attention,
+    draw_caches,
     draw_claims,
     draw_conventions,
     draw_expert_load,
     draw_growth,
     draw_hours,
+    draw_live_loss,
     draw_loss,
     draw_models,
     draw_parameters,
+    draw_rotation,
+    draw_wall,
     moe_layer_names,
 )
 from minids.plots.architecture import EVERYTHING, LATER, LIT
 from minids.plots.bill import printed
 from minids.plots.style import INK, MUTED, PALE, PARTS, VERDICTS, readable_on, spread
 from minids.published import REPORTS
+from minids.rope import rope_frequencies
 
 THREE = ("prose", "code", "arithmetic")
 
@@ -410,3 +416,43 @@ def contrast(one: str, other: str) -> float:
 
 def test_a_picture_is_the_same_file_each_time():
     assert draw_hours(REPORTS["deepseek-v3"]).png() == draw_hours(REPORTS["deepseek-v3"]).png()
+
+
+# ---------------------------------------------------------------------------------------------------
+# The baseline
+
+
+@pytest.mark.parametrize("width", [8, 64, 128])
+def test_no_text_of_the_rotation_hides_another(width):
+    config = ModelConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, intermediate_size=8, num_attention_heads=1, head_dim=width
+    )
+    assert_legible(draw_rotation(rope_frequencies(config)))
+
+
+def test_attention_shows_every_weight_that_is_not_zero():
+    weights = np.tril(np.full((4, 4), 0.25))
+    fig = draw_attention(weights, ["a", "b", "c", "d"], "Four words")
+    assert_legible(fig)
+    assert sum(text.get_text() == "0.25" for text in fig.axes[0].texts) == 10
+    assert fig.alt.startswith("a: 0.25 0.00 0.00 0.00; b: 0.25 0.25")
+
+
+def test_the_caches_are_those_of_shared_and_unshared_keys():
+    fig = draw_caches(["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"])
+    assert_legible(fig)
+    assert "LLM 67B: every head its own 380.0 GiB, as released 47.5 GiB, one for all heads 5.9 GiB" in fig.alt
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16, 32, 64])
+def test_the_wall_is_legible_and_where_the_bytes_are_equal(batch):
+    fig = draw_wall(batch=batch)
+    assert_legible(fig)
+    config = ModelConfig.preset("deepseek-llm-7b")
+    meet = 2 * count_parameters(config).total / (batch * kv_cache_bytes(config))
+    assert f"cache as large at {meet:,.0f} tokens" in fig.alt
+
+
+@pytest.mark.parametrize("end", [0.2, 2.0, 3.7])
+def test_no_text_of_the_live_loss_hides_another(end):
+    assert_legible(draw_live_loss(range(1, 101), np.linspace(4, end, 100), before=3.9))

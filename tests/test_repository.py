@@ -33,7 +33,7 @@ FLOORS = [
     "generate checkpoint hub evaluate",
     "train trained",
     "report plots.style",
-    "plots.training plots.growth plots.diagram plots.bill bench bench.measure bench.peak bench.table",
+    "plots.training plots.growth plots.diagram plots.bill plots.baseline bench bench.measure bench.peak bench.table",
     "plots.architecture bench.peer",
     "plots bench.decoding bench.training bench.experts",
     "bench.growth book.check book.claims book.explore book.guard book.notation book.show book.wrong_variants",
@@ -115,6 +115,7 @@ def test_every_module_has_a_file_of_tests():
         "training",
         "growth",
         "architecture",
+        "baseline",
         "bill",
         "diagram",
         "published",
@@ -137,7 +138,7 @@ def test_what_results_depend_on_is_pinned_exactly():
     exact = re.compile(r"==\d+(\.\d+)+")
     for name in ("torch", "sympy", "networkx", "matplotlib"):
         assert exact.fullmatch(requirements()[name]), name
-    assert exact.fullmatch(requirements("test")["transformers"])
+    assert exact.fullmatch(requirements("book")["transformers"])
 
 
 def test_every_other_dependency_has_a_range():

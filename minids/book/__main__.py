@@ -3,10 +3,7 @@
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from minids.book.check import CHAPTERS
@@ -14,34 +11,47 @@ from minids.book.check import CHAPTERS
 MINE = CHAPTERS.parent / "my"  # the reader's copies; git ignores them
 
 
-def lab(options: list[str]) -> int:
-    """Open JupyterLab on the reader's own copies of the chapters; `options` go to it. Return its exit status."""
+def lab(options: list[str]) -> None:
+    """Become JupyterLab, open on the reader's own copies of the chapters; `options` go to it."""
     new = copy_chapters(CHAPTERS, MINE)
-    print(f"Your copies are in {MINE.name}/." + (f" New: {', '.join(new)}." if new else ""))
-    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={MINE}", *options]
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | without_news(Path(folder)) | {"PYTHONHASHSEED": "0"}
-        return subprocess.run(command, env=environment).returncode
+    print(f"Your copies are in {MINE.name}/." + (f" New: {', '.join(new)}." if new else ""), flush=True)
+    os.execve(sys.executable, lab_command(options), os.environ | quiet(MINE / ".jupyter") | {"PYTHONHASHSEED": "0"})
 
 
-def without_news(folder: Path) -> dict[str, str]:
+def lab_command(options: list[str]) -> list[str]:
+    """Return the command: on this machine only, from the repository's root, so that links to pictures work."""
+    first = min(path.name for path in CHAPTERS.glob("*.ipynb"))
+    return [
+        sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={MINE.parent}",
+        f"--LabApp.default_url=/lab/tree/{MINE.name}/{first}", *options,
+    ]  # fmt: skip
+
+
+def quiet(folder: Path) -> dict[str, str]:
     """Return the environment in which JupyterLab asks the network for nothing, neither news nor updates."""
     config = folder / "labconfig" / "page_config.json"
-    config.parent.mkdir(parents=True)
+    config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
     known = os.environ.get("JUPYTER_CONFIG_PATH")
     return {"JUPYTER_CONFIG_PATH": os.pathsep.join([str(folder), *([known] if known else [])])}
 
 
 def copy_chapters(chapters: Path, mine: Path) -> list[str]:
-    """Copy the notebooks that `mine` does not have yet, and return their names; what is there stays as it is."""
+    """Copy the notebooks that `mine` does not have yet, and return their names; what is there stays as it is.
+
+    The copies have no outputs, so that a prediction comes before its answer.
+    """
     new = []
     for path in sorted(chapters.rglob("*.ipynb")):
         name = path.relative_to(chapters)
         if ".ipynb_checkpoints" in name.parts or (mine / name).exists():
             continue
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell |= {"outputs": [], "execution_count": None}
         (mine / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, mine / name)
+        (mine / name).write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         new.append(name.as_posix())
     return new
 
@@ -53,6 +63,8 @@ def build(paths: list[Path], fresh: bool) -> int:
 
     wrong = 0
     for path in paths or sorted(CHAPTERS.rglob("*.ipynb")):
+        if not path.is_file():
+            sys.exit(f"There is no notebook {path}.")
         changed = build_one(path, fresh)
         print(f"{path.name}: {'changed' if changed else 'as it was'}", flush=True)
         for complaint in complaints(path):
@@ -70,7 +82,7 @@ if __name__ == "__main__":
     building.add_argument("--fresh", action="store_true", help="draw measured pictures anew, too")
     arguments, rest = parser.parse_known_args()
     if arguments.command == "lab":
-        sys.exit(lab(rest))
+        lab(rest)
     if rest:
         parser.error(f"unknown options: {' '.join(rest)}")
     sys.exit(build(arguments.paths, arguments.fresh))

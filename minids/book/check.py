@@ -11,14 +11,17 @@ place holds everything about an exercise, and nothing of it is in the chapter.
 from __future__ import annotations
 
 import contextlib
+import copy
 import html
 import io
 import json
+import math
 import random
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -45,49 +48,63 @@ class Exercise:
     judge: Callable[[Any], str | None] | None = None
     mistakes: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        against = self.judge or self.oracle
+        if not (self.judge or self.cases) or not (against and against.__doc__):
+            raise ValueError(f"Exercise {self.number} needs a judge, or an oracle and cases, with a docstring.")
+
     def verdict(self, answer: Any) -> Verdict:
         """Return what is to be said of an answer."""
         try:
-            status, text = self._verdict(answer)
-        except Exception as error:  # the reader's code, and check must not raise
-            status, text = "wrong", f"Your code raises {type(error).__name__}: {error}"
+            status, text = self._of_value(answer) if self.judge else self._of_function(answer)
+        except (Exception, SystemExit) as error:  # the reader's code, and check must not raise
+            status, text = "wrong", f"your code raises {type(error).__name__}: {error}"
         return Verdict(self.number, status, text)
 
-    def _verdict(self, answer: Any) -> tuple[str, str]:
-        if self._is_empty(answer):
-            return "unsolved", "not solved yet."
-        for hint, mistake in self.mistakes.items():
-            if self._same_answer(answer, mistake):
-                return "wrong", hint
-        complaint = self.judge(answer) if self.judge else self._first_difference(answer)
-        if complaint:
-            return "wrong", complaint
-        checked = self.judge or self.oracle
-        agrees = "" if self.judge else f" in {len(self.cases)} case{'s' * (len(self.cases) > 1)}"
-        return "solved", f"solved: {checked.__doc__.strip().rstrip('.')}{agrees}."
-
-    def _is_empty(self, answer: Any) -> bool:
+    def _of_value(self, answer: Any) -> tuple[str, str]:
         if answer is None or answer is ...:
-            return True
-        if not callable(answer) or not self.cases:
-            return False
+            return UNSOLVED
+        if not isinstance(answer, type(self.solution)):
+            return "wrong", f"it should be a {type(self.solution).__name__}, and it is a {type(answer).__name__}."
+        for hint, mistake in self.mistakes.items():
+            if same(answer, mistake):
+                return "wrong", hint
+        complaint = self.judge(answer)
+        return ("wrong", complaint) if complaint else ("solved", f"solved: {self.judge.__doc__}.")
+
+    def _of_function(self, answer: Any) -> tuple[str, str]:
+        if answer is None or answer is ... or _is_stub(answer):
+            return UNSOLVED
+        if not callable(answer):
+            return "wrong", f"it should be a function, and it is a {type(answer).__name__}."
         try:
-            result = answer(*next(iter(self.cases.values())))
+            results = self._results(answer)
         except NotImplementedError:
-            return True
-        return result is None or result is ...
+            return UNSOLVED
+        if all(result is None for result in results.values()):
+            return "wrong", "your function returns nothing: is a `return` missing?"
+        for hint, mistake in self.mistakes.items():
+            if same(results, self._results(mistake)):
+                return "wrong", hint
+        for name, expected in self._results(self.oracle).items():
+            if not same(results[name], expected):
+                return "wrong", f"for {name} yours gives {_brief(results[name])}, and it should be {_brief(expected)}."
+        return "solved", f"solved: agrees with {self.oracle.__doc__} in {len(self.cases)} cases."
 
-    def _same_answer(self, answer: Any, mistake: Any) -> bool:
-        if not self.cases:
-            return same(answer, mistake)
-        return all(same(answer(*case), mistake(*case)) for case in self.cases.values())
+    def _results(self, function: Callable) -> dict[str, Any]:
+        """Return what a function gives for each case, which it cannot change for the others."""
+        return {name: function(*copy.deepcopy(case)) for name, case in self.cases.items()}
 
-    def _first_difference(self, answer: Callable) -> str | None:
-        for name, case in self.cases.items():
-            got, expected = answer(*case), self.oracle(*case)
-            if not same(got, expected):
-                return f"for {name} yours gives {_brief(got)}, and it should be {_brief(expected)}."
-        return None
+
+UNSOLVED = ("unsolved", "not solved yet.")
+
+
+def _is_stub(answer: Any) -> bool:
+    """Whether a function's body is nothing but dots."""
+    return isinstance(answer, FunctionType) and answer.__code__.co_code == _stub.__code__.co_code
+
+
+def _stub(): ...
 
 
 @dataclass(frozen=True)
@@ -135,6 +152,7 @@ def exercise(number: str, solution: Any, **asks) -> None:
 
 def check(number: str, answer: Any) -> Verdict:
     """Show and return the verdict on a reader's answer to an exercise, by its number, as in "1.2"."""
+    number = str(number)
     try:
         verdict = definition(number).verdict(answer)
     except ValueError as error:
@@ -178,26 +196,37 @@ def tagged_cells(notebook: Path, *tags: str) -> Iterable[str]:
 def _undisturbed():
     """Leave the reader's random numbers as they are."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def same(a: Any, b: Any) -> bool:
     """Whether two results agree: numbers and tensors up to rounding, sequences item by item."""
+    a, b = (_plain(value) for value in (a, b))
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        a, b = torch.as_tensor(a), torch.as_tensor(b)
-        return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-6)
+        both = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape
+        wide = torch.promote_types(a.dtype, b.dtype) if both else None
+        return both and torch.allclose(a.to(wide), b.to(wide), rtol=1e-5, atol=1e-6, equal_nan=True)
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
-    if isinstance(a, int | float | np.number) and isinstance(b, int | float | np.number):
-        return bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return a == b or math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) or (a != a and b != b)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and bool(a == b)
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's numbers as Python's, and its arrays as tensors."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def _brief(value: Any) -> str:

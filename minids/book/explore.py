@@ -4,6 +4,7 @@ On GitHub, on paper and in a test the picture stands alone, drawn with the funct
 running notebook sliders stand above it, and each move draws it anew.
 """
 
+import html
 import inspect
 import io
 from collections.abc import Callable, Sequence
@@ -16,27 +17,28 @@ from minids.plots.style import Picture, shown_width
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float, float] | Sequence) -> None:
+def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float, float] | Sequence | bool) -> None:
     """Show `draw()` and a slider for each named parameter, which starts at the parameter's default.
 
     A range gives a slider of integers, a tuple (low, high, step) one of numbers, a list one of its items, and
-    True a box to tick. Where `draw` raises ValueError for a combination, its sentence stands under the last
-    picture.
+    True a box to tick. The picture's text stands below it; where `draw` raises an error, what the error says.
 
-    Raises ValueError where a name is no parameter of `draw`, or its default is not among the slider's values.
+    Raises ValueError where a name is no parameter of `draw`, its values are none of these, or its default is
+    not among them.
     """
     controls = {name: _control(draw, name, values) for name, values in sliders.items()}
     first = draw()
     picture = widgets.Image(value=first.png(), format="png", width=shown_width(), layout={"max_width": "100%"})
-    said = widgets.HTML()
+    said = widgets.HTML(value=html.escape(repr(first)))
 
     def redraw(_) -> None:
         try:
             figure = draw(**{name: control.value for name, control in controls.items()})
-        except ValueError as error:
-            said.value = f"<b>{error}</b>"
+        except Exception as error:  # anything else would be lost in the server's log
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            said.value = f"<b>{html.escape(kind + str(error))}</b>"
             return
-        picture.value, said.value = _quick_png(figure), ""
+        picture.value, said.value = _quick_png(figure), html.escape(repr(figure))
 
     for control in controls.values():
         control.observe(redraw, names="value")
@@ -57,6 +59,9 @@ def _control(draw: Callable, name: str, values) -> widgets.Widget:
     }
     if values is True:
         return widgets.Checkbox(value=value, indent=False, **look)
+    three = isinstance(values, tuple) and len(values) == 3
+    if not (three or isinstance(values, range | list)) or not values or (isinstance(values, range) and values.step < 0):
+        raise ValueError(f"{name}={values!r} is no slider: it must be a range, (low, high, step), a list, or True.")
     within = value in values if not isinstance(values, tuple) else values[0] <= value <= values[1]
     if not within:
         raise ValueError(f"{name} starts at {value!r}, which its slider, {values!r}, does not have.")

@@ -20,8 +20,12 @@ MOST_LINES, MEDIAN_LINES, COLUMNS = 25, 7, 100  # wider lines are cut on a lapto
 NOTEBOOK_BYTES, PICTURE_BYTES = 1_000_000, 100_000
 SECTIONS = ("You are here", "What this shows, and what it does not", "Summary", "Exercises", "References")
 PREDICTIONS = 2
-PLACE = re.compile(r"(?<![\w.:/])/(?:home|tmp|root|work|Users|private|var|usr|opt)/[\w.-]+|[A-Z]:\\\\")
-LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+PLACE = re.compile(
+    r"(?<![\w./])(?:/home|/tmp|/root|/work|/Users|/Volumes|/mnt|/private|/var|/opt)/[\w.-]+"
+    r"|\b[A-Z]:[\\/]\w+|\b0x[0-9a-f]{6,}"
+)
+LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)[^)]*\)|(?:src|href)=[\"']([^\"']+)[\"']")
+NOT_PROSE = re.compile(r"(?s)```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$")
 
 
 def complaints(path: Path) -> list[str]:
@@ -31,7 +35,7 @@ def complaints(path: Path) -> list[str]:
     if path.parent.name != "solutions":
         found += _median(notebook)
         if not path.name.startswith("00_"):  # which is no chapter, but how to read one
-            found += _skeleton(notebook)
+            found += _skeleton(notebook, number=int(path.name[:2]))
     return found
 
 
@@ -48,10 +52,10 @@ def _files(path: Path, notebook: NotebookNode) -> Iterator[str]:
         yield f"The notebook has {path.stat().st_size:,} bytes: at most {NOTEBOOK_BYTES:,}."
     if notebook.metadata.get("widgets"):
         yield "The notebook keeps widget state: build it with `make book`."
-    for match in LINK.finditer(_prose(notebook)):
-        link = match[1] or match[2]
-        if link.startswith(("http://", "https://")):
-            if match[2] or _prose(notebook)[: match.start()].rpartition("\n")[2].lstrip().startswith("!["):
+    for match in LINK.finditer(NOT_PROSE.sub("", _prose(notebook))):
+        link = match[2] or match[3]
+        if re.match(r"\w+:", link):
+            if match[1] or match[0].startswith("src"):
                 yield f"A picture comes from elsewhere: {link}."
         elif not link.startswith("#") and not (path.parent / link.partition("#")[0]).exists():
             yield f"A link leads nowhere: {link}."
@@ -77,7 +81,7 @@ def _cells(notebook: NotebookNode) -> Iterator[str]:
 
 
 def _median(notebook: NotebookNode) -> Iterator[str]:
-    middle = statistics.median(len(cell.source.splitlines()) for cell in _code(notebook))
+    middle = statistics.median([len(cell.source.splitlines()) for cell in _code(notebook)] or [0])
     if middle > MEDIAN_LINES:
         yield f"Half of the code cells have {middle:g} lines or more: at most {MEDIAN_LINES}."
 
@@ -86,8 +90,8 @@ def _outputs(notebook: NotebookNode) -> Iterator[str]:
     for cell in _code(notebook):
         for output in cell.outputs:
             data = output.get("data", {})
-            text = output.get("text", "") + data.get("text/plain", "") + data.get("text/html", "")
-            for match in PLACE.finditer(text):
+            texts = [output.get("text", ""), *(data.get(f"text/{kind}", "") for kind in ("plain", "html", "markdown"))]
+            for match in PLACE.finditer(" ".join([*texts, *output.get("traceback", [])])):
                 yield f"An output names a place on one machine: {match[0]}."
             if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
                 yield f"A cell fails with {output.ename}: {output.evalue}"
@@ -97,15 +101,15 @@ def _outputs(notebook: NotebookNode) -> Iterator[str]:
                 size = len(base64.b64decode(data["image/png"]))
                 if size > PICTURE_BYTES:
                     yield f"A picture has {size:,} bytes: at most {PICTURE_BYTES:,}."
-                if data.get("text/plain", "<").startswith(("<Figure", "Picture(", "<")):
+                if (data.get("text/plain") or "<").startswith("<"):
                     yield "A picture has no text of its own: give it `alt`."
 
 
-def _skeleton(notebook: NotebookNode) -> Iterator[str]:
+def _skeleton(notebook: NotebookNode, number: int) -> Iterator[str]:
     prose = _prose(notebook)
     opening = notebook.cells[0].source
-    if not re.match(r"# \d+ · \S", opening):
-        yield "The chapter does not begin with '# N · Title'."
+    if not re.match(rf"# {number} · \S", opening):
+        yield f"The chapter does not begin with '# {number} · Title'."
     for promise in ("By the end", "minutes", "You need"):
         if promise.lower() not in opening.lower():
             yield f"The opening does not say {promise!r}."
@@ -121,6 +125,9 @@ def _skeleton(notebook: NotebookNode) -> Iterator[str]:
     if "setup" not in tags:
         yield "No cell is tagged `setup`: exercises are tested with nothing else run before."
     exercises = [tag for tag in tags if tag.startswith("ex-")]
+    for tag in exercises:
+        if not tag.startswith(f"ex-{number}."):
+            yield f"The tag {tag} is not of chapter {number}."
     if len(set(exercises)) < 5:
         yield f"There are {len(set(exercises))} exercises: at least 5."
     for tier in ("★ ", "★★ ", "★★★ "):
@@ -154,4 +161,4 @@ def _library() -> Iterator[tuple[str, str]]:
 
 def _notebook_sources(path: Path) -> Iterator[tuple[str, str]]:
     for cell in _code(nbformat.read(path, as_version=4)):
-        yield path.name, re.sub(r"(?m)^\s*[%!].*$", "", cell.source)
+        yield path.name, re.sub(r"(?m)^[%!].*$", "", cell.source)

@@ -27,11 +27,13 @@ ROWS = (  # the paper's symbol, its meaning, the module in the library, the tens
     ("e_i", "what expert i answers to", f"{MIXTURE}.gate", f"model.{MIXTURE}.gate.weight"),
     ("b_i", "bias that balances the load", f"{MIXTURE}.gate.expert_bias",
      f"model.{MIXTURE}.gate.e_score_correction_bias"),
-    ("FFN^{(r)}_i", "routed expert: gate and up", f"{MIXTURE}.experts.gate_up_proj",
-     f"model.{MIXTURE}.experts.0.gate_proj.weight"),
+    ("FFN^{(r)}_i", "routed expert: gate (in the library above up, and all experts in one)",
+     f"{MIXTURE}.experts.gate_up_proj", f"model.{MIXTURE}.experts.0.gate_proj.weight"),
+    ("FFN^{(r)}_i", "routed expert: down (all experts in one)", f"{MIXTURE}.experts.down_proj",
+     f"model.{MIXTURE}.experts.0.down_proj.weight"),
     ("FFN^{(s)}", "shared expert: gate", f"{MIXTURE}.shared_experts.gate_proj",
      f"model.{MIXTURE}.shared_experts.gate_proj.weight"),
-    ("M_k", "joins hidden state and embedding, for MTP", "mtp.0.eh_proj", "model.layers.4.eh_proj.weight"),
+    ("M_k", "joins hidden state and embedding, for MTP", "mtp.0.eh_proj", "model.layers.61.eh_proj.weight"),
     ("OutHead", "output head", "lm_head", "lm_head.weight"),
 )  # fmt: skip
 
@@ -40,11 +42,14 @@ class Notation:
     """The table, with the shapes of V3's tensors, for a notebook to show."""
 
     def __init__(self):
-        # Four layers have one of everything; the numbers in the names of later layers differ, no shape does.
-        config = replace(ModelConfig.preset("deepseek-v3"), num_hidden_layers=4)
+        # Four layers have one of everything. Only the MTP module, the last layer, has another number than in V3.
+        v3, layers = ModelConfig.preset("deepseek-v3"), 4
         with torch.device("meta"):
-            released = released_tensors(DeepSeek(config))
-        self.rows = [(symbol, what, code, name, tuple(released[name].shape)) for symbol, what, code, name in ROWS]
+            released = released_tensors(DeepSeek(replace(v3, num_hidden_layers=layers)))
+        self.rows = []
+        for symbol, what, code, name in ROWS:
+            here = name.replace(f"layers.{v3.num_hidden_layers}.", f"layers.{layers}.")
+            self.rows.append((symbol, what, code, name, tuple(released[here].shape)))
 
     def __repr__(self) -> str:
         return "\n".join(f"{symbol}: {what}; {code}; {name}; {shape}" for symbol, what, code, name, shape in self.rows)

@@ -30,7 +30,10 @@ def show(thing: FunctionType | type | ModuleType, docstring: bool = True) -> Sou
 
     Without `docstring` its first docstring is left out. Raises ValueError for what the library does not contain.
     """
-    path = Path(inspect.getsourcefile(inspect.unwrap(thing)))
+    try:
+        path = Path(inspect.getsourcefile(inspect.unwrap(thing)))
+    except TypeError:
+        raise ValueError(f"{thing!r} has no source: show a function, method, class or module of minids.") from None
     if PACKAGE not in path.parents:
         raise ValueError(f"{thing!r} is in {path.name}, which is not a file of minids: show it with inspect.getsource.")
     text = textwrap.dedent(inspect.getsource(inspect.unwrap(thing))).strip()

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from types import CodeType
 
 from minids.accounting import kv_cache_elements
+from minids.attention import _attend_block
 from minids.balance import sequence_balance_loss, update_expert_bias
 from minids.mla import MLA
 from minids.model import DeepSeek
@@ -210,6 +211,12 @@ _GALLERY = (
         "Keys and values come from the same latent. Counted once for each, it gives twice the published 70,272 bytes.",
         ((kv_cache_elements, "c.kv_lora_rank + c.qk_rope_head_dim if",
                              "2 * (c.kv_lora_rank + c.qk_rope_head_dim) if"),),
+    ),
+    # Attention
+    WrongVariant(
+        "a query sees one token ahead",
+        "The mask is off by one, and every token sees the token that it should predict. No loss is as good.",
+        ((_attend_block, ".triu(S - t + 1)", ".triu(S - t + 2)"),),
     ),
     # Multi-token prediction
     WrongVariant(

@@ -96,7 +96,7 @@ def _model(d: Diagram, c: ModelConfig, lit: set[str]) -> None:
     x2, w2 = 128, 74
     mid2, bright = x2 + w2 / 2, on("MTP")
     d.line((mid, 284), (mid2, 284), (mid2, 306), lit=bright)
-    d.text(mid2 + 5, 268, "and the next\ntoken’s\nembedding", size=9, ha="center", va="top", color=MUTED)
+    d.text(mid2 + 5, 268, "and the next\ntoken’s\nembedding", size=10, ha="center", va="top", color=MUTED)
     d.line((mid2 + 14, 270), (mid2 + 14, 306), lit=bright)
     d.box(x2, 306, w2, 22, "join", color=PARTS["mtp"], lit=bright)
     d.line((mid2, 328), (mid2, 344), lit=bright)
@@ -113,7 +113,7 @@ def _block(d: Diagram, lit: set[str]) -> None:
     x, w, side = 238, 78, 330
     mid, top = x + w / 2, 452
     d.panel(226, 44, 122, 420, "One block")
-    steps = ((82, 98, 146, "attention", "Attention"), (240, 256, 306, "feed-forward", "Experts"))
+    steps = ((82, 98, 146, "attention", "Attention"), (240, 256, 306, "feed-forward", "Feed-\nforward"))
     d.line((mid, 52), (mid, 98))
     for fork, norm, part, name, label in steps:
         color = PARTS["attention"] if name == "attention" else PARTS["routed"]
@@ -151,7 +151,7 @@ def _attention(d: Diagram, c: ModelConfig, lit: set[str]) -> None:
         d.line((x, 106 if x == 608 else 160), (x, 184), lit=on)
     d.box(390, 184, 242, 26, "each query meets all keys before it", color=PARTS["attention"], lit=on, size=10)
     width = c.kv_lora_rank + c.qk_rope_head_dim
-    d.text(632, 52, f"dashed: cached, {width} numbers", color=MUTED, size=9, ha="right")
+    d.text(632, 52, f"dashed: cached, {width} numbers", color=MUTED, size=10, ha="right")
 
 
 def _experts(d: Diagram, c: ModelConfig, lit: set[str]) -> None:
@@ -170,8 +170,9 @@ def _experts(d: Diagram, c: ModelConfig, lit: set[str]) -> None:
             color = PARTS["routed"] if used else "#BFD9CF" if group in kept and "routed" in lit else PALE
             d.square(left + expert * pitch, bottom + group * 1.5 * pitch, side if not used else side + 0.6, color)
     top = bottom + c.n_group * 1.5 * pitch
-    d.text(left, top + 4, f"{c.n_routed_experts} routed, {c.num_experts_per_tok} used", size=10)
-    d.text(left, bottom - 13, f"from {c.topk_group} of {c.n_group} groups", size=9, color=MUTED)
+    routed = INK if "routed" in lit else MUTED
+    d.text(left, top + 4, f"{c.n_routed_experts} routed, {c.num_experts_per_tok} used", size=10, color=routed)
+    d.text(left, bottom - 14, f"from {c.topk_group} of {c.n_group} groups", size=10, color=MUTED)
     d.line((422, 270), (422, 290), lit="router" in lit)
     d.line((454, 304), (468, 304), lit="router" in lit)
     d.text(430, 270, "u", color=MUTED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
@@ -10,10 +12,23 @@ from minids.accounting import (
     ParameterCount,
     count_parameters,
     kv_cache_bytes,
+    pre_training_hours_like_v3,
     training_flops_per_token,
 )
 from minids.config import ModelConfig
-from minids.plots.style import INK, MUTED, PALE, PARTS, VERDICTS, Picture, new_figure, readable_on, spread, styled
+from minids.plots.style import (
+    INK,
+    MUTED,
+    PALE,
+    PARTS,
+    VERDICT_MARKS,
+    VERDICTS,
+    Picture,
+    new_figure,
+    readable_on,
+    spread,
+    styled,
+)
 from minids.published import DOLLARS_PER_HOUR, REPORTS, Report
 
 SMALL_PARTS = {  # field of ParameterCount: what it is called, and its colour
@@ -45,15 +60,15 @@ def draw_parameters(config: ModelConfig, dollars_per_hour: float | None = None) 
         _small_parts(ax, count, left)
         if count.routed_experts:
             _experts(ax, config, count, left)
-        fig.text(0.02, 0.945, f"A token uses {_billions(count.active)} of {_billions(count.total)} parameters: "
+        fig.text(0.02, 0.945, f"A token uses {short(count.active)} of {short(count.total)} parameters: "
                  f"{count.active / count.total:.1%}", size=14, color=INK)  # fmt: skip
         if dollars_per_hour is not None:
-            hours = gpu_hours(config)
+            hours = pre_training_hours_like_v3(config)
             _numbers(fig, {
                 "cache per token": f"{kv_cache_bytes(config) / 1e3:,.1f} KB",
                 "training, per token": f"{training_flops_per_token(config, LENGTH) / 1e9:,.0f} GFLOP",
-                "pre-training like V3": f"{hours / 1e6:,.3f}M GPU-hours",
-                f"at ${dollars_per_hour:.2f} an hour": f"${hours * dollars_per_hour / 1e6:,.2f} million",
+                "pre-training like V3": f"{short(hours)} GPU-hours",
+                f"at ${dollars_per_hour:.2f} an hour": f"${short(hours * dollars_per_hour)}",
             })  # fmt: skip
     parts = {_name(field): number for field, number in count.breakdown.items()}
     fig.alt = (
@@ -68,13 +83,6 @@ def draw_parameters(config: ModelConfig, dollars_per_hour: float | None = None) 
     return fig
 
 
-def gpu_hours(config: ModelConfig) -> float:
-    """Return H800-hours to pre-train a model on as many tokens as V3, and at V3's FLOPs per GPU and hour."""
-    v3 = ModelConfig.preset("deepseek-v3")
-    share = training_flops_per_token(config, LENGTH) / training_flops_per_token(v3, LENGTH)
-    return REPORTS["deepseek-v3"].pre_training_hours * share
-
-
 def _small_parts(ax, count: ParameterCount, width: float) -> None:
     """Draw all that is not a routed expert as a column, with its labels to the left."""
     sizes = {field: getattr(count, field) for field in SMALL_PARTS if getattr(count, field)}
@@ -87,7 +95,7 @@ def _small_parts(ax, count: ParameterCount, width: float) -> None:
     named = {field: middle for field, middle in middles.items() if sizes[field] >= 0.002 * whole}
     for field, place in spread(named, gap=0.062, lowest=0.02).items():
         ax.annotate(
-            f"{SMALL_PARTS[field][0]}\u2002{_billions(sizes[field])}", (0, middles[field]), (-0.03, place), ha="right",
+            f"{SMALL_PARTS[field][0]}\u2002{short(sizes[field])}", (0, middles[field]), (-0.03, place), ha="right",
             va="center", size=11, annotation_clip=False,
             arrowprops=dict(arrowstyle="-", color=MUTED, linewidth=0.7, shrinkA=1, shrinkB=0),
         )  # fmt: skip
@@ -102,14 +110,10 @@ def _experts(ax, config: ModelConfig, count: ParameterCount, left: float) -> Non
     ax.imshow(cells, extent=(left + 0.004, 1, 0, 1), aspect="auto", interpolation="nearest")
     ax.set(xlim=(0, 1), ylim=(0, 1))
     words = (
-        f"{layers} × {config.n_routed_experts} routed experts, {_billions(count.routed_experts)}\n"
-        f"lit: the {layers * config.num_experts_per_tok:,} of one token, {_billions(count.active_routed_experts)}"
+        f"{layers} × {config.n_routed_experts} routed experts, {short(count.routed_experts)}; "
+        f"lit, a token’s {layers * config.num_experts_per_tok:,}: {short(count.active_routed_experts)}"
     )
-    if left < 0.5:
-        ax.text(
-            (1 + left) / 2, 0.5, words, ha="center", va="center", size=13, linespacing=1.5,
-            bbox=dict(facecolor="white", edgecolor="none", pad=8, alpha=0.93),
-        )  # fmt: skip
+    ax.annotate(words, (1, 1), (0, 6), textcoords="offset points", ha="right", size=11, annotation_clip=False)
 
 
 def _numbers(fig: Picture, numbers: dict[str, str]) -> None:
@@ -120,8 +124,13 @@ def _numbers(fig: Picture, numbers: dict[str, str]) -> None:
         fig.text(x, 0.03, what, size=11, color=MUTED)
 
 
-def draw_hours(report: Report, dollars_per_hour: float = DOLLARS_PER_HOUR) -> Picture:
-    """Draw how the GPU-hours of a training run add up, each stage from where the one before ended."""
+def draw_hours(report: Report) -> Picture:
+    """Draw how the GPU-hours of a training run add up, each stage from where the one before ended.
+
+    Raises ValueError for a report that does not give those of every stage.
+    """
+    if report.gpu_hours is None:
+        raise ValueError(f"The report of {report.name} does not give the GPU-hours of every stage.")
     stages = {
         "pre-training": report.pre_training_hours,
         "longer context": report.extension_hours,
@@ -137,7 +146,7 @@ def draw_hours(report: Report, dollars_per_hour: float = DOLLARS_PER_HOUR) -> Pi
             if stage != "all":
                 begun += hours
                 ax.plot((begun, begun), (row - 0.31, row + 1.31), color=MUTED, linewidth=0.8)
-            label = f"{hours / 1e3:,.0f}K hours  ${hours * dollars_per_hour / 1e6:,.3f}M"
+            label = f"{hours / 1e3:,.0f}K hours  ${hours * DOLLARS_PER_HOUR / 1e6:,.3f}M"
             ax.annotate(label, (report.gpu_hours * 1.025, row), va="center", annotation_clip=False)
         ax.set(yticks=range(4), yticklabels=[*stages, "together"], xlim=(0, report.gpu_hours), xticks=[])
         ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=12)
@@ -146,12 +155,12 @@ def draw_hours(report: Report, dollars_per_hour: float = DOLLARS_PER_HOUR) -> Pi
         share = report.pre_training_hours / report.gpu_hours
         fig.text(0.02, 0.9, f"{share:.1%} of the GPU-hours are pre-training", size=14)
         fig.text(
-            0.02, 0.03, f"${dollars_per_hour:g} for an hour of an H800, as the report assumes", size=11, color=MUTED
+            0.02, 0.03, f"${DOLLARS_PER_HOUR:g} for an hour of an H800, as the report assumes", size=11, color=MUTED
         )
     said = ", ".join(f"{stage} {hours:,.0f}" for stage, hours in stages.items())
     fig.alt = (
-        f"GPU-hours: {said}; together {report.gpu_hours:,.0f}, at ${dollars_per_hour:.2f} "
-        f"${report.gpu_hours * dollars_per_hour:,.0f}"
+        f"GPU-hours: {said}; together {report.gpu_hours:,.0f}, at ${DOLLARS_PER_HOUR:.2f} "
+        f"${report.gpu_hours * DOLLARS_PER_HOUR:,.0f}"
     )
     return fig
 
@@ -162,19 +171,19 @@ def draw_models(names: list[str]) -> Picture:
     counts = {name: count_parameters(config) for name, config in configs.items()}
     columns = {
         "parameters": [counts[name].total / 1e9 for name in names],
-        "cache, KB per token": [kv_cache_bytes(configs[name]) / 1e3 for name in names],
-        "GFLOP to train a token": [training_flops_per_token(configs[name], LENGTH) / 1e9 for name in names],
-        "GPU-hours per T tokens": [(REPORTS[name].hours_per_trillion or 0) / 1e3 for name in names],
+        "cache, KB\nper token": [kv_cache_bytes(configs[name]) / 1e3 for name in names],
+        "GFLOP to\ntrain a token": [training_flops_per_token(configs[name], LENGTH) / 1e9 for name in names],
+        "GPU-hours per\ntrillion tokens": [(REPORTS[name].hours_per_trillion or 0) / 1e3 for name in names],
     }
     with styled():
         fig = new_figure(height=4.3)
         for i, (title, values) in enumerate(columns.items()):
-            ax = fig.add_axes((0.1 + i * 0.228, 0.06, 0.13, 0.68))
+            ax = fig.add_axes((0.1 + i * 0.228, 0.06, 0.13, 0.65))
             ax.barh(names, values, color=PALE if i == 0 else MUTED, height=0.64)
             labels = [f"{value:,.0f}" if value else "not published" for value in values]
             if i == 0:
                 ax.barh(names, [counts[name].active / 1e9 for name in names], color=PARTS["routed"], height=0.64)
-                labels = [f"{_billions(counts[name].total)}" for name in names]
+                labels = [f"{short(counts[name].total)}" for name in names]
             if i == 3:
                 labels = [f"{value:,.1f}K" if value else "not published" for value in values]
             for row, (value, label) in enumerate(zip(values, labels, strict=True)):
@@ -188,13 +197,11 @@ def draw_models(names: list[str]) -> Picture:
             ax.set_title(title, size=11.5, color=INK, pad=8)
             ax.invert_yaxis()
             ax.spines["bottom"].set_visible(False)
-        ours, rival = counts[names[-1]], configs["deepseek-llm-67b"]
-        flops = training_flops_per_token(configs[names[-1]], LENGTH) / training_flops_per_token(rival, LENGTH)
-        size = ours.total / counts["deepseek-llm-67b"].total
-        fig.text(
-            0.02, 0.92, f"V3 has {size:.0f} times the parameters of LLM 67B and takes {flops:.0%} of its operations",
-            size=14,
-        )  # fmt: skip
+        v3, dense = (ModelConfig.preset(f"deepseek-{name}") for name in ("v3", "llm-67b"))
+        size = count_parameters(v3).total / count_parameters(dense).total
+        flops = training_flops_per_token(v3, LENGTH) / training_flops_per_token(dense, LENGTH)
+        title = f"V3 has {size:.0f} times the parameters of LLM 67B and takes {flops:.0%} of its operations"
+        fig.text(0.02, 0.92, title, size=14)
         fig.text(0.1, 0.01, "green: used by one token", size=11, color=PARTS["routed"])
     fig.alt = "; ".join(
         f"{REPORTS[name].name}: {counts[name].active / 1e9:.1f} of {counts[name].total / 1e9:.1f} billion parameters, "
@@ -232,11 +239,13 @@ def draw_conventions(names: list[str]) -> Picture:
         ax = fig.add_axes((0.16, 0.24, 0.8, 0.58))
         for row, name in enumerate(names):
             count, report = count_parameters(ModelConfig.preset(name)), REPORTS[name]
-            low, high = (bound / (float(report.active[:-1]) * 1e9) for bound in printed(report.active))
+            bounds = printed(report.active)
+            middle = sum(bounds) / 2
+            low, high = (bound / middle for bound in bounds)
             ax.barh(row, high - low, left=low, height=0.6, color=PALE)
             fits = []
             for (field, words), marker in zip(CONVENTIONS.items(), markers, strict=True):
-                at = getattr(count, field) / (float(report.active[:-1]) * 1e9)
+                at = getattr(count, field) / middle
                 inside = low <= at < high
                 color = PARTS["routed"] if inside else MUTED
                 ax.plot(at, row, marker, color=color, markersize=9, markerfacecolor=color if inside else "white")
@@ -250,12 +259,13 @@ def draw_conventions(names: list[str]) -> Picture:
         ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=12)
         ax.set(xlim=(0.84, 1.12), ylim=(len(names) - 0.5, -0.7))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-        ax.set_xlabel("count, over what the report prints")
+        ax.set_xlabel("our count ÷ what the report prints")
         ax.spines["left"].set_visible(False)
         fig.text(0.02, 0.92, "No one way to count “activated” fits every report", size=14)
         for x, sign, words in zip((0.16, 0.31, 0.5), "●■◆", CONVENTIONS.values(), strict=True):
             fig.text(x, 0.03, f"{sign} {words}", size=11, color=MUTED)
-        fig.text(0.79, 0.03, "band: rounds to it", size=11, color=MUTED)
+        fig.text(0.76, 0.03, "▬", size=15, color="#C4C8CE")
+        fig.text(0.79, 0.03, "rounds to it; billions", size=11, color=MUTED)
     fig.alt = "; ".join(said)
     return fig
 
@@ -271,7 +281,7 @@ def draw_claims(claims: list, articles: dict[str, str]) -> Picture:
             for column, verdict in enumerate(of_article):
                 ax.add_patch(Rectangle((column, row), 0.9, 0.8, color=VERDICTS[verdict]))
                 ax.text(
-                    column + 0.45, row + 0.42, {"right": "✓", "imprecise": "≈", "wrong": "✗"}[verdict], ha="center",
+                    column + 0.45, row + 0.42, VERDICT_MARKS[verdict], ha="center",
                     va="center_baseline", color=readable_on(VERDICTS[verdict]), size=13,
                 )  # fmt: skip
             ax.text(-0.3, row + 0.4, article, ha="right", va="center", size=12)
@@ -288,10 +298,13 @@ def draw_claims(claims: list, articles: dict[str, str]) -> Picture:
     return fig
 
 
-def _billions(number: float) -> str:
-    if number < 0.1e9:
-        return f"{number / 1e6:.0f}M" if number >= 1e6 else f"{number / 1e3:.0f}K"
-    return f"{number / 1e9:.0f}B" if number >= 99.5e9 else f"{number / 1e9:.1f}B"
+def short(number: float) -> str:
+    """Return a number with three digits and its unit: 671B, 36.6B, 4.24M."""
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= 0.9995 * unit:
+            value = number / unit
+            return f"{value:.{max(0, 2 - math.floor(math.log10(value * 1.0005)))}f}{letter}"
+    return f"{number:.0f}"
 
 
 def _name(field: str) -> str:

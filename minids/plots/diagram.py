@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import itertools
 
-from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
-from minids.plots.style import INK, PAPER, PT_PER_INCH, new_figure, readable_on
+from minids.plots.style import INK, PAPER, PT_PER_INCH, WIDTH, new_figure, readable_on
 
 FAINT = "#F1F2F4"  # the fill of what is not lit
 FAINT_INK = "#8A8F96"
@@ -23,9 +22,9 @@ class Diagram:
     """A figure to draw on, `height` points high, from `bottom` up."""
 
     def __init__(self, height: float, bottom: float = 0):
-        self.figure: Figure = new_figure(height=height / PT_PER_INCH)
+        self.figure = new_figure(height=height / PT_PER_INCH)
         self.ax = self.figure.add_axes((0, 0, 1, 1))
-        self.ax.set(xlim=(0, 9 * PT_PER_INCH), ylim=(bottom, bottom + height))
+        self.ax.set(xlim=(0, WIDTH * PT_PER_INCH), ylim=(bottom, bottom + height))
         self.ax.axis("off")
 
     def box(

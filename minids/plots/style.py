@@ -1,8 +1,8 @@
 """One palette with fixed meanings and one matplotlib style.
 
 A colour means the same thing on every page. The colours are Okabe and Ito's, which stay apart for
-colour-blind eyes, and those that stand for parts of the model differ in lightness too, so that they stay
-apart in grey. Still, no picture leaves it to colour: lines are labelled where they end, areas where they lie.
+colour-blind eyes. But no picture leaves it to colour, because some are alike in grey: lines are labelled where
+they end, areas where they lie.
 """
 
 import base64
@@ -33,9 +33,8 @@ PARTS = {
     "head": "#CC79A7",
     "mtp": "#CC79A7",
 }
-# What a processor does at a time, in schedules: forward, the backward's two halves, and sending.
-WORK = {"forward": "#E69F00", "input_grad": "#009E73", "weight_grad": "#0072B2", "communication": "#CC79A7"}
 VERDICTS = {"right": "#009E73", "imprecise": "#E69F00", "wrong": "#D55E00"}
+VERDICT_MARKS = {"right": "✓", "imprecise": "≈", "wrong": "✗"}
 DOMAINS = {"prose": "#0072B2", "code": "#D55E00", "arithmetic": "#009E73", "text": "#0072B2"}
 LAYERS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6D00")
 
@@ -81,7 +80,7 @@ class Picture(Figure):
         return self.alt or super().__repr__()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        data = {"text/plain": repr(self), "image/png": base64.b64encode(self.png()).decode()}
+        data = {"text/plain": repr(self), "image/png": base64.b64encode(self.png(SHARPNESS * _size)).decode()}
         return data, {"image/png": {"width": shown_width()}}
 
 
@@ -92,7 +91,10 @@ def new_figure(height: float = 5) -> Picture:
 
 
 def projector(on: bool = True) -> None:
-    """Show all pictures that follow larger, type and lines with them, for a room instead of a desk."""
+    """Show all pictures that follow larger, type and lines with them, for a room instead of a desk.
+
+    Pictures that are there already change when their cells are run again.
+    """
     global _size
     _size = 1.6 if on else 1.0
 
