@@ -169,8 +169,8 @@ def draw_live_loss(tokens: Sequence[int], bits_per_byte: Sequence[float], before
         for text, height, color in (("all tokens alike", before, MUTED), ("the model", smooth[-1], DOMAINS["prose"])):
             ax.annotate(text, (thousands[-1], height), (8, 0), textcoords="offset points", va="center", size=11,
                         color=color, annotation_clip=False)  # fmt: skip
-        ax.set(xlim=(0, thousands[-1]), ylim=(2, before * 1.15), xlabel="tokens trained on, thousands")
-        ax.set_ylabel("bits per byte")
+        ax.set(xlim=(0, thousands[-1]), ylim=(min(2, 0.8 * smooth[-1]), before * 1.15))
+        ax.set(xlabel="tokens trained on, thousands", ylabel="bits per byte")
         fig.text(0.02, 0.92, "Seconds of training save a bit on every byte", size=14)
     fig.alt = "Bits per byte while the model trains, below those of guessing all tokens alike"
     return fig

@@ -261,7 +261,7 @@ def draw_conventions(names: list[str]) -> Picture:
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
         ax.set_xlabel("our count ÷ what the report prints")
         ax.spines["left"].set_visible(False)
-        fig.text(0.02, 0.92, "No one way to count “activated” fits every report", size=14)
+        fig.text(0.02, 0.92, "No one way to count “activated” fits all four models", size=14)
         for x, sign, words in zip((0.16, 0.31, 0.5), "●■◆", CONVENTIONS.values(), strict=True):
             fig.text(x, 0.03, f"{sign} {words}", size=11, color=MUTED)
         fig.text(0.76, 0.03, "▬", size=15, color="#C4C8CE")
