@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from minids.book.__main__ import quiet
+from minids.book.__main__ import copy_chapters, quiet
 
 CHAPTERS = Path(__file__).parents[1] / "chapters"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -26,7 +26,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
     Everything JupyterLab writes goes to `folder`.
     """
-    book = shutil.copytree(CHAPTERS, folder / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    copy_chapters(CHAPTERS, folder / "book")  # as a reader has them: without outputs
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,7 +38,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     environment |= {"IPYTHONDIR": str(folder / "ipython"), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-        "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={book}",
+        "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder / 'book'}",
     ]  # fmt: skip
     with log.open("w") as output:
         lab = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -51,6 +51,8 @@ def jupyterlab(folder: Path) -> Iterator[str]:
                 urllib.request.urlopen(f"{address}/api?token={token}", timeout=2)
                 break
             time.sleep(0.2)
+        else:
+            raise RuntimeError(log.read_text())
         yield f"{address}/lab/tree/%s?token={token}&reset"
     finally:
         lab.terminate()
@@ -58,6 +60,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
             lab.wait(20)
         except subprocess.TimeoutExpired:
             lab.kill()
+            lab.wait()
 
 
 @contextlib.contextmanager
@@ -71,6 +74,7 @@ def browser_page(dark: bool = False) -> Iterator:
         page.errors, page.outside = [], []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("request", lambda request: page.outside.append(request.url) if is_outside(request.url) else None)
+        page.on("websocket", lambda socket: page.outside.append(socket.url) if is_outside(socket.url) else None)
         yield page
         browser.close()
 
@@ -92,5 +96,5 @@ def run_all(page, last: str) -> None:
     """Run all cells, and wait for `last`, something that only a new output shows, and for the kernel."""
     page.locator(".lm-MenuBar-item", has_text="Run").click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-    page.locator(last).first.wait_for(timeout=120_000)
+    page.locator(last).last.wait_for(timeout=120_000)
     page.locator(IDLE).wait_for(timeout=120_000)

@@ -52,6 +52,20 @@ def test_an_unknown_mistake_is_told_where_it_differs():
     assert DOUBLE.verdict(lambda x: x * x - 3).text == "for five yours gives 22, and it should be 10."
 
 
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda x: x * x, "for two rows yours has 9 at [1, 0], and it should be 6."),
+        (lambda x: x.sum(), "yours gives a tensor of shape (), and it should be a tensor of shape (2, 1)."),
+        (lambda x: (2 * x).tolist(), "it should be a Tensor, and it is a list."),
+        (lambda x: x * float("nan"), "yours has nan at [0, 0], and it should be 4."),
+    ],
+)
+def test_of_tensors_the_first_difference_is_told(answer, says):
+    asked = Exercise("9.5", oracle, oracle=oracle, cases={"two rows": (torch.tensor([[2.0], [3.0]]),)})
+    assert says in asked.verdict(answer).text
+
+
 def test_an_answer_that_raises_is_wrong_and_says_so():
     verdict = DOUBLE.verdict(lambda x: 1 / 0)
     assert verdict.status == "wrong"

@@ -88,7 +88,7 @@ class Exercise:
                 return "wrong", hint
         for name, expected in self._results(self.oracle).items():
             if not same(results[name], expected):
-                return "wrong", f"for {name} yours gives {_brief(results[name])}, and it should be {_brief(expected)}."
+                return "wrong", f"for {name} {_difference(results[name], expected)}."
         return "solved", f"solved: agrees with {self.oracle.__doc__} in {len(self.cases)} cases."
 
     def _results(self, function: Callable) -> dict[str, Any]:
@@ -229,9 +229,20 @@ def _plain(value: Any) -> Any:
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
+def _difference(got: Any, expected: Any) -> str:
+    """Say how two results differ; of tensors, where first."""
+    if isinstance(expected, torch.Tensor) != isinstance(got, torch.Tensor):
+        return f"it should be a {type(expected).__name__}, and it is a {type(got).__name__}"
+    if isinstance(expected, torch.Tensor) and expected.ndim and got.shape == expected.shape:
+        wrong = ~torch.isclose(got, expected.to(got.dtype), rtol=1e-5, atol=1e-6)
+        place = tuple(wrong.nonzero()[0].tolist())
+        return f"yours has {got[place].item():.4g} at {list(place)}, and it should be {expected[place].item():.4g}"
+    return f"yours gives {_brief(got)}, and it should be {_brief(expected)}"
+
+
 def _brief(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}" if value.numel() > 8 else str(value.tolist())
+        return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, float):
         return f"{value:,.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

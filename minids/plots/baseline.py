@@ -90,7 +90,7 @@ def draw_caches(names: Sequence[str], tokens: int = 2**17) -> Picture:
                 y = row + (i - 1) * 0.27
                 ax.barh(y, size, height=0.25, color=color)
                 ax.annotate(
-                    f"{size:,.1f} GiB" if size < 10 else f"{size:,.0f} GiB", (size, y), (4, 0),
+                    f"{size:,.1f} GiB", (size, y), (4, 0),
                     textcoords="offset points", va="center", size=11, annotation_clip=False,
                 )  # fmt: skip
             said.append(f"{REPORTS[name].name}: " + ", ".join(f"{kind} {size:.1f} GiB" for kind, size in sizes.items()))
@@ -101,8 +101,9 @@ def draw_caches(names: Sequence[str], tokens: int = 2**17) -> Picture:
         ax.spines["bottom"].set_visible(False)
         big = ModelConfig.preset("deepseek-llm-67b")
         saved = _cache(big, None) / _cache(big, "own")
-        fig.text(0.02, 0.92, f"Sharing keys makes LLM 67B’s cache {saved:.0f} times smaller, and it is still "
-                 f"{_cache(big, 'own') * tokens / GIB:.0f} GiB", size=14)  # fmt: skip
+        left = _cache(big, "own") * tokens / GIB
+        title = f"Shared by {saved:.0f} heads, LLM 67B’s cache is still {left:.1f} GiB at {tokens // 1024}K tokens"
+        fig.text(0.02, 0.92, title, size=14)
         for x, kind, color in zip((0.12, 0.4, 0.62), kinds, colors, strict=True):
             fig.text(x, 0.07, "■", size=13, color=color)
             fig.text(x + 0.025, 0.07, kind, size=11, color=MUTED)
@@ -171,6 +172,7 @@ def draw_live_loss(tokens: Sequence[int], bits_per_byte: Sequence[float], before
                         color=color, annotation_clip=False)  # fmt: skip
         ax.set(xlim=(0, thousands[-1]), ylim=(min(2, 0.8 * smooth[-1]), before * 1.15))
         ax.set(xlabel="tokens trained on, thousands", ylabel="bits per byte")
-        fig.text(0.02, 0.92, "Seconds of training save a bit on every byte", size=14)
+        title = f"Seconds of training save {before - smooth[-1]:.1f} bits on every byte of what it reads"
+        fig.text(0.02, 0.92, title, size=14)
     fig.alt = "Bits per byte while the model trains, below those of guessing all tokens alike"
     return fig
