@@ -17,37 +17,30 @@ GIB = 2**30
 
 
 def draw_rotation(frequencies: Sequence[float], positions: int = 6) -> Picture:
-    """Draw how the first, a middle and the last pair of a head turn from one position to the next."""
+    """Draw how the first, a middle and the last pair of a head turn, each over steps in which one can see it."""
     chosen = [0, len(frequencies) // 2, len(frequencies) - 1]
+    said = []
     with styled():
         fig = new_figure(height=3.7)
         for column, pair in enumerate(chosen):
+            frequency = float(frequencies[pair])
+            step = 10 ** round(-np.log10(frequency))
             ax = fig.add_axes((0.03 + column * 0.33, 0.17, 0.28, 0.66))
             ax.add_patch(Circle((0, 0), 1, facecolor="none", edgecolor=PALE, linewidth=1.5))
             for t in range(positions):
-                angle = t * float(frequencies[pair])
-                x, y = np.cos(angle), np.sin(angle)
-                shade = 0.35 + 0.65 * t / (positions - 1)
-                ax.annotate(
-                    "", (x, y), (0, 0),
-                    arrowprops=dict(
-                        arrowstyle="-|>", color=PARTS["rope"], alpha=shade, linewidth=1.8, shrinkA=0, shrinkB=0
-                    ),
-                )  # fmt: skip
-                apart = float(frequencies[pair]) > 0.3  # else the numbers would lie on each other
-                if apart or t == 0:
-                    label = f"{t}" if apart else f"0 to {positions - 1}"
-                    ax.text(1.2 * x if apart else 1.1, 1.2 * y, label, ha="center" if apart else "left", va="center",
-                            size=11, color=MUTED, clip_on=False)  # fmt: skip
-            ax.set(xlim=(-1.35, 1.75), ylim=(-1.3, 1.3), aspect="equal")
+                x, y = np.cos(t * step * frequency), np.sin(t * step * frequency)
+                arrow = dict(arrowstyle="-|>", color=PARTS["rope"], linewidth=1.8, shrinkA=0, shrinkB=0)
+                ax.annotate("", (x, y), (0, 0), arrowprops=arrow | {"alpha": 0.35 + 0.65 * t / (positions - 1)})
+                sides = "center" if abs(x) < 0.5 else "left" if x > 0 else "right"
+                ax.text(1.1 * x, 1.16 * y, f"{t * step:,}", ha=sides, va="center", size=10, color=MUTED)
+            ax.set(xlim=(-1.75, 1.75), ylim=(-1.3, 1.3), aspect="equal")
             ax.axis("off")
-            turn = 2 * np.pi / float(frequencies[pair])
+            turn = 2 * np.pi / frequency
             fig.text(0.17 + column * 0.33, 0.06, f"pair {pair}: a turn takes {turn:,.0f} tokens", ha="center", size=11)
-        first, last = (2 * np.pi / float(frequencies[pair]) for pair in (0, chosen[-1]))
-        fig.text(0.02, 0.92, f"The first pair turns {last / first:,.0f} times as fast as the last", size=14)
-    fig.alt = f"Positions 0 to {positions - 1} as turns: " + ", ".join(
-        f"pair {pair} by {float(frequencies[pair]):.4f} radians a token" for pair in chosen
-    )
+            said.append(f"pair {pair} by {frequency:.4f} radians a token, drawn every {step:,} tokens")
+        times = float(frequencies[0]) / float(frequencies[chosen[-1]])
+        fig.text(0.02, 0.92, f"The first pair turns {times:,.0f} times as fast as the last", size=14)
+    fig.alt = f"{positions} positions as turns: " + "; ".join(said)
     return fig
 
 

@@ -33,7 +33,7 @@ class Diagram:
     ) -> None:  # fmt: skip
         """Draw an operation with its lower left corner at (x, y)."""
         face = color if lit else FAINT
-        edge = INK if cached else "none" if lit and color != PAPER else "#C9CCD1"
+        edge = INK if cached and lit else "none" if lit and color != PAPER else "#C9CCD1"
         self.ax.add_patch(
             FancyBboxPatch(
                 (x, y), width, height, boxstyle="round,pad=0,rounding_size=3", facecolor=face, edgecolor=edge,
