@@ -10,6 +10,7 @@ from minids.config import ModelConfig
 from minids.experiments import miniature
 from minids.plots import (
     draw_architecture,
+    draw_caches,
     draw_claims,
     draw_conventions,
     draw_expert_load,
@@ -18,10 +19,13 @@ from minids.plots import (
     draw_loss,
     draw_models,
     draw_parameters,
+    draw_rotation,
+    draw_wall,
     moe_layer_names,
 )
 from minids.plots.style import Picture
 from minids.published import REPORTS
+from minids.rope import rope_frequencies
 
 HERE = Path(__file__).parent
 README, GALLERY = HERE.parent / "README.md", HERE / "README.md"
@@ -52,6 +56,9 @@ def figures() -> dict[str, Picture]:
         "gpu_hours": draw_hours(REPORTS["deepseek-v3"]),
         "models": draw_models(list(REPORTS)),
         "claims": draw_claims(all_claims(), ARTICLES),
+        "rotation": draw_rotation(rope_frequencies(ModelConfig.preset("deepseek-llm-7b"))),
+        "caches": draw_caches(["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"]),
+        "wall": draw_wall(batch=8),
         "training_loss": draw_loss(mini["log"], mini["runs"][0]["report"]),
         "expert_load": draw_expert_load(mini["log"], moe_layer_names(ModelConfig.preset("mini"))),
         "growth": draw_growth(recorded("bench")["growth"]),

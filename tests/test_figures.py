@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
+
+from minids.plots.style import projector
 
 FOLDER = Path(__file__).parents[1] / "figures"
 RMS = 1.0  # of 255: another version of the font library may move an edge by a fraction of a pixel
@@ -52,3 +55,15 @@ def test_another_picture_is_told_apart(drawn):
     assert difference(draw_architecture(3).png(), drawn["architecture"].png()) > RMS
     assert difference(draw_parameters(ModelConfig.preset("deepseek-v2")).png(), drawn["parameters"].png()) > RMS
     assert difference(drawn["growth"].png(), drawn["claims"].png()) == float("inf")
+
+
+def test_projected_no_picture_needs_scrolling_and_no_type_is_smaller_than_14_points(drawn):
+    projector()
+    try:
+        for name, figure in drawn.items():
+            scale = figure.shown_width() / figure.get_size_inches()[0]  # pixels of the page for an inch
+            assert scale * figure.get_size_inches()[1] <= 940, name
+            texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+            assert min(text.get_size() / 72 * scale / 96 * 72 for text in texts) >= 13.9, name
+    finally:
+        projector(False)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets as widgets
 from IPython.display import display
 
-from minids.plots.style import Picture, shown_width
+from minids.plots.style import Picture
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -28,7 +28,7 @@ def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float,
     """
     controls = {name: _control(draw, name, values) for name, values in sliders.items()}
     first = draw()
-    picture = widgets.Image(value=first.png(), format="png", width=shown_width(), layout={"max_width": "100%"})
+    picture = widgets.Image(value=first.png(), format="png", width=first.shown_width(), layout={"max_width": "100%"})
     said = widgets.HTML(value=html.escape(repr(first)))
 
     def redraw(_) -> None:

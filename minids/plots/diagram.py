@@ -90,5 +90,5 @@ class Diagram:
 
     def chapter(self, x: float, y: float, number: int, lit: bool = True) -> None:
         """Draw the number of the chapter that is about this part."""
-        self.ax.add_patch(Circle((x, y), 8, color=INK if lit else "#C9CCD1", zorder=5))
-        self.ax.text(x, y, f"{number}", ha="center", va="center", size=9, color="white", weight="bold", zorder=6)
+        self.ax.add_patch(Circle((x, y), 9, color=INK if lit else "#C9CCD1", zorder=5))
+        self.ax.text(x, y, f"{number}", ha="center", va="center", size=10, color="white", weight="bold", zorder=6)

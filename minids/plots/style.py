@@ -60,6 +60,7 @@ STYLE = {
 
 WIDTH = 9  # inches, of every picture
 SHARPNESS = 1.5  # pixels drawn for each one shown, for fine screens
+HIGHEST = 940  # pixels that a projected page has for a picture
 _size = 1.0  # of pictures in a notebook; projector() changes it
 
 
@@ -81,7 +82,12 @@ class Picture(Figure):
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         data = {"text/plain": repr(self), "image/png": base64.b64encode(self.png(SHARPNESS * _size)).decode()}
-        return data, {"image/png": {"width": shown_width()}}
+        return data, {"image/png": {"width": self.shown_width()}}
+
+    def shown_width(self) -> int:
+        """Return how wide the picture is shown, in pixels of the page: never so large that it needs scrolling."""
+        width, height = self.get_size_inches() * self.dpi
+        return int(min(width * _size, HIGHEST * width / height))
 
 
 def new_figure(height: float = 5) -> Picture:
@@ -97,11 +103,6 @@ def projector(on: bool = True) -> None:
     """
     global _size
     _size = 1.6 if on else 1.0
-
-
-def shown_width() -> int:
-    """Return how wide a picture is shown, in pixels of the page."""
-    return round(WIDTH * STYLE["figure.dpi"] * _size)
 
 
 def styled():
