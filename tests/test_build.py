@@ -47,6 +47,17 @@ def test_building_twice_changes_nothing_the_second_time(notebook):
     assert code[3].outputs[0].data["text/plain"] == f"('{notebook.parent.name}', '1')"
 
 
+def test_building_keeps_a_measured_picture_and_a_fresh_build_draws_it_anew(tmp_path):
+    lines = [
+        "import time", "from minids.plots.style import new_figure", "fig = new_figure(height=1)",
+        "fig.alt = 'a time'", "fig.text(0.1, 0.5, f'{time.time():.6f}')", "fig",
+    ]  # fmt: skip
+    cell = v4.new_code_cell("\n".join(lines), metadata={"tags": ["measured"]})
+    path = tmp_path / "measured.ipynb"
+    nbformat.write(v4.new_notebook(cells=[cell]), path)
+    assert [build(path), build(path), build(path, fresh=True)] == [True, False, True]
+
+
 def test_a_notebook_that_fails_stays_as_it_was(tmp_path):
     path = tmp_path / "failing.ipynb"
     nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("1 / 0")]), path)

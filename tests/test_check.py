@@ -1,5 +1,6 @@
 """Answers of every kind, and what is said of them."""
 
+import json
 import random
 import sys
 
@@ -107,7 +108,18 @@ def test_check_never_raises(capsys):
     assert capsys.readouterr().out.count("Exercise") == 6
 
 
-def test_check_leaves_the_readers_random_numbers_alone():
+def test_check_leaves_the_readers_random_numbers_alone(monkeypatch, tmp_path):
+    """Also where the solutions seed every generator, as a chapter does."""
+    lines = [
+        "import random, numpy, torch", "from minids.book import exercise",
+        "random.seed(1), numpy.random.seed(1), torch.manual_seed(1)",
+        "exercise('1.1', lambda x: x, oracle=abs, cases={'one': (1,)})",
+    ]  # fmt: skip
+    cell = {"cell_type": "code", "source": "\n".join(lines), "metadata": {"tags": ["ex-1.1"]}}
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "solutions" / "01_seeds.ipynb").write_text(json.dumps({"cells": [cell]}))
+    monkeypatch.setattr(sys.modules["minids.book.check"], "CHAPTERS", tmp_path)
+
     def seed():
         torch.manual_seed(5)
         np.random.seed(5)  # noqa: NPY002

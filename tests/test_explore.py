@@ -45,6 +45,7 @@ def test_one_output_holds_picture_text_and_sliders(shown):
     assert data["text/plain"] == "size 2, share 0.5, kind a, lit False"
     assert Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).format == "PNG"
     assert data[VIEW]["model_id"] == shown["panel"].model_id
+    assert shown["panel"].children[-2].width == "900"
     assert [type(w).__name__ for w in shown["panel"].children] == [
         "IntSlider", "FloatSlider", "SelectionSlider", "Checkbox", "Image", "HTML",
     ]  # fmt: skip
