@@ -4,13 +4,16 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
+# Of `make experiments`. Not from the environment, where WSL has a NAME, too.
+NAME :=
+SEEDS :=
 BIN := .venv/bin
 # Threads spin only briefly while they wait: else a run collapses when another program wants a core.
 TRAIN_ENV := GOMP_SPINCOUNT=10000
 # One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
 
-.PHONY: train test notebooks lab book bench figures reference clean
+.PHONY: train test notebooks lab book bench experiments figures reference clean
 
 train: .venv/train.stamp
 	$(TRAIN_ENV) $(BIN)/minids train --resume $(ARGS)
@@ -33,6 +36,10 @@ book: .venv/book.stamp
 
 bench: .venv/test.stamp
 	$(TRAIN_ENV) $(BIN)/python -m minids.bench $(ARGS)
+
+# Without NAME: what there is. NAME=attention SEEDS="0 1" takes those seeds; its folder keeps what is done.
+experiments: .venv/train.stamp
+	$(TRAIN_ENV) $(BIN)/python -m minids.experiments $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 figures: .venv/book.stamp
 	$(BIN)/python figures/draw.py

@@ -1,6 +1,5 @@
 """Draw every static figure of the book, the gallery and README's tables, from data: `make figures`."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,15 +7,21 @@ from minids.bench.table import table as bench_table
 from minids.book.claims import ARTICLES, all_claims
 from minids.config import ModelConfig
 from minids.experiments import miniature
+from minids.experiments.recorded import load
 from minids.plots import (
+    draw_absorption,
     draw_architecture,
+    draw_attention_ablation,
+    draw_cache_kinds,
     draw_caches,
     draw_claims,
     draw_conventions,
     draw_expert_load,
     draw_growth,
     draw_hours,
+    draw_latent_flow,
     draw_loss,
+    draw_low_rank,
     draw_models,
     draw_parameters,
     draw_rotation,
@@ -37,18 +42,13 @@ def main() -> None:
         (HERE / f"{name}.png").write_bytes(figure.png())
         print(f"figures/{name}.png: {figure.alt}")
     GALLERY.write_text(gallery(drawn), encoding="utf-8")
-    tables = {"miniature": miniature.table(recorded("miniature")), "bench": bench_table(recorded("bench"))}
+    tables = {"miniature": miniature.table(load("miniature")), "bench": bench_table(load("bench"))}
     README.write_text(with_tables(README.read_text(encoding="utf-8"), tables), encoding="utf-8")
-
-
-def recorded(name: str) -> dict:
-    """Return the data of a recorded experiment."""
-    return json.loads((HERE / "data" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def figures() -> dict[str, Picture]:
     """Return every figure by the name of its file, in the order of the book."""
-    v3, mini = ModelConfig.preset("deepseek-v3"), recorded("miniature")
+    v3, mini = ModelConfig.preset("deepseek-v3"), load("miniature")
     return {
         "architecture": draw_architecture(),
         "parameters": draw_parameters(v3),
@@ -59,9 +59,15 @@ def figures() -> dict[str, Picture]:
         "rotation": draw_rotation(rope_frequencies(ModelConfig.preset("deepseek-llm-7b"))),
         "caches": draw_caches(["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"]),
         "wall": draw_wall(batch=8),
+        "low_rank": draw_low_rank(load("attention")),
+        "latents": draw_latent_flow(v3),
+        "latents_absorbed": draw_latent_flow(v3, absorbed=True),
+        "cache_by_kind": draw_cache_kinds(list(REPORTS)),
+        "absorption": draw_absorption(v3),
+        "attention_ablation": draw_attention_ablation(load("attention")),
         "training_loss": draw_loss(mini["log"], mini["runs"][0]["report"]),
         "expert_load": draw_expert_load(mini["log"], moe_layer_names(ModelConfig.preset("mini"))),
-        "growth": draw_growth(recorded("bench")["growth"]),
+        "growth": draw_growth(load("bench")["growth"]),
     }
 
 

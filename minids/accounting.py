@@ -11,6 +11,7 @@ gives V3's 36.6B, printed as 37B. The other two conventions are there by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -224,3 +225,66 @@ def decoding_flops_per_token(config: ModelConfig, context: int) -> float:
     c = config
     meeting = 2 * c.kv_lora_rank + c.qk_rope_head_dim if c.uses_mla else 2 * c.head_dim
     return 2 * (count_parameters(c).active + c.num_hidden_layers * c.num_attention_heads * context * meeting)
+
+
+def mla_multiplications(config: ModelConfig, context: int, new_tokens: int = 1) -> dict[str, int]:
+    """Multiplications with which one MLA layer attends from new tokens over a context, in each of three ways.
+
+    "full cache": keys and values of all heads were kept; only the new tokens are expanded. "expanded": latents were
+    kept, and each is expanded at every step. "absorbed": W^UK joins the queries and W^UV the outputs, and none is
+    (V2 report, appendix C). `context` includes the new tokens. Every query meets every key, as in decoding one token;
+    the causal triangle among many new ones is not taken off. The other projections are the same in all three.
+    Raises ValueError for a model without latents.
+    """
+    _require_latents(config)
+    c = config
+    expand = c.num_attention_heads * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim)  # also: to absorb a query
+    meetings = new_tokens * context * c.num_attention_heads
+    meet_expanded = meetings * (c.qk_head_dim + c.v_head_dim)
+    meet_latent = meetings * (2 * c.kv_lora_rank + c.qk_rope_head_dim)
+    return {
+        "full cache": new_tokens * expand + meet_expanded,
+        "expanded": context * expand + meet_expanded,
+        "absorbed": new_tokens * expand + meet_latent,
+    }
+
+
+def mla_cached_numbers(config: ModelConfig) -> dict[str, int]:
+    """Numbers that each of the three ways keeps of a token in one layer; ValueError as above.
+
+    A full cache is that of expanded keys, k_rope copied for every head: larger than MHA's with heads of equal width.
+    """
+    _require_latents(config)
+    c = config
+    latent = c.kv_lora_rank + c.qk_rope_head_dim
+    full = c.num_attention_heads * (c.qk_head_dim + c.v_head_dim)
+    return {"full cache": full, "expanded": latent, "absorbed": latent}
+
+
+def expansion_pays_from(config: ModelConfig, context: float = math.inf) -> float:
+    """Return from how many new tokens at once on expanding the latents takes fewer multiplications than absorbing.
+
+    A token costs H L (N + V) to expand, once for all queries, and so does a query to absorb. Each query that meets a
+    latent instead of a key and a value costs H (2 L - N - V) more. In an endless context that makes
+    T* = L (N + V) / (2 L - N - V), whatever the number of heads: 171 for V2 and V3; over S tokens 1 / (1 / S + 1 / T*).
+    ValueError as above.
+    """
+    _require_latents(config)
+    expanded = config.qk_nope_head_dim + config.v_head_dim
+    more = 2 * config.kv_lora_rank - expanded
+    inverse = 1 / context + max(more, 0) / (config.kv_lora_rank * expanded)
+    return 1 / inverse if inverse else math.inf
+
+
+def absorption_pays_from(config: ModelConfig, new_tokens: int) -> float | None:
+    """Return the context S beyond which absorbing takes fewer multiplications: T / (1 - T / T*); None if there is none.
+
+    T is the number of new tokens, which the context includes; T* that of `expansion_pays_from`. ValueError as above.
+    """
+    share = new_tokens / expansion_pays_from(config)
+    return new_tokens / (1 - share) if share < 1 else None
+
+
+def _require_latents(config: ModelConfig) -> None:
+    if not config.uses_mla:
+        raise ValueError("There is nothing to expand or absorb: this model has no latents (kv_lora_rank is None).")

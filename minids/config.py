@@ -67,6 +67,7 @@ class ModelConfig:
     intermediate_size: int  # width of the dense feed-forward layers
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.006  # V3 report §4.2; its config.json says 0.02
+    embedding_initializer_range: float | None = None  # None: the same, as in DeepSeek's models
     tie_word_embeddings: bool = False
     bos_token_id: int = 0
     eos_token_id: int = 1
@@ -221,6 +222,9 @@ def _check_body(c: ModelConfig) -> None:
     _require(c, "rope_theta", _is_number(c.rope_theta) and c.rope_theta > 1, "a number above 1")
     for name in ("bos_token_id", "eos_token_id"):
         _require(c, name, getattr(c, name) < c.vocab_size, f"below vocab_size={c.vocab_size}")
+    own = c.embedding_initializer_range
+    untied = own is None or (_is_number(own) and own > 0 and not c.tie_word_embeddings)
+    _require(c, "embedding_initializer_range", untied, "None or, where the head does not share it, a positive number")
     yarn = c.rope_scaling
     _require(c, "rope_scaling", yarn is None or isinstance(yarn, YarnScaling), "None or a YarnScaling")
 

@@ -42,7 +42,9 @@ DEFAULTS = {
     },
     "minids": {},
 }  # fmt: skip
-FLOATS = ("rms_norm_eps", "initializer_range", "routed_scaling_factor")  # transformers refuses 1 for 1.0
+FLOATS = (  # transformers refuses 1 for 1.0
+    "rms_norm_eps", "initializer_range", "embedding_initializer_range", "routed_scaling_factor",
+)  # fmt: skip
 # What a family's own code can do nothing else about: another value would compute another function here than there.
 FIXED = {
     "llama": {"n_routed_experts": [None], "kv_lora_rank": [None]},

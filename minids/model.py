@@ -59,7 +59,11 @@ class DeepSeek(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw every matrix from N(0, initializer_range²) (V3 report §4.2); norms start at 1, biases at 0."""
+        """Draw every matrix from N(0, initializer_range²) (V3 report §4.2); norms start at 1, biases at 0.
+
+        With embedding_initializer_range the embedding has a deviation of its own. An embedding as small as the other
+        weights is much smaller than what the first layers add to it at the start.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Gate)):
                 module.weight.normal_(std=self.config.initializer_range)
@@ -70,6 +74,8 @@ class DeepSeek(nn.Module):
             if isinstance(module, Experts):
                 module.gate_up_proj.normal_(std=self.config.initializer_range)
                 module.down_proj.normal_(std=self.config.initializer_range)
+        if self.config.embedding_initializer_range is not None:
+            self.embed_tokens.weight.normal_(std=self.config.embedding_initializer_range)
 
     def new_cache(self, batch_size: int, max_length: int) -> list[Cache]:
         """Return one empty cache per layer, for `max_length` positions."""

@@ -100,3 +100,17 @@ R1_GPUS, R1_ZERO_RUN_HOURS, R1_RUN_HOURS, R1_DATA_GPU_HOURS = 512, 198, 80, 5e3 
 NODE_LINKS, LINK_BYTES_PER_SECOND = 8, 50e9  # InfiniBand, of a node with 8 H800s (V3 report §3.2)
 FOUR_BIT = 4.5  # bits per weight of common 4-bit files: 64 weights share a scale and an offset of 16 bits
 CACHE_BITS_V2 = 6  # of V2 as deployed, on average (V2 report, §3.2.3)
+
+# V2 report, appendix D: dense 7B models after 1.33T tokens, alike but for their attention.
+ATTENTION_7B = {
+    "MQA": {"MMLU": 37.9, "BBH": 33.2, "C-Eval": 30.0, "CMMLU": 34.6},
+    "GQA, 8 groups": {"MMLU": 41.2, "BBH": 35.6, "C-Eval": 37.7, "CMMLU": 38.4},
+    "MHA": {"MMLU": 45.2, "BBH": 37.0, "C-Eval": 42.9, "CMMLU": 43.5},
+}
+# V2 report, appendix D: mixtures of experts with MHA and with MLA; thousands of numbers cached per token.
+ATTENTION_MOE = {
+    "small, MHA": {"cached": 110.6, "MMLU": 48.7, "BBH": 37.9, "C-Eval": 51.6, "CMMLU": 52.3},
+    "small, MLA": {"cached": 15.6, "MMLU": 50.0, "BBH": 39.0, "C-Eval": 50.9, "CMMLU": 53.4},
+    "large, MHA": {"cached": 860.2, "MMLU": 57.5, "BBH": 46.6, "C-Eval": 57.9, "CMMLU": 60.7},
+    "large, MLA": {"cached": 34.6, "MMLU": 59.0, "BBH": 50.7, "C-Eval": 59.2, "CMMLU": 62.5},
+}

@@ -9,6 +9,7 @@ import platform
 import re
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -151,6 +152,14 @@ def _per_byte(scores: dict[str, tuple[float, int]]) -> dict[str, float]:
     together["all"] = list(scores.values())
     single = {domain: [score] for domain, score in scores.items()}
     return {name: sum(bits for bits, _ in s) / sum(n for _, n in s) for name, s in (single | together).items()}
+
+
+def cpu_name() -> str:
+    """Return the processor's name as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def printable(text: str) -> str:

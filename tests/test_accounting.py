@@ -1,5 +1,6 @@
 """Counts against the published totals, the instantiated models, and torch's own FLOP counter."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,14 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minids import DeepSeek, ModelConfig, count_parameters
 from minids.accounting import (
+    absorption_pays_from,
     attention_parameters,
     decoding_flops_per_token,
+    expansion_pays_from,
     kv_cache_bytes,
     kv_cache_elements,
+    mla_cached_numbers,
+    mla_multiplications,
     released_bytes,
     released_numbers,
     training_flops_per_token,
 )
+from minids.attention import attend
 from minids.mla import MLA
 from minids.moe import MoE
 from minids.mtp import MTPModule
@@ -266,3 +272,92 @@ def test_flops_of_decoding_are_those_that_torch_counts(latent):
 def test_mini_and_its_dense_twin_are_equally_large_for_a_token():
     mini, dense = (count_parameters(ModelConfig.preset(name)) for name in ("mini", "mini-dense"))
     assert dense.active == pytest.approx(mini.active, rel=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Three ways to attend over latents
+
+
+def counted_by_torch(step) -> int:
+    """Multiplications in a function's matrix products, as torch's own counter finds them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        step()
+    return counter.get_total_flops() // 2
+
+
+@examples(25)
+@given(
+    st.integers(1, 5), st.integers(1, 20), st.integers(1, 4), st.integers(1, 9), st.integers(1, 6), st.integers(1, 3),
+    st.integers(1, 7),
+)  # fmt: skip
+def test_the_multiplications_are_those_that_torch_counts(new, older, heads, latent, nope, half_rope, value):
+    config = ModelConfig(
+        vocab_size=8, hidden_size=4, num_hidden_layers=3, intermediate_size=8, num_attention_heads=heads,
+        kv_lora_rank=latent, qk_nope_head_dim=nope, qk_rope_head_dim=2 * half_rope, v_head_dim=value,
+    )  # fmt: skip
+    layer, context = MLA(config), new + older
+    q_nope, q_rope = torch.randn(1, heads, new, nope), torch.randn(1, heads, new, 2 * half_rope)
+    rows = torch.randn(1, context, latent + 2 * half_rope)
+    count = mla_multiplications(config, context, new)
+    assert count["expanded"] == counted_by_torch(lambda: layer.attend_naive(q_nope, q_rope, rows))
+    assert count["absorbed"] == counted_by_torch(lambda: layer.attend_absorbed(q_nope, q_rope, rows))
+    q, k = (torch.randn(1, heads, length, nope + 2 * half_rope) for length in (new, context))
+    v = torch.randn(1, heads, context, value)
+
+    def full_cache():
+        layer.kv_b_proj(rows[:, -new:, :latent])
+        attend(q, k, v, 1.0)
+
+    assert count["full cache"] == counted_by_torch(full_cache)
+    kept = rows[0, 0].numel()
+    all_heads = (k.numel() + v.numel()) // context
+    assert mla_cached_numbers(config) == {"full cache": all_heads, "expanded": kept, "absorbed": kept}
+
+
+@examples(50)
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20))
+def test_the_lines_cross_where_the_closed_form_says(new, latent, nope, value):
+    config = ModelConfig(
+        vocab_size=8, hidden_size=4, num_hidden_layers=1, intermediate_size=8, num_attention_heads=2,
+        kv_lora_rank=latent, qk_nope_head_dim=nope, qk_rope_head_dim=2, v_head_dim=value,
+    )  # fmt: skip
+
+    def absorbing_saves(context):
+        count = mla_multiplications(config, context, new)
+        return count["expanded"] - count["absorbed"]
+
+    crossing = absorption_pays_from(config, new)
+    if crossing is None:
+        assert new >= expansion_pays_from(config)
+        assert absorbing_saves(10**9) <= 0
+    else:
+        assert new < expansion_pays_from(config)
+        before = math.floor(crossing * (1 - 1e-9))
+        assert before < new or absorbing_saves(before) <= 0  # the context includes the new tokens
+        assert absorbing_saves(math.floor(crossing * (1 + 1e-9)) + 1) > 0
+
+
+def test_expanding_pays_from_171_queries_in_v2_and_v3():
+    for name in ("deepseek-v2-lite", "deepseek-v2", "deepseek-v3"):
+        assert expansion_pays_from(ModelConfig.preset(name)) == pytest.approx(512 * 256 / 768)
+
+
+def test_where_both_cost_the_same_in_every_context_none_pays():
+    config = ModelConfig(
+        vocab_size=8, hidden_size=4, num_hidden_layers=1, intermediate_size=8, num_attention_heads=1,
+        kv_lora_rank=4, qk_nope_head_dim=2, qk_rope_head_dim=2, v_head_dim=2,
+    )  # fmt: skip
+    assert expansion_pays_from(config) == 4
+    assert absorption_pays_from(config, 4) is None
+    assert absorption_pays_from(config, 3) == 12
+    assert expansion_pays_from(config, context=12) == 3  # the same crossing, asked the other way
+
+
+def test_without_latents_there_is_nothing_to_absorb():
+    dense = ModelConfig.preset("deepseek-llm-7b")
+    for count in (
+        lambda: mla_multiplications(dense, 4096), lambda: mla_cached_numbers(dense),
+        lambda: expansion_pays_from(dense), lambda: absorption_pays_from(dense, 1),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="no latents"):
+            count()

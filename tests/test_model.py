@@ -210,6 +210,14 @@ def test_every_matrix_starts_with_the_configured_standard_deviation(sigma):
     assert not any(gate.expert_bias.any() for gate in model.gates)
 
 
+def test_only_the_embedding_starts_with_a_deviation_of_its_own():
+    model = DeepSeek(replace(TINY, initializer_range=0.02, embedding_initializer_range=1.0))
+    assert model.embed_tokens.weight.std().item() == pytest.approx(1, rel=0.1)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and name != "embed_tokens.weight":
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
+
+
 def test_tied_embeddings_are_one_matrix_with_one_gradient():
     tied_config = replace(DENSE, tie_word_embeddings=True)
     tied, untied, tokens = random_model(tied_config), random_model(DENSE), random_tokens(DENSE, 2, 9)

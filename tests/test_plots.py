@@ -5,17 +5,15 @@ import math
 import re
 import warnings
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import pytest
 from configurations import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from legibility import assert_legible
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from minids.accounting import count_parameters, kv_cache_bytes
 from minids.book.claims import ARTICLES, all_claims
@@ -68,27 +66,6 @@ def made_up_run(steps: int = 60, domains=THREE, held_out=None, baseline=None, la
         "baseline_bits_per_byte": {d: baseline[d] for d in domains} | together,
     }
     return records, report
-
-
-def drawn_texts(fig: Figure) -> list[tuple[str, object]]:
-    """Every text that is really drawn, with its box in pixels, a pixel smaller on each side."""
-    canvas, seen = FigureCanvasAgg(fig), []
-    draw = Text.draw
-    with mock.patch.object(Text, "draw", lambda self, renderer, **_: (seen.append(self), draw(self, renderer))):
-        canvas.draw()
-    texts = {id(text): text for text in seen if text.get_visible() and text.get_text().strip()}
-    extent = Text.get_window_extent  # an annotation's own would take in its arrow
-    return [(text.get_text(), extent(text, canvas.get_renderer()).padded(-1)) for text in texts.values()]
-
-
-def assert_legible(fig: Figure) -> None:
-    texts = drawn_texts(fig)
-    assert len(texts) > 4
-    for text, box in texts:
-        inside = fig.bbox.x0 <= box.x0 and box.x1 <= fig.bbox.x1 and fig.bbox.y0 <= box.y0 and box.y1 <= fig.bbox.y1
-        assert inside, f"{text!r} leaves the canvas"
-    for (one, box), (other, other_box) in itertools.combinations(texts, 2):
-        assert not box.overlaps(other_box), f"{one!r} overlaps {other!r}"
 
 
 def names_of(layers: int) -> list[str]:

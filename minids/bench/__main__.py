@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import platform
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from minids.bench.peak import report_growth
 from minids.bench.table import table
 from minids.files import write_atomically
 from minids.memory import keep_freed_memory
+from minids.report import cpu_name
 from minids.train import best_dtype
 
 TARGET = Path(__file__).parents[2] / "figures" / "data" / "bench.json"
@@ -57,17 +57,10 @@ def environment() -> dict:
     import transformers
 
     return {
-        "cpu": _cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__,
         "transformers": transformers.__version__, "dtype": best_dtype(torch.device("cpu")),
         "tells_others": CPU_TIMES.exists(),
     }  # fmt: skip
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

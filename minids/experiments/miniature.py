@@ -1,54 +1,35 @@
 """mini against its dense twin, three seeds each, at equal tokens and at equal time.
 
-    python -m minids.experiments.miniature RUNS_FOLDER
-    python -m minids.experiments.miniature --speed
-
-The first runs `minids train` nine times, two at once with one thread each, and writes figures/data/miniature.json:
-the report of every run, and the log of mini's first seed for the pictures. About 45 minutes on two cores.
-Runs that are already in RUNS_FOLDER are not repeated.
-
 Equal time needs a ratio of speeds, and a speed measured while another run is going is worth little.
-So the dense twin's steps for equal time are a constant here. The second command measures the ratio: on
-all cores, training steps of the two models in turn, in one process. Let nothing else run meanwhile.
+So the dense twin's steps for equal time are a constant here, and the ratio is measured by
+
+    python -m minids.experiments.miniature
+
+on all cores, training steps of the two models in turn, in one process. Let nothing else run meanwhile.
 """
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 
 from minids.config import ModelConfig
-from minids.files import write_atomically
+from minids.experiments.recorded import Arm, Experiment, reports_of
 from minids.model import DeepSeek
-from minids.train import TrainConfig, autocast, best_dtype, make_optimizer, read_log
+from minids.train import TrainConfig, autocast, best_dtype, make_optimizer
 
-SEEDS = (0, 1, 2)
 STEPS = TrainConfig().steps
 DENSE_SPEEDUP = 1.4  # tokens per second of mini-dense over mini
-# name -> preset, steps
-ARMS = {
-    "mini": ("mini", STEPS),
-    "dense, equal tokens": ("mini-dense", STEPS),
-    "dense, equal time": ("mini-dense", round(STEPS * DENSE_SPEEDUP)),
-}
-TARGET = Path(__file__).parents[2] / "figures" / "data" / "miniature.json"
-
-
-def main(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(arm, seed) for seed in SEEDS for arm in ARMS]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        reports = list(pool.map(lambda job: run(folder, *job), jobs))
-    rows = [{"arm": arm, "seed": seed, "report": report} for (arm, seed), report in zip(jobs, reports, strict=True)]
-    log = read_log(run_folder(folder, "mini", SEEDS[0]) / "log.jsonl")
-    write_atomically(TARGET, json.dumps({"dense_speedup": DENSE_SPEEDUP, "runs": rows, "log": thin(log)}) + "\n")
-    print(f"wrote {TARGET}")
+_MINI, _DENSE = ModelConfig.preset("mini"), ModelConfig.preset("mini-dense")
+EXPERIMENT = Experiment(
+    name="miniature",
+    arms={
+        "mini": Arm(_MINI),
+        "dense, equal tokens": Arm(_DENSE),
+        "dense, equal time": Arm(_DENSE, TrainConfig(steps=round(STEPS * DENSE_SPEEDUP))),
+    },
+    logged="mini",
+)
 
 
 def measure_speedup(steps: int = 40) -> float:
@@ -72,43 +53,9 @@ def measure_speedup(steps: int = 40) -> float:
     return medians["mini"] / medians["mini-dense"]
 
 
-def run(folder: Path, arm: str, seed: int) -> dict:
-    """Train one arm with one seed unless it is there already, and return its report."""
-    out = run_folder(folder, arm, seed)
-    if not (out / "report.json").exists():
-        preset, steps = ARMS[arm]
-        options = ["--config", preset, "--steps", str(steps), "--seed", str(seed), "--threads", "1"]
-        command = [sys.executable, "-m", "minids", "train", *options, "--out", str(out), "--resume"]
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "stderr.txt").open("w") as errors:
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=errors)
-        print(f"{arm}, seed {seed}: done", flush=True)
-    report = json.loads((out / "report.json").read_text())
-    if report["train"]["steps"] != ARMS[arm][1]:
-        raise ValueError(f"{out} is a run of {report['train']['steps']} steps: take another folder.")
-    return report
-
-
-def run_folder(folder: Path, arm: str, seed: int) -> Path:
-    return folder / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
-
-
-def thin(log: list[dict]) -> list[dict]:
-    """Keep of each log line what the pictures show, with few digits."""
-    return [
-        {
-            "step": record["step"],
-            "bits_per_byte": {domain: round(value, 3) for domain, value in record["bits_per_byte"].items()},
-            "max_violation": [round(value, 3) for value in record["max_violation"]],
-            "load": [record["load"][0]],
-        }
-        for record in log
-    ]
-
-
 def table(data: dict) -> str:
     """Return the results as a Markdown table: medians over the seeds, and the range of the bits per byte."""
-    arms = {arm: [row["report"] for row in data["runs"] if row["arm"] == arm] for arm in ARMS}
+    arms = {arm: reports_of(data, arm) for arm in EXPERIMENT.arms}
     baseline = arms["mini"]
     header = ["held-out", *arms, "5-gram, same bytes as mini"]
     rows = [
@@ -141,13 +88,4 @@ def _median_report(reports: list[dict], measure: str) -> dict:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="where the runs are kept, and found again")
-    parser.add_argument("--speed", action="store_true", help="only measure how much faster the dense twin trains")
-    arguments = parser.parse_args()
-    if arguments.speed:
-        print(f"mini-dense trains {measure_speedup():.2f} times as fast as mini")
-    elif arguments.folder is not None:
-        main(arguments.folder)
-    else:
-        parser.error("give a folder for the runs, or --speed")
+    print(f"mini-dense trains {measure_speedup():.2f} times as fast as mini")
