@@ -30,7 +30,7 @@ def test_the_titles_say_what_is_saved():
     def title(fig):
         return max((text for text in fig.texts), key=lambda text: text.get_fontsize()).get_text()
 
-    assert title(draw_absorption(V3)) == "With one new token, absorbing saves 121 times over expanding"
+    assert title(draw_absorption(V3)) == "One new token over 128K: expanding multiplies 121 times as much as absorbing"
     assert title(draw_absorption(V3, 128)).endswith("absorbing is cheaper beyond 512 tokens of context")
     assert title(draw_absorption(V3, 200)).endswith("expanding is always cheaper than absorbing")
     ratios = {64: 4.0, 256: 1 / 4}

@@ -71,6 +71,7 @@ BREAKS = {
     "picture has": lambda nb: pictures(nb)[0].data.update({"image/png": base64.b64encode(bytes(100_001)).decode()}),
     "notebook has": lambda nb: code(nb)[2].outputs.append(stream("x" * 1_000_000)),
     "widget state": lambda nb: nb.metadata.update(widgets={"state": {}}),
+    "backslash too many": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "\n$\\\\varphi$"),
     "comes from elsewhere": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "\n![x](https://a.b/c.png)"),
     "leads nowhere": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "\n[x](99_nothing.ipynb)"),
     "elsewhere: https://d": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "\nx <img src='https://d.e/f'>"),

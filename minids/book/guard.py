@@ -59,6 +59,8 @@ def _files(path: Path, notebook: NotebookNode) -> Iterator[str]:
                 yield f"A picture comes from elsewhere: {link}."
         elif not link.startswith("#") and not (path.parent / link.partition("#")[0]).exists():
             yield f"A link leads nowhere: {link}."
+    if doubled := re.search(r"\\\\[a-zA-Z;,!]+", _prose(notebook)):
+        yield f"A formula has a backslash too many: {doubled[0]}."
 
 
 def _execution(notebook: NotebookNode) -> Iterator[str]:

@@ -54,7 +54,13 @@ def draw_absorption(config: ModelConfig, new_tokens: int = 1) -> Picture:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _short(y)))
         ax.yaxis.set_minor_locator(NullLocator())
         fig.text(0.02, 0.92, _absorption_title(last, new_tokens, crossing), size=14)
-        fig.text(0.13, 0.855, "multiplications in one layer, for one step", size=11, color=MUTED)
+        fig.text(
+            0.13,
+            0.855,
+            "multiplications of one layer’s attention in a step, projections left out",
+            size=11,
+            color=MUTED,
+        )
     many = "one new token" if new_tokens == 1 else f"{new_tokens} new tokens"
     fig.alt = f"{many}, one layer, {contexts[-1]:,} tokens of context: " + ", ".join(
         f"{way} {_short(value)} multiplications" for way, value in last.items()
@@ -64,11 +70,12 @@ def draw_absorption(config: ModelConfig, new_tokens: int = 1) -> Picture:
 
 
 def _absorption_title(last: dict[str, float], new_tokens: int, crossing: float | None) -> str:
-    many = "one new token" if new_tokens == 1 else f"{new_tokens} new tokens at once"
+    many = f"{new_tokens} new tokens at once"
     if crossing is None:
         return f"With {many}, expanding is always cheaper than absorbing"
     if new_tokens == 1:
-        return f"With {many}, absorbing saves {last['expanded'] / last['absorbed']:.0f} times over expanding"
+        times = last["expanded"] / last["absorbed"]
+        return f"One new token over {LONGEST // 1024}K: expanding multiplies {times:.0f} times as much as absorbing"
     return f"With {many}, absorbing is cheaper beyond {crossing:,.0f} tokens of context"
 
 
@@ -147,7 +154,7 @@ def draw_decoding(
         ax.yaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} ms"))
-        fig.text(0.1, 0.85, "a step, one layer (measured)", size=11, color=MUTED)
+        fig.text(0.1, 0.85, "attention of a step, one layer (measured)", size=11, color=MUTED)
         bars = fig.add_axes((0.72, 0.16, 0.2, 0.66))
         for row, (way, size) in enumerate(bytes_per_token.items()):
             bars.barh(row, size, color=WAYS[way], height=0.5)
