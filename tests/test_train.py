@@ -28,6 +28,14 @@ from minids.train import (
 )
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """A process that a script started in the background ignores Ctrl-C; these tests are about one that does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def log_without_seconds(trainer: Trainer) -> list[dict]:
     return [{key: value for key, value in r.items() if key != "seconds"} for r in read_log(trainer.log_path)]
 
