@@ -175,6 +175,9 @@ def test_every_benchmark_runs_from_end_to_end_on_the_smallest_model(tiny):
         "environment": environment(),
     }
     assert "training step, 16 experts, 32 tokens | 1 |" in table(rows)
+    (row,) = rows["training"]
+    theirs, ours = (row["sides"][side]["median_ms"] for side in (training.FASTEST, training.OURS))
+    assert row["speedup"]["fastest"]["median"] == pytest.approx(theirs / ours)
     of_experts = rows["experts"][0]
     seconds = of_experts["sides"]["64 experts"]["median_ms"] / 1e3
     share = experts.FLOPS / seconds / (of_experts["gemm_gflops"] * 1e9)

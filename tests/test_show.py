@@ -29,5 +29,5 @@ def test_without_its_docstring_the_code_is_the_same(thing):
 
 @pytest.mark.parametrize("thing", [json.dumps, json, len, 3, "count_parameters"])
 def test_what_is_not_the_library_s_is_refused(thing):
-    with pytest.raises(ValueError, match="minids"):
+    with pytest.raises(ValueError, match=r"not a file of minids: show|has no source: show"):
         show(thing)
