@@ -3,6 +3,7 @@
 import pytest
 
 from minids.book.claims import ARTICLES, Claim, Claims, all_claims, claims
+from minids.published import PRICES, R1_PRICE
 
 
 def number(stated: str, computed: float, unit: float = 1) -> str:
@@ -99,3 +100,10 @@ def test_the_table_has_a_row_for_each_claim_and_no_bare_angle():
     assert "&lt;b&gt; &amp; co" in html
     assert "1 &lt; 2." in html
     assert repr(found).count("\n") + 1 == len(found)
+
+
+def test_the_price_lists_are_those_of_their_days():
+    """Quotes have no other proof than to be typed twice: dollars per million tokens, cached input, input, output."""
+    assert [(p.cached_input, p.input, p.output) for p in (*PRICES, R1_PRICE)] == [
+        (0.014, 0.14, 0.28), (0.07, 0.27, 1.10), (0.07, 0.56, 1.68), (0.028, 0.28, 0.42), (0.14, 0.55, 2.19),
+    ]  # fmt: skip
