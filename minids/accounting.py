@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from minids.config import ModelConfig
 from minids.published import REPORTS
@@ -193,6 +193,33 @@ def kv_cache_elements(config: ModelConfig) -> int:
 def kv_cache_bytes(config: ModelConfig, bytes_per_element: float = 2) -> float:
     """Bytes cached per token; BF16 (2 bytes an element) unless told."""
     return kv_cache_elements(config) * bytes_per_element
+
+
+def attention_kind(config: ModelConfig) -> str:
+    """Return MHA, GQA, MQA or MLA."""
+    if config.uses_mla:
+        return "MLA"
+    groups = config.num_key_value_heads
+    return "MHA" if groups == config.num_attention_heads else "MQA" if groups == 1 else "GQA"
+
+
+def kv_cache_bytes_by_kind(config: ModelConfig) -> dict[str, float]:
+    """Bytes cached per token, in BF16, by a model's shape (layers, heads, width of a head) with each kind of attention.
+
+    GQA has 8 groups, and MLA what V2 and V3 have: a latent of four head widths and a rotated key of half of one.
+    Raises ValueError where 8 groups do not divide the heads.
+    """
+    c = config
+    width = c.v_head_dim if c.uses_mla else c.head_dim
+    plain = replace(c, kv_lora_rank=None, q_lora_rank=None, qk_nope_head_dim=None, qk_rope_head_dim=None,
+                    v_head_dim=None, head_dim=width, rope_scaling=None)  # fmt: skip
+    groups = {"MHA": c.num_attention_heads, "GQA": 8, "MQA": 1}
+    sizes = {kind: kv_cache_bytes(replace(plain, num_key_value_heads=heads)) for kind, heads in groups.items()}
+    latent = c if c.uses_mla else replace(
+        c, num_key_value_heads=None, head_dim=None, kv_lora_rank=4 * width, qk_nope_head_dim=width,
+        qk_rope_head_dim=width // 2, v_head_dim=width,
+    )  # fmt: skip
+    return sizes | {"MLA": kv_cache_bytes(latent)}
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:

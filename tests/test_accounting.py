@@ -14,10 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from minids import DeepSeek, ModelConfig, count_parameters
 from minids.accounting import (
     absorption_pays_from,
+    attention_kind,
     attention_parameters,
     decoding_flops_per_token,
     expansion_pays_from,
     kv_cache_bytes,
+    kv_cache_bytes_by_kind,
     kv_cache_elements,
     mla_cached_numbers,
     mla_multiplications,
@@ -29,6 +31,7 @@ from minids.attention import attend
 from minids.mla import MLA
 from minids.moe import MoE
 from minids.mtp import MTPModule
+from minids.published import REPORTS
 
 PUBLISHED = {
     "deepseek-llm-7b": 6_910_365_696,
@@ -361,3 +364,15 @@ def test_without_latents_there_is_nothing_to_absorb():
     ):  # fmt: skip
         with pytest.raises(ValueError, match="no latents"):
             count()
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_own_kind_of_each_model_is_its_own_cache(name):
+    config = ModelConfig.preset(name)
+    assert kv_cache_bytes_by_kind(config)[attention_kind(config)] == kv_cache_bytes(config)
+
+
+def test_latents_of_a_dense_model_are_4_and_a_half_head_widths():
+    sizes = kv_cache_bytes_by_kind(ModelConfig.preset("deepseek-llm-7b"))
+    assert sizes["MLA"] == 2 * 30 * 4.5 * 128
+    assert sizes["MLA"] / sizes["MQA"] == 2.25

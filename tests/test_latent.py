@@ -13,7 +13,7 @@ from legibility import assert_legible
 from minids.accounting import kv_cache_bytes
 from minids.config import ModelConfig
 from minids.plots import draw_cache_kinds, draw_latent_budget, draw_score_parts
-from minids.plots.latent import cache_by_kind, kind_of, share_of_distance, share_of_rotated
+from minids.plots.latent import share_of_distance, share_of_rotated
 from minids.published import REPORTS
 
 V3 = ModelConfig.preset("deepseek-v3")
@@ -36,18 +36,6 @@ def test_the_filled_dots_are_the_caches_of_the_models_as_released():
 def test_without_latents_the_caches_claim_no_saving():
     fig = draw_cache_kinds(["deepseek-llm-7b"])
     assert fig.texts[-1].get_text() == "The cache of 128K tokens, with each kind of attention"
-
-
-@pytest.mark.parametrize("name", REPORTS)
-def test_the_own_kind_of_each_model_is_its_own_cache(name):
-    config = ModelConfig.preset(name)
-    assert cache_by_kind(config)[kind_of(config)] == kv_cache_bytes(config)
-
-
-def test_latents_of_a_dense_model_are_4_and_a_half_head_widths():
-    sizes = cache_by_kind(ModelConfig.preset("deepseek-llm-7b"))
-    assert sizes["MLA"] == 2 * 30 * 4.5 * 128
-    assert sizes["MLA"] / sizes["MQA"] == 2.25
 
 
 @examples(25)

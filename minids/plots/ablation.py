@@ -8,10 +8,10 @@ from itertools import groupby
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from minids.accounting import kv_cache_elements
+from minids.accounting import attention_kind, kv_cache_elements
 from minids.config import ModelConfig
 from minids.experiments.recorded import reports_of
-from minids.plots.latent import KIND_COLORS, kind_of
+from minids.plots.latent import KIND_COLORS
 from minids.plots.style import INK, LAYERS, MUTED, PALE, PARTS, Picture, new_figure, spread, styled
 
 
@@ -42,7 +42,7 @@ def draw_attention_ablation(result: dict) -> Picture:
             begins = x
             for arm in group:
                 values = scores(result, arm)
-                color = KIND_COLORS[kind_of(ModelConfig.from_hf(result["arms"][arm]["model"]))]
+                color = KIND_COLORS[attention_kind(ModelConfig.from_hf(result["arms"][arm]["model"]))]
                 ax.plot([x, x], [min(values), max(values)], color=color, linewidth=1.5)
                 ax.plot([x - 0.2, x + 0.2], [means[arm]] * 2, color=color, linewidth=3, solid_capstyle="butt")
                 ax.plot([x] * len(values), values, "o", color=color, markersize=5)

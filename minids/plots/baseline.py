@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.patches import Circle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from minids.accounting import count_parameters, kv_cache_bytes
+from minids.accounting import count_parameters, kv_cache_bytes, kv_cache_bytes_by_kind
 from minids.config import ModelConfig
 from minids.plots.style import DOMAINS, INK, MUTED, PALE, PARTS, Picture, new_figure, spread, styled
 from minids.published import REPORTS
@@ -71,14 +71,17 @@ def draw_attention(weights: np.ndarray, words: Sequence[str], title: str) -> Pic
 
 def draw_caches(names: Sequence[str], tokens: int = 2**17) -> Picture:
     """Draw what a long text leaves in the cache of each model, as it is, and with every or one key-value head."""
-    kinds = {"every head its own": None, "as released": "own", "one for all heads": 1}
+    labels = ("every head its own", "as released", "one for all heads")
     colors = (PALE, PARTS["attention"], PARTS["latent"])
     with styled():
         fig = new_figure(height=4.2)
         ax = fig.add_axes((0.12, 0.2, 0.76, 0.62))
         said = []
         for row, name in enumerate(names):
-            sizes = {kind: _cache(ModelConfig.preset(name), heads) * tokens / GIB for kind, heads in kinds.items()}
+            config = ModelConfig.preset(name)
+            kinds = kv_cache_bytes_by_kind(config)
+            each = (kinds["MHA"], kv_cache_bytes(config), kinds["MQA"])
+            sizes = {label: size * tokens / GIB for label, size in zip(labels, each, strict=True)}
             for i, ((_kind, size), color) in enumerate(zip(sizes.items(), colors, strict=True)):
                 y = row + (i - 1) * 0.27
                 ax.barh(y, size, height=0.25, color=color)
@@ -93,23 +96,15 @@ def draw_caches(names: Sequence[str], tokens: int = 2**17) -> Picture:
         ax.invert_yaxis()
         ax.spines["bottom"].set_visible(False)
         big = ModelConfig.preset("deepseek-llm-67b")
-        saved = _cache(big, None) / _cache(big, "own")
-        left = _cache(big, "own") * tokens / GIB
+        saved = kv_cache_bytes_by_kind(big)["MHA"] / kv_cache_bytes(big)
+        left = kv_cache_bytes(big) * tokens / GIB
         title = f"Shared by {saved:.0f} heads, LLM 67B’s cache is still {left:.1f} GiB at {tokens // 1024}K tokens"
         fig.text(0.02, 0.92, title, size=14)
-        for x, kind, color in zip((0.12, 0.4, 0.62), kinds, colors, strict=True):
+        for x, kind, color in zip((0.12, 0.4, 0.62), labels, colors, strict=True):
             fig.text(x, 0.07, "■", size=13, color=color)
             fig.text(x + 0.025, 0.07, kind, size=11, color=MUTED)
     fig.alt = f"Cache of {tokens:,} tokens. " + "; ".join(said)
     return fig
-
-
-def _cache(config: ModelConfig, heads: int | str | None) -> float:
-    """Return bytes per token with this many key-value heads: all (None), those of the configuration ("own"), or one."""
-    own = kv_cache_bytes(config)
-    if heads == "own":
-        return own
-    return own / config.num_key_value_heads * (config.num_attention_heads if heads is None else heads)
 
 
 def draw_wall(names: Sequence[str] = ("deepseek-llm-7b", "deepseek-llm-67b"), batch: int = 1) -> Picture:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from minids.accounting import kv_cache_bytes
+from minids.accounting import attention_kind, kv_cache_bytes, kv_cache_bytes_by_kind
 from minids.config import ModelConfig
+from minids.plots.baseline import GIB
 from minids.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, new_figure, styled
 from minids.published import REPORTS
 
-GIB = 2**30
 KIND_COLORS = {"MHA": INK, "GQA": PARTS["shared"], "MQA": PARTS["head"], "MLA": PARTS["latent"]}
 
 
@@ -25,8 +24,9 @@ def draw_cache_kinds(names: Sequence[str], tokens: int = 2**17) -> Picture:
         fig = new_figure(height=1.3 + 0.52 * len(names))
         ax = fig.add_axes((0.12, 0.13, 0.83, 0.69))
         for row, name in enumerate(names):
-            sizes = {kind: size * tokens / GIB for kind, size in cache_by_kind(ModelConfig.preset(name)).items()}
-            own = kind_of(ModelConfig.preset(name))
+            config = ModelConfig.preset(name)
+            sizes = {kind: size * tokens / GIB for kind, size in kv_cache_bytes_by_kind(config).items()}
+            own = attention_kind(config)
             ax.plot([min(sizes.values()), max(sizes.values())], [row, row], color=PALE, linewidth=2, zorder=1)
             for kind, size in sizes.items():
                 color = KIND_COLORS[kind]
@@ -59,37 +59,11 @@ def draw_cache_kinds(names: Sequence[str], tokens: int = 2**17) -> Picture:
     return fig
 
 
-def kind_of(config: ModelConfig) -> str:
-    """Return MHA, GQA, MQA or MLA."""
-    if config.uses_mla:
-        return "MLA"
-    groups = config.num_key_value_heads
-    return "MHA" if groups == config.num_attention_heads else "MQA" if groups == 1 else "GQA"
-
-
-def cache_by_kind(config: ModelConfig) -> dict[str, float]:
-    """Return bytes per token of a model's shape with each kind of attention: its layers, heads and width of a head.
-
-    GQA has 8 groups, and MLA what V2 and V3 have: a latent of four head widths and a rotated key of half of one.
-    """
-    c = config
-    width = c.v_head_dim if c.uses_mla else c.head_dim
-    plain = replace(c, kv_lora_rank=None, q_lora_rank=None, qk_nope_head_dim=None, qk_rope_head_dim=None,
-                    v_head_dim=None, head_dim=width, rope_scaling=None)  # fmt: skip
-    groups = {"MHA": c.num_attention_heads, "GQA": 8, "MQA": 1}
-    sizes = {kind: kv_cache_bytes(replace(plain, num_key_value_heads=heads)) for kind, heads in groups.items()}
-    latent = c if c.uses_mla else replace(
-        c, num_key_value_heads=None, head_dim=None, kv_lora_rank=4 * width, qk_nope_head_dim=width,
-        qk_rope_head_dim=width // 2, v_head_dim=width,
-    )  # fmt: skip
-    return sizes | {"MLA": kv_cache_bytes(latent)}
-
-
 def draw_latent_budget(config: ModelConfig, tokens: int = 2**17) -> Picture:
     """Draw what a model's latents cost in cache beside groups of keys and values, from one group to one per head."""
     c = config
     own, width = kv_cache_bytes(c), c.v_head_dim
-    per_group = cache_by_kind(c)["MQA"]
+    per_group = kv_cache_bytes_by_kind(c)["MQA"]
     groups = own / per_group
     counts = [2**i for i in range(c.num_attention_heads.bit_length()) if c.num_attention_heads % 2**i == 0]
     with styled():
