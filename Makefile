@@ -35,17 +35,17 @@ book: .venv/book.stamp
 	$(BIN)/python -m minids.book build $(ARGS)
 
 bench: .venv/test.stamp
-	$(TRAIN_ENV) $(BIN)/python -m minids.bench $(ARGS)
+	$(TRAIN_ENV) $(BIN)/python -m minids.book.bench $(ARGS)
 
 # Without NAME: what there is. NAME=attention SEEDS="0 1" takes those seeds; its folder keeps what is done.
 experiments: .venv/train.stamp
-	$(TRAIN_ENV) $(BIN)/python -m minids.experiments $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	$(TRAIN_ENV) $(BIN)/python -m minids.book.experiments $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 figures: .venv/book.stamp
 	$(BIN)/python figures/draw.py
 
 reference: .venv/train.stamp
-	$(TRAIN_ENV) $(BIN)/python -m minids.experiments.reference $(ARGS)
+	$(TRAIN_ENV) $(BIN)/python -m minids.book.experiments.reference $(ARGS)
 
 clean:
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache

@@ -3,12 +3,11 @@
 import re
 from pathlib import Path
 
-from minids.bench.table import table as bench_table
+from minids.book.bench.table import table as bench_table
 from minids.book.claims import ARTICLES, all_claims
-from minids.config import ModelConfig
-from minids.experiments import miniature
-from minids.experiments.recorded import load
-from minids.plots import (
+from minids.book.experiments import miniature
+from minids.book.experiments.recorded import load
+from minids.book.plots import (
     draw_absorption,
     draw_architecture,
     draw_attention_ablation,
@@ -28,9 +27,10 @@ from minids.plots import (
     draw_wall,
     moe_layer_names,
 )
-from minids.plots.style import Picture
-from minids.published import REPORTS
-from minids.rope import rope_frequencies
+from minids.book.plots.style import Picture
+from minids.cost.published import REPORTS
+from minids.model.config import ModelConfig
+from minids.model.rope import rope_frequencies
 
 HERE = Path(__file__).parent
 README, GALLERY = HERE.parent / "README.md", HERE / "README.md"

@@ -1,12 +1,12 @@
 """minids: DeepSeek-V3, rebuilt in miniature."""
 
-from minids.accounting import count_parameters
-from minids.config import ModelConfig
-from minids.generate import generate
-from minids.hub import load_pretrained, save_pretrained
-from minids.model import DeepSeek
-from minids.tokenizer import Tokenizer
-from minids.trained import reference
+from minids.cost.accounting import count_parameters
+from minids.hub.hub import load_pretrained, save_pretrained
+from minids.hub.reference import reference
+from minids.inference.generate import generate
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+from minids.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = [

@@ -20,21 +20,29 @@ import torch
 import typer
 from tqdm import tqdm
 
-from minids import accounting
-from minids.checkpoint import load_checkpoint
-from minids.config import ModelConfig
-from minids.data import CORPUS_SHA256, Batches, Corpus, encode_split, load_corpus, read_texts
+from minids.book.plots import draw_expert_load, draw_loss, moe_layer_names
+from minids.cost import accounting
+from minids.device import keep_freed_memory
 from minids.files import atomic_path, write_atomically
-from minids.generate import generate as generate_tokens
-from minids.hf_config import read_json
-from minids.hub import load_pretrained, save_pretrained
-from minids.memory import keep_freed_memory
-from minids.model import DeepSeek
-from minids.plots import draw_expert_load, draw_loss, moe_layer_names
-from minids.report import format_report, make_report, printable
-from minids.tokenizer import Tokenizer
-from minids.train import DTYPES, TrainConfig, Trainer, TrainingDiverged, TrainingInterrupted, best_dtype, read_log
-from minids.trained import REFERENCE
+from minids.hub.hub import load_pretrained, save_pretrained
+from minids.hub.reference import REFERENCE
+from minids.inference.generate import generate as generate_tokens
+from minids.model.config import ModelConfig
+from minids.model.config_json import read_json
+from minids.model.deepseek import DeepSeek
+from minids.text.data import CORPUS_SHA256, Batches, Corpus, encode_split, load_corpus, read_texts
+from minids.text.tokenizer import Tokenizer
+from minids.training.checkpoint import load_checkpoint
+from minids.training.report import format_report, make_report, printable
+from minids.training.trainer import (
+    DTYPES,
+    TrainConfig,
+    Trainer,
+    TrainingDiverged,
+    TrainingInterrupted,
+    best_dtype,
+    read_log,
+)
 
 DEFAULTS = TrainConfig()
 app = typer.Typer(

@@ -9,8 +9,8 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from minids.config import SCORING_FUNCTIONS, ModelConfig, YarnScaling
-from minids.model import DeepSeek
+from minids.model.config import SCORING_FUNCTIONS, ModelConfig, YarnScaling
+from minids.model.deepseek import DeepSeek
 
 
 def examples(count: int) -> settings:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minids.config import ModelConfig
-from minids.data import Batches
-from minids.model import DeepSeek
-from minids.train import TrainConfig, Trainer
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+from minids.text.data import Batches
+from minids.training.trainer import TrainConfig, Trainer
 
 
 def small_config(**changes) -> ModelConfig:

@@ -26,9 +26,9 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.modeling_layers import MtpModel
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
-from minids.config import ModelConfig
-from minids.model import DeepSeek
-from minids.moe import Gate
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+from minids.model.moe import Gate
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

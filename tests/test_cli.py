@@ -16,12 +16,12 @@ from tokenizers import models
 from typer.testing import CliRunner, Result
 
 from minids.__main__ import app
-from minids.checkpoint import load_checkpoint
-from minids.config import ModelConfig
-from minids.data import Corpus, arithmetic_documents
-from minids.hub import load_pretrained
-from minids.tokenizer import END_OF_TEXT, Tokenizer
-from minids.train import Trainer, read_log
+from minids.hub.hub import load_pretrained
+from minids.model.config import ModelConfig
+from minids.text.data import Corpus, arithmetic_documents
+from minids.text.tokenizer import END_OF_TEXT, Tokenizer
+from minids.training.checkpoint import load_checkpoint
+from minids.training.trainer import Trainer, read_log
 
 FILES = {"checkpoint.safetensors", "tokenizer.json", "log.jsonl", "report.json", "loss.png", "experts.png"}
 

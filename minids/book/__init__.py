@@ -13,8 +13,8 @@ from minids.book.check import check, exercise
 from minids.book.claims import claims
 from minids.book.explore import explore
 from minids.book.notation import notation
+from minids.book.plots.style import projector
 from minids.book.show import show
-from minids.plots.style import projector
 
 __all__ = ["check", "claims", "exercise", "explore", "notation", "projector", "show", "start"]
 

@@ -59,7 +59,7 @@ def copy_chapters(chapters: Path, mine: Path) -> list[str]:
 def build(paths: list[Path], fresh: bool) -> int:
     """Execute and keep the notebooks, say which changed and what is wrong with them. Return 1 if anything is."""
     from minids.book.build import build as build_one  # not needed to read
-    from minids.book.guard import complaints
+    from minids.book.lint import complaints
 
     wrong = 0
     for path in paths or sorted(CHAPTERS.rglob("*.ipynb")):

@@ -13,7 +13,8 @@ from decimal import Decimal
 from html import escape
 from math import comb
 
-from minids.accounting import (
+from minids.book.plots.style import VERDICT_MARKS, VERDICTS, readable_on
+from minids.cost.accounting import (
     FP8_TILE,
     count_parameters,
     kv_cache_bytes,
@@ -21,9 +22,7 @@ from minids.accounting import (
     released_bytes,
     released_numbers,
 )
-from minids.config import ModelConfig
-from minids.plots.style import VERDICT_MARKS, VERDICTS, readable_on
-from minids.published import (
+from minids.cost.published import (
     BENCHMARKS,
     CACHE_BITS_V2,
     DOLLARS_PER_HOUR,
@@ -39,6 +38,7 @@ from minids.published import (
     R1_ZERO_RUN_HOURS,
     REPORTS,
 )
+from minids.model.config import ModelConfig
 
 ARTICLES = {
     "gap": "“Briser le fossé de 100 millions”, English and French",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets as widgets
 from IPython.display import display
 
-from minids.plots.style import Picture
+from minids.book.plots.style import Picture
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 

@@ -9,9 +9,9 @@ from html import escape
 
 import torch
 
-from minids.config import ModelConfig
-from minids.hub import released_tensors
-from minids.model import DeepSeek
+from minids.hub.hub import released_tensors
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
 
 LAYER = "layers.3"
 ATTENTION, MIXTURE = f"{LAYER}.self_attn", f"{LAYER}.mlp"

@@ -1,0 +1,103 @@
+"""One decoding step over a filled cache, beside the peer's.
+
+The peer caches latents too, but expands them to keys and values at every step; minids attends to them
+absorbed (mla.py). Both sides run a bare loop of forward passes in float32, without sampling: kinder to
+the peer than its `generate`. After each step the caches are set back, so that the context stays as it is.
+
+`verify` is a step of two tokens, as speculative decoding takes them: its cost over a plain step is what
+a drafted token costs to check.
+"""
+
+import torch
+
+from minids.book.bench.measure import alternate, ratio, summary
+from minids.book.bench.peer import (
+    AS_IT_COMES,
+    CONFIGS,
+    FASTEST,
+    OURS,
+    SETTINGS,
+    fastest,
+    make_ours,
+    make_peer,
+    set_peer,
+)
+
+VERIFY = "minids, two tokens"
+
+
+@torch.no_grad()
+def measure(name: str, cells: list[tuple[int, int]], threads: list[int], rounds: int) -> list[dict]:
+    """Return a row for each (batch, context) and number of threads."""
+    config = CONFIGS[name]
+    ours = make_ours(config)
+    peers = {setting: make_peer(ours, setting) for setting in SETTINGS}
+    rows = []
+    for batch, context in cells:
+        tokens_BT = torch.randint(config.vocab_size, (batch, context))
+        for count in threads:
+            torch.set_num_threads(count)
+            best, tried = fastest(lambda setting, tokens_BT=tokens_BT: PeerStep(peers[setting], tokens_BT), SETTINGS)
+            steps = {
+                OURS: OurStep(ours, tokens_BT),
+                FASTEST: PeerStep(peers[best], tokens_BT),
+                VERIFY: OurStep(ours, tokens_BT, new=2),
+            }
+            torch.testing.assert_close(steps[OURS](), steps[FASTEST](), rtol=1e-4, atol=1e-4)
+            samples = alternate(steps, rounds)
+            rows.append({
+                "config": name, "batch": batch, "context": context, "threads": count,
+                "fastest": " ".join(best), "tried_ms": tried,
+                "sides": {side: summary(taken) for side, taken in samples.items()},
+                "speedup": ratio(samples[FASTEST], samples[OURS]),
+                "verify": ratio(samples[VERIFY], samples[OURS]),
+            })  # fmt: skip
+    return rows
+
+
+class _Step:
+    """Other tokens at each call, the same for both sides."""
+
+    def __init__(self, model, tokens_BT: torch.Tensor, new: int = 1):
+        self.model, self.batch, self.new = model.eval(), len(tokens_BT), new
+        self.generator = torch.Generator().manual_seed(0)
+
+    def tokens(self) -> torch.Tensor:
+        vocabulary = self.model.config.vocab_size
+        return torch.randint(vocabulary, (self.batch, self.new), generator=self.generator)
+
+
+class OurStep(_Step):
+    """minids: returns the logits of the new tokens and sets the cache back."""
+
+    def __init__(self, model, tokens_BT: torch.Tensor, new: int = 1):
+        super().__init__(model, tokens_BT, new)
+        self.context = tokens_BT.shape[1]
+        self.cache = model.new_cache(self.batch, self.context + new)
+        model(tokens_BT, self.cache)
+
+    def __call__(self) -> torch.Tensor:
+        logits = self.model(self.tokens(), self.cache)
+        for layer_cache in self.cache:
+            layer_cache.length = self.context
+        return logits
+
+
+class PeerStep(_Step):
+    """transformers: the same."""
+
+    def __init__(self, model, tokens_BT: torch.Tensor):
+        from transformers import DynamicCache
+
+        super().__init__(model, tokens_BT)
+        self.cache = DynamicCache(config=model.config)
+        # Filled in the default setting: for a long prompt the others may want more memory than there is.
+        setting = model.config._attn_implementation, model.config._experts_implementation
+        set_peer(model, AS_IT_COMES)
+        model(tokens_BT, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        set_peer(model, setting)
+
+    def __call__(self) -> torch.Tensor:
+        logits = self.model(self.tokens(), past_key_values=self.cache, use_cache=True).logits
+        self.cache.crop(-self.new)
+        return logits

@@ -1,0 +1,51 @@
+"""`make experiments`: list the recorded experiments, or make one again and write its results."""
+
+import argparse
+from pathlib import Path
+
+from minids.book.experiments import attention, miniature, recorded
+
+EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m minids.book.experiments", description=__doc__)
+    parser.add_argument("name", nargs="?", help="the experiment; none: list them")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, the book's, which renew figures/data")
+    parser.add_argument(
+        "--folder", type=Path, help="where runs are kept, and found again; default: runs/experiments/NAME"
+    )
+    parser.add_argument("--data", type=Path, help="text of your own instead of the book's corpus")
+    chosen = parser.parse_args(arguments)
+    if chosen.name is None:
+        if chosen.seeds or chosen.folder or chosen.data:
+            parser.error("name the experiment that these options are for.")
+        print(listing())
+        return
+    if chosen.name not in EXPERIMENTS:
+        parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(EXPERIMENTS)}.")
+    folder = chosen.folder or Path("runs") / "experiments" / chosen.name
+    print(f"runs are kept in {folder}; each tells how far it is in its stderr.txt", flush=True)
+    try:
+        seeds = tuple(chosen.seeds or recorded.SEEDS)
+        _, path = recorded.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)
+    except (ValueError, RuntimeError, OSError) as error:
+        parser.exit(2, f"minids: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "minids: stopped; the same command goes on from here.\n")
+    print(f"wrote {path}" + ("; `make figures book` draws it" if path.parent == recorded.DATA else ""))
+
+
+def listing() -> str:
+    """Return what there is, and how long it took when it was recorded."""
+    lines = []
+    for name, experiment in EXPERIMENTS.items():
+        runs = len(experiment.arms) * len(recorded.SEEDS)
+        there = (recorded.DATA / f"{name}.json").exists()
+        took = f"{recorded.load(name)['minutes']:,.0f} minutes of one core" if there else "not yet recorded"
+        lines.append(f"{name:<12} {runs} runs, {took}: {' · '.join(experiment.arms)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

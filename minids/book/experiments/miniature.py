@@ -1,0 +1,91 @@
+"""mini against its dense twin, three seeds each, at equal tokens and at equal time.
+
+Equal time needs a ratio of speeds, and a speed measured while another run is going is worth little.
+So the dense twin's steps for equal time are a constant here, and the ratio is measured by
+
+    python -m minids.book.experiments.miniature
+
+on all cores, training steps of the two models in turn, in one process. Let nothing else run meanwhile.
+"""
+
+import statistics
+import time
+
+import torch
+
+from minids.book.experiments.recorded import Arm, Experiment, reports_of
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+from minids.training.trainer import TrainConfig, autocast, best_dtype, make_optimizer
+
+STEPS = TrainConfig().steps
+DENSE_SPEEDUP = 1.4  # tokens per second of mini-dense over mini
+_MINI, _DENSE = ModelConfig.preset("mini"), ModelConfig.preset("mini-dense")
+EXPERIMENT = Experiment(
+    name="miniature",
+    arms={
+        "mini": Arm(_MINI),
+        "dense, equal tokens": Arm(_DENSE),
+        "dense, equal time": Arm(_DENSE, TrainConfig(steps=round(STEPS * DENSE_SPEEDUP))),
+    },
+    logged="mini",
+)
+
+
+def measure_speedup(steps: int = 40) -> float:
+    """Return how many times faster a training step of mini-dense is than one of mini: the ratio of medians."""
+    device, config = torch.device("cpu"), TrainConfig(dtype=best_dtype(torch.device("cpu")))
+    models = {name: DeepSeek(ModelConfig.preset(name)) for name in ("mini", "mini-dense")}
+    optimizers = {name: make_optimizer(model, config) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(steps):
+        tokens = torch.randint(0, 2048, (config.batch_size, config.sequence_length + 1))
+        for name, model in models.items():
+            began = time.perf_counter()
+            with autocast(device, config.dtype):
+                terms = model.loss(tokens)
+            terms.total.backward()
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            model.update_expert_bias(config.bias_speed)
+            seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(times[5:]) for name, times in seconds.items()}  # the first steps warm up
+    return medians["mini"] / medians["mini-dense"]
+
+
+def table(data: dict) -> str:
+    """Return the results as a Markdown table: medians over the seeds, and the range of the bits per byte."""
+    arms = {arm: reports_of(data, arm) for arm in EXPERIMENT.arms}
+    baseline = arms["mini"]
+    header = ["held-out", *arms, "5-gram, same bytes as mini"]
+    rows = [
+        [f"{name.replace('_', ' ')}, bits per byte"]
+        + [_median_and_range(reports, "bits_per_byte", name) for reports in arms.values()]
+        + [_median_and_range(baseline, "baseline_bits_per_byte", name)]
+        for name in ("prose", "code", "prose_and_code")
+    ]
+    measures = {
+        "arithmetic solved exactly": lambda r: f"{r['arithmetic_accuracy']:.0%}",
+        "MTP's second token agrees": lambda r: f"{r['mtp_agreement']:.0%}",
+        "tokens trained on": lambda r: f"{r['tokens'] / 1e6:.2f} M",
+        "parameters, active / total": lambda r: "{active:,} / {total:,}".format(**r["parameters"]),
+    }
+    for name, show in measures.items():
+        rows.append([name, *(show(_median_report(reports, name)) for reports in arms.values()), ""])
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _median_and_range(reports: list[dict], table: str, name: str) -> str:
+    values = sorted(report[table][name] for report in reports)
+    return f"{statistics.median(values):.3f} ({values[0]:.3f} – {values[-1]:.3f})"
+
+
+def _median_report(reports: list[dict], measure: str) -> dict:
+    """The report in the middle by what is shown; tokens and parameters are the same in all of them."""
+    key = {"arithmetic solved exactly": "arithmetic_accuracy", "MTP's second token agrees": "mtp_agreement"}
+    return sorted(reports, key=lambda report: report[key.get(measure, "tokens")])[len(reports) // 2]
+
+
+if __name__ == "__main__":
+    print(f"mini-dense trains {measure_speedup():.2f} times as fast as mini")

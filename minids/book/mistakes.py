@@ -1,0 +1,243 @@
+"""A gallery of mistakes: the library with one small change that makes it wrong, of the kind that gets shipped.
+
+Most of these run, train and write text; one even has by far the best loss. That is why each is worth
+seeing once, and why each has a test that turns red on it (tests/test_wrong_variants.py).
+
+A variant is nothing but an edit of the library's own source, so the two cannot drift apart:
+
+    wrong = WRONG_VARIANTS["the bias weighs"]
+    print(wrong.diff())        # which lines change, and how
+    with wrong.planted():      # until the block ends, the whole library computes with the mistake
+        ...
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType
+
+from minids.cost.accounting import kv_cache_elements
+from minids.model.attention import _attend_block
+from minids.model.balance import sequence_balance_loss, update_expert_bias
+from minids.model.deepseek import DeepSeek
+from minids.model.mla import MLA
+from minids.model.moe import Gate
+from minids.model.mtp import MTPModule
+from minids.model.rope import softmax_scale
+from minids.training.trainer import Trainer
+
+PLANTED = "<wrong "  # what the file of a planted function is called
+
+
+@dataclass(frozen=True)
+class WrongVariant:
+    """A mistake: its name, what it does to a model, and the edits that make it."""
+
+    name: str
+    effect: str
+    edits: tuple[tuple[Callable, str, str], ...]  # in the source of the function, this becomes that
+
+    def __post_init__(self):
+        for function, _, _ in self.edits:
+            _source(function)  # now: a function in which a mistake is planted has no source
+
+    def diff(self) -> str:
+        """Return the lines that change, each function's under its name, with one line around them."""
+        out = []
+        for function, (before, after) in self._sources().items():
+            lines = list(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1))[2:]
+            out.append(f"{function.__module__}.{function.__qualname__}")
+            out += ["  …" if line.startswith("@@") else line for line in lines]
+        return "\n".join(out)
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """Let the library compute with the mistake until the block ends.
+
+        The functions stay the same objects and get other code, so whoever imported one has it too. Where an edit
+        touches `__init__`, build the model inside the block. Raises ValueError where a mistake is planted already.
+        """
+        sources = {inspect.unwrap(function): after for function, (_, after) in self._sources().items()}
+        for function in sources:
+            if function.__code__.co_filename.startswith(PLANTED):
+                raise ValueError(f"{function.__qualname__} has a mistake planted already: end that block first.")
+        wrong = {function: _compile(function, source) for function, source in sources.items()}
+        right = {function: function.__code__ for function in wrong}
+        for function, code in wrong.items():
+            function.__code__ = code
+        try:
+            yield
+        finally:
+            for function, code in right.items():
+                function.__code__ = code
+
+    def _sources(self) -> dict[Callable, tuple[str, str]]:
+        """The source of each edited function, before and after; ValueError where an edit does not fit exactly once."""
+        sources: dict[Callable, tuple[str, str]] = {}
+        for function, right, wrong in self.edits:
+            original = _source(function)
+            before, after = sources.get(function, (original, original))
+            if after.count(right) != 1:
+                raise ValueError(
+                    f"{right!r} is {after.count(right)} times in {function.__qualname__}: it must be once."
+                )
+            sources[function] = before, after.replace(right, wrong)
+        return sources
+
+
+@functools.cache
+def _source(function: Callable) -> str:
+    return textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+
+
+def _compile(function: Callable, source: str) -> CodeType:
+    """Return the code of `source`, made to fit the function's own globals and closure."""
+    definition = textwrap.indent(source[source.index("def ") :], "    ")  # without decorators
+    free = "".join(f"    {name} = None\n" for name in function.__code__.co_freevars)  # __class__, where super() is used
+    factory = f"def factory():\n{free}{definition}\n    return {function.__name__}"
+    namespace: dict = {}
+    exec(compile(factory, f"{PLANTED}{function.__qualname__}>", "exec"), namespace)
+    return namespace["factory"]().__code__
+
+
+_ROTATED = "self.heads * self.rope_dim"
+_EXPANDED = "self.heads * (self.nope_dim + self.v_dim)"
+
+# fmt: off
+_GALLERY = (
+    # The gate
+    WrongVariant(
+        "the bias weighs",
+        "The bias that balances the load also scales the experts' outputs, so that balancing disturbs the model again.",
+        ((Gate.forward, "scores_NE.gather(1, experts_NK)  # of s, not of s + b",
+                        "(scores_NE + self.expert_bias).gather(1, experts_NK)"),),
+    ),
+    WrongVariant(
+        "masked groups score zero",
+        "An expert of a masked group scores 0 and beats every kept one whose s + b is negative: tokens leave their "
+        "groups. Nothing shows while all biases are positive, as in the released V3.",
+        ((Gate.choose, 'float("-inf")', "0.0"),),
+    ),
+    WrongVariant(
+        "no scaling factor",
+        "The routed experts' share of every layer is too small, by a factor of 2.5 in V3 and of 16 in V2.",
+        ((Gate.forward, "weights_NK * c.routed_scaling_factor", "weights_NK"),),
+    ),
+    # Balance
+    WrongVariant(
+        "the bias moves the wrong way",
+        "Busy experts get busier, until a few take everything.",
+        ((update_expert_bias, "load_E.mean() - load_E", "load_E - load_E.mean()"),),
+    ),
+    WrongVariant(
+        "evaluation counts",
+        "Tokens routed while evaluating move the biases at the next training step.",
+        ((Gate.forward, "if self.training:", "if True:"),),
+    ),
+    WrongVariant(
+        "the bias moves per micro-batch",
+        "With four micro-batches a step, the biases move four times instead of once. Gradient accumulation is no "
+        "longer the same training.",
+        ((Trainer._accumulate_gradients, "(terms.total / len(micro_batches)).backward()",
+                                         "(terms.total / len(micro_batches)).backward()\n"
+                                         "        speed = config.bias_speed_at(self.step)\n"
+                                         "        loads = self.model.update_expert_bias(speed)\n"
+                                         "        for gate, load in zip(self.model.gates, loads):\n"
+                                         "            gate.load += load"),
+         (Trainer.train_step, "update_expert_bias(config.bias_speed_at(self.step))", "update_expert_bias(0)")),
+    ),
+    WrongVariant(
+        "the balance loss averages the batch first",
+        "Two sequences that are lopsided in opposite ways cancel, and neither is corrected.",
+        ((sequence_balance_loss, "(f_BE * P_BE).sum(dim=-1).mean()",
+                                 "(f_BE.mean(dim=0) * P_BE.mean(dim=0)).sum()"),),
+    ),
+    WrongVariant(
+        "the balance loss is never added",
+        "It is computed and logged, and no gradient comes from it.",
+        ((DeepSeek.loss, " + balance_weight * balance_loss", ""),),
+    ),
+    # Attention
+    WrongVariant(
+        "no YaRN temperature",
+        "Attention is flatter than the weights were trained for: scores lack the factor m², 1.87 in V3.",
+        ((softmax_scale, "config.qk_head_dim**-0.5 * m * m", "config.qk_head_dim**-0.5"),),
+    ),
+    WrongVariant(
+        "half-split RoPE in MLA",
+        "From scratch it trains as well as ever. Released weights, whose pairs are neighbours, are misread.",
+        ((MLA.queries, "interleaved=True", "interleaved=False"),
+         (MLA.latent, "interleaved=True", "interleaved=False")),
+    ),
+    WrongVariant(
+        "a rotated key per head",
+        "The cache grows with the number of heads: in V3 from 576 numbers per token and layer to 8,704.",
+        ((MLA.__init__, "self.latent_dim + self.rope_dim, bias", f"self.latent_dim + {_ROTATED}, bias"),
+         (MLA.new_cache, "self.latent_dim + self.rope_dim", f"self.latent_dim + {_ROTATED}"),
+         (MLA.latent, "[self.latent_dim, self.rope_dim], dim=-1)",
+                      f'[self.latent_dim, {_ROTATED}], dim=-1)\n'
+                      '    k_rope = rearrange(k_rope, "b t (h r) -> b h t r", h=self.heads)'),
+         (MLA.latent, "return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)",
+                      "k_rope = apply_rope(k_rope, rotation, interleaved=True)\n"
+                      '    return torch.cat([c_kv, rearrange(k_rope, "b h t r -> b t (h r)")], dim=-1)'),
+         (MLA.attend_naive, "[self.latent_dim, self.rope_dim]", f"[self.latent_dim, {_ROTATED}]"),
+         (MLA.attend_naive, "k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads",
+                            'rearrange(k_rope, "b s (h r) -> b h s r", h=self.heads)')),
+    ),
+    WrongVariant(
+        "the scale of the latent",
+        "The absorbed form divides by the square root of the latent's width: decoding attends otherwise than training.",
+        ((MLA.attend_absorbed, "c_kv[:, None], self.scale)",
+                               "c_kv[:, None], (self.latent_dim + self.rope_dim) ** -0.5)"),),
+    ),
+    WrongVariant(
+        "expanded keys and values are cached",
+        "Every output is right. What MLA was made to save is not saved: in V3 32,832 numbers per token and layer are "
+        "kept instead of 576.",
+        ((MLA.new_cache, "self.latent_dim + self.rope_dim", f"{_EXPANDED} + self.rope_dim"),
+         (MLA.latent, "torch.cat([c_kv,", "torch.cat([self.kv_b_proj(c_kv),"),
+         (MLA.attend_naive, "[self.latent_dim, self.rope_dim]", f"[{_EXPANDED}, self.rope_dim]"),
+         (MLA.attend_naive, "self.kv_b_proj(c_kv)", "c_kv"),
+         (MLA.forward, "self.attend_absorbed(", "self.attend_naive(")),
+    ),
+    WrongVariant(
+        "the latent counts twice",
+        "Keys and values come from the same latent. Counted once for each, it gives twice the published 70,272 bytes.",
+        ((kv_cache_elements, "c.kv_lora_rank + c.qk_rope_head_dim if",
+                             "2 * (c.kv_lora_rank + c.qk_rope_head_dim) if"),),
+    ),
+    # Attention
+    WrongVariant(
+        "a query sees one token ahead",
+        "The mask is off by one, and every token sees the token that it should predict. No loss is as good.",
+        ((_attend_block, ".triu(S - t + 1)", ".triu(S - t + 2)"),),
+    ),
+    # Multi-token prediction
+    WrongVariant(
+        "MTP skips its block",
+        "The head reads the state from before the module's block. The block learns nothing, and nothing fails.",
+        ((MTPModule.forward, "x_BTD, balance = self.block(self.eh_proj(joined), rotation, cache)",
+                             "x_BTD = self.eh_proj(joined)\n    _, balance = self.block(x_BTD, rotation, cache)"),),
+    ),
+    WrongVariant(
+        "MTP predicts what it was told",
+        "Targets one token early ask the module for the token whose embedding it was just given. Trained so, its loss "
+        "is superb.",
+        ((DeepSeek.loss, "tokens_BT[:, k + 1 :]", "tokens_BT[:, k:-1]"),),
+    ),
+    WrongVariant(
+        "MTP joins as the report prints it",
+        "Equation 21 has the hidden state first, the released weights have the embedding first. From scratch both "
+        "work; released weights work one way only.",
+        ((MTPModule.forward, "self.enorm(embedding_BTD), self.hnorm(hidden_BTD)",
+                             "self.hnorm(hidden_BTD), self.enorm(embedding_BTD)"),),
+    ),
+)
+# fmt: on
+WRONG_VARIANTS = {variant.name: variant for variant in _GALLERY}

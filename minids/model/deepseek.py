@@ -1,0 +1,163 @@
+"""The whole model: embedding, blocks, final norm, output head, and the MTP modules, with their losses.
+
+    code            released weight
+    embed_tokens    model.embed_tokens.weight
+    layers          model.layers.N.…                (block.py)
+    norm            model.norm.weight
+    lm_head         lm_head.weight
+    mtp             model.layers.{l+k-1}.…          (mtp.py)
+
+Training minimises (V3 report eq. 17, 24, 25)
+
+    total = next-token cross-entropy  +  λ · mean over MTP depths of their cross-entropy
+                                      +  α · sum over MoE layers, MTP's too, of the sequence-wise balance loss
+
+and after each optimizer step moves every gate's bias by γ (`update_expert_bias`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minids.model.attention import Cache
+from minids.model.balance import update_expert_bias
+from minids.model.block import Block
+from minids.model.config import ModelConfig
+from minids.model.layers import RMSNorm, cross_entropy
+from minids.model.moe import Experts, Gate
+from minids.model.mtp import MTPModule
+from minids.model.rope import rope_rotation
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """`total` is what to minimise; `mtp` and `balance` come without their weights λ and α. Cross-entropy is in nats."""
+
+    total: Tensor
+    next_token: Tensor
+    mtp: Tensor
+    balance: Tensor
+    next_token_of_row: Tensor  # (B,), without gradient: `next_token` of each row of the batch
+
+
+class DeepSeek(nn.Module):
+    """A model of the DeepSeek family: tokens (B, T) -> logits of the next token (B, T, vocab_size)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c = self.config = config
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        if c.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.mtp = nn.ModuleList(MTPModule(c, c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers))
+        if not self.lm_head.weight.is_meta:  # there, nothing is drawn
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every matrix from N(0, initializer_range²) (V3 report §4.2); norms start at 1, biases at 0.
+
+        With embedding_initializer_range the embedding has a deviation of its own. An embedding as small as the other
+        weights is much smaller than what the first layers add to it at the start.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding, Gate)):
+                module.weight.normal_(std=self.config.initializer_range)
+            if isinstance(module, Gate):
+                module.reset_balance()
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+            if isinstance(module, Experts):
+                module.gate_up_proj.normal_(std=self.config.initializer_range)
+                module.down_proj.normal_(std=self.config.initializer_range)
+        if self.config.embedding_initializer_range is not None:
+            self.embed_tokens.weight.normal_(std=self.config.embedding_initializer_range)
+
+    def new_cache(self, batch_size: int, max_length: int) -> list[Cache]:
+        """Return one empty cache per layer, for `max_length` positions."""
+        return [layer.self_attn.new_cache(batch_size, max_length) for layer in self.layers]
+
+    def forward(self, tokens_BT: Tensor, cache: list[Cache] | None = None) -> Tensor:
+        """Return next-token logits (B, T, vocab_size). With a cache, `tokens_BT` continue what it holds."""
+        hidden_BTD, _ = self.hidden_states(tokens_BT, cache)
+        return self.lm_head(hidden_BTD)
+
+    def hidden_states(self, tokens_BT: Tensor, cache: list[Cache] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Return the hidden states after the final norm (B, T, hidden), and each MoE layer's balance loss."""
+        start = 0 if cache is None else cache[0].length
+        rotation = self.rope(start, tokens_BT.shape[1])
+        x_BTD, balances = self.embed_tokens(tokens_BT), []
+        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
+            x_BTD, layer_balance = layer(x_BTD, rotation, layer_cache)
+            balances.append(layer_balance)
+        return self.norm(x_BTD), [b for b in balances if b is not None]
+
+    def rope(self, start: int, length: int) -> Tensor:
+        """Return RoPE's rotation at positions start ... start + length - 1, complex (length, rope_dim / 2)."""
+        # Not a buffer: model.to(torch.bfloat16) would round the angles away.
+        positions = torch.arange(start, start + length, device=self.lm_head.weight.device)
+        return rope_rotation(self.config, positions)
+
+    def mtp_hidden_states(self, tokens_BT: Tensor, hidden_BTD: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Return, for each depth k, its hidden states (B, T - k, hidden) and its balance loss.
+
+        Position i of depth k has seen tokens 0 ... i+k, so the head reads token i+k+1 off it.
+        """
+        out = []
+        for k, module in enumerate(self.mtp, start=1):
+            embedding_BTD = self.embed_tokens(tokens_BT[:, k:])
+            rotation = self.rope(0, embedding_BTD.shape[1])
+            hidden_BTD, module_balance = module(hidden_BTD[:, :-1], embedding_BTD, rotation)
+            out.append((hidden_BTD, module_balance))
+        return out
+
+    def loss(self, tokens_BT: Tensor, *, mtp_weight: float = 0.3, balance_weight: float = 1e-4) -> LossTerms:
+        """Return the training loss on tokens (B, T): T - 1 predictions of the main head in each row.
+
+        In training mode the gates count their load meanwhile; in eval mode the balance term is 0.
+
+        Cross-entropies are means over the predicted tokens. (Where T is the length of the input, the
+        report divides depth k's T - k terms by T; dividing by their number lets λ weigh the same at
+        every length.)
+        """
+        shortest = 2 + len(self.mtp)
+        if tokens_BT.ndim != 2 or tokens_BT.shape[1] < shortest:
+            raise ValueError(f"tokens have shape {tuple(tokens_BT.shape)}: (B, T) with T of at least {shortest}.")
+        inputs = tokens_BT[:, :-1]
+        hidden_BTD, balances = self.hidden_states(inputs)
+        next_token_BT = self._cross_entropy(hidden_BTD, tokens_BT[:, 1:])
+        next_token = next_token_BT.mean()
+        depths = self.mtp_hidden_states(inputs, hidden_BTD)
+        mtp = [self._cross_entropy(h, tokens_BT[:, k + 1 :]).mean() for k, (h, _) in enumerate(depths, start=1)]
+        balances += [b for _, b in depths if b is not None]
+        mtp = torch.stack(mtp).mean() if mtp else next_token.new_zeros(())
+        balance_loss = torch.stack(balances).sum() if balances else next_token.new_zeros(())
+        total = next_token + mtp_weight * mtp + balance_weight * balance_loss
+        return LossTerms(total, next_token, mtp, balance_loss, next_token_BT.detach().mean(dim=1))
+
+    def _cross_entropy(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        logits_BTV = self.lm_head(hidden_BTD)
+        return cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).view_as(targets_BT)
+
+    @property
+    def gates(self) -> list[Gate]:
+        """The routers, from the first MoE layer to the MTP modules."""
+        return [module for module in self.modules() if isinstance(module, Gate)]
+
+    def update_expert_bias(self, speed: float) -> list[Tensor]:
+        """Balance every gate by the tokens it routed since the last call, and return those loads.
+
+        Call once per optimizer step, after all its micro-batches: forward passes in training mode
+        add up in `gate.load`, and this consumes it. `speed` is γ; 0 leaves the biases alone.
+        """
+        loads = []
+        for gate in self.gates:
+            loads.append(gate.load.clone())
+            if gate.expert_bias is not None:
+                update_expert_bias(gate.expert_bias, gate.load, speed)
+            gate.load.zero_()
+        return loads

@@ -1,0 +1,135 @@
+"""Multi-head latent attention (V2 report §2.1, V3 report §2.1.1): cache one small latent, not the keys and values.
+
+Every key and value of a token is a linear map of one vector c_kv, so c_kv is all that needs to be
+remembered. V3 caches 512 + 64 numbers per token and layer; the keys and values they expand to are
+40,960. Equations of the V3 report, in the order of the code:
+
+    (6-8)    c_q = norm(W^DQ h)          q_nope = W^UQ c_q        q_rope = RoPE(W^QR c_q)
+    (1, 3)   c_kv = norm(W^DKV h)        k_rope = RoPE(W^KR h)                      <- cached
+    (2, 5)   k_nope = W^UK c_kv          v = W^UV c_kv
+    (4, 9)   k = [k_nope ; k_rope]       q = [q_nope ; q_rope]
+    (10-11)  u = W^O attend(q, k, v)     with scale 1 / sqrt(d_h + d_h^R), times m² under YaRN (rope.py)
+
+**Absorption** (V2 report, appendix C). q_nope · (W^UK c) = (W^UK^T q_nope) · c: moving W^UK to the
+query side turns attention into multi-query attention over the latent itself, with the same result,
+and no cached token is ever expanded. A query and a key that meet cost more multiplications, in V3
+576 + 512 per head for score and value instead of 192 + 128. But to expand a cached token would cost
+16.8 million, at every step anew. So this form is for decoding; training, where each token is expanded
+once for all queries, uses the naive form.
+
+**Why RoPE sits apart.** With a rotation between W^UQ and W^UK the product would be another for every
+distance, and nothing could be absorbed. So position travels in a few extra dimensions, and k_rope is
+one vector per token, shared by all heads: one per head would make the cache large again.
+
+    paper               code                                released weight (self_attn.…)
+    W^DQ                q_a_proj                            q_a_proj.weight
+    –                   q_a_layernorm                       q_a_layernorm.weight
+    [W^UQ ; W^QR]       q_b_proj  rows: head, nope|rope     q_b_proj.weight
+    W^Q, no W^DQ        q_proj    rows: head, nope|rope     q_proj.weight  (where q_lora_rank is null)
+    [W^DKV ; W^KR]      kv_a_proj_with_mqa                  kv_a_proj_with_mqa.weight
+    –                   kv_a_layernorm                      kv_a_layernorm.weight
+    [W^UK ; W^UV]       kv_b_proj  rows: head, nope|v       kv_b_proj.weight
+    W^O                 o_proj                              o_proj.weight
+
+The norms on the two latents are in the text of §4.2 and in the released code, not in the equations.
+Shapes: B batch, T new positions, S all positions, D hidden, H heads, L latent width; N, R, V the
+widths of the nope, rope and value parts of a head; W = L + R, what is cached.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minids.model.attention import Cache, attend
+from minids.model.config import ModelConfig
+from minids.model.layers import RMSNorm
+from minids.model.rope import apply_rope, softmax_scale
+
+
+class MLA(nn.Module):
+    """Multi-head latent attention: (B, T, hidden) -> (B, T, hidden)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c = config
+        self.heads = c.num_attention_heads
+        self.latent_dim, self.nope_dim, self.rope_dim = c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim
+        self.v_dim = c.v_head_dim
+        self.scale = softmax_scale(c)
+        # The norms on the latents keep eps 1e-6 whatever rms_norm_eps says, as in the released code.
+        if c.q_lora_rank is None:
+            self.q_proj = nn.Linear(c.hidden_size, self.heads * c.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(c.hidden_size, c.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank)
+            self.q_b_proj = nn.Linear(c.q_lora_rank, self.heads * c.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(c.hidden_size, self.latent_dim + self.rope_dim, bias=False)
+        self.kv_a_layernorm = RMSNorm(self.latent_dim)
+        self.kv_b_proj = nn.Linear(self.latent_dim, self.heads * (self.nope_dim + self.v_dim), bias=False)
+        self.o_proj = nn.Linear(self.heads * self.v_dim, c.hidden_size, bias=False)
+
+    def new_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Return an empty latent cache: [c_kv ; k_rope] per position, normalised and already rotated."""
+        return Cache(batch_size, max_length, self.latent_dim + self.rope_dim, like=self.kv_b_proj.weight)
+
+    def forward(self, x_BTD: Tensor, rotation: Tensor, cache: Cache | None = None) -> Tensor:
+        """Attend over x, and with a cache also over all that was appended before.
+
+        The latent is expanded while there is nothing older than x (training, prefill) and absorbed
+        afterwards (decoding); the two agree to rounding.
+        """
+        q_nope, q_rope = self.queries(x_BTD, rotation)
+        latent_BTW = self.latent(x_BTD, rotation)
+        if cache is None or cache.length == 0:
+            if cache is not None:
+                cache.append(latent_BTW)
+            out = self.attend_naive(q_nope, q_rope, latent_BTW)
+        else:
+            out = self.attend_absorbed(q_nope, q_rope, cache.append(latent_BTW))
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def queries(self, x_BTD: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return q_nope (B, H, T, N) and the rotated q_rope (B, H, T, R). Equations 6-8."""
+        if hasattr(self, "q_proj"):
+            q = self.q_proj(x_BTD)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q_nope, q_rope = q.split_with_sizes([self.nope_dim, self.rope_dim], dim=-1)
+        return q_nope, apply_rope(q_rope, rotation, interleaved=True)
+
+    def latent(self, x_BTD: Tensor, rotation: Tensor) -> Tensor:
+        """Return [c_kv ; k_rope], (B, T, L + R): all that is ever cached. Equations 1 and 3."""
+        c_kv, k_rope = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
+        c_kv = self.kv_a_layernorm(c_kv)  # k_rope is not normalised
+        return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)
+
+    def attend_naive(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
+        """Expand each latent to a key and a value per head, then attend: (B, H, T, V). Equations 2, 4, 5, 9, 10."""
+        c_kv, k_rope = latent_BSW.split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
+        kv = rearrange(self.kv_b_proj(c_kv), "b s (h c) -> b h s c", h=self.heads)
+        k_nope, v = kv.split_with_sizes([self.nope_dim, self.v_dim], dim=-1)
+        k_rope = k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads
+        q = torch.cat([q_nope, q_rope], dim=-1)
+        k = torch.cat([k_nope, k_rope], dim=-1)
+        return attend(q, k, v, self.scale)
+
+    def attend_absorbed(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
+        """The same result without expanding: multi-query attention whose one key is the latent itself.
+
+        W^UK joins the query before the scores, W^UV the output after the sum. The scale stays that
+        of the naive form: the latent's width has no say in it.
+        """
+        w = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
+        w_uk, w_uv = w.split_with_sizes([self.nope_dim, self.v_dim], dim=1)
+        q = torch.cat([_per_head(q_nope, w_uk), q_rope], dim=-1)  # (B, H, T, L + R)
+        c_kv = latent_BSW[..., : self.latent_dim]
+        out_BHTL = attend(q, latent_BSW[:, None], c_kv[:, None], self.scale)
+        return _per_head(out_BHTL, w_uv.mT)
+
+
+def _per_head(x_BHTX: Tensor, matrices_HXY: Tensor) -> Tensor:
+    """Return the rows of each head times the matrix of that head, (B, H, T, Y)."""
+    B, _, T, _ = x_BHTX.shape
+    out = torch.bmm(x_BHTX.transpose(0, 1).flatten(1, 2), matrices_HXY)
+    return out.unflatten(1, (B, T)).transpose(0, 1)

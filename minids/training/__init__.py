@@ -1,0 +1,1 @@
+"""Training: the loop, exact resume, evaluation and the report at the end."""

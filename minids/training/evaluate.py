@@ -1,0 +1,108 @@
+"""What a trained model can do, in numbers that compare across tokenizers and models.
+
+Loss per token depends on how long a token is. **Bits per byte** does not: the negative log2
+probability of a text, divided by its length in bytes. Two models that cut the same text into
+different tokens can be compared by it, and a 5-gram of bytes with both.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minids.model.deepseek import DeepSeek
+from minids.model.layers import cross_entropy
+from minids.text.tokenizer import Tokenizer
+
+BATCH = 16
+
+
+@torch.no_grad()
+def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, context: int = 1) -> tuple[float, int]:
+    """Return the bits that the model needs for packed rows (N, T + 1), and their bytes; bits per byte is the ratio.
+
+    The first `context` tokens of each row are given, the others scored. Tokens of no bytes (end of
+    text) count on neither side. `bytes_per_token` goes by token id.
+    """
+    model.eval()
+    nats, text_bytes = 0.0, 0
+    for tokens_BT in _batches(rows, model):
+        targets = tokens_BT[:, context:].flatten()
+        logits = model(tokens_BT[:, :-1])[:, context - 1 :].flatten(0, 1)
+        target_bytes = bytes_per_token.to(targets.device)[targets]
+        losses = cross_entropy(logits, targets)
+        nats += losses[target_bytes > 0].sum().item()
+        text_bytes += target_bytes.sum().item()
+    return nats / math.log(2), text_bytes
+
+
+@torch.no_grad()
+def mtp_agreement(model: DeepSeek, rows: np.ndarray) -> float | None:
+    """Return how often the first MTP module's best token is the main head's, for the same position; None without MTP.
+
+    Both are fed the true text, the module one token less of it. This estimates the share that
+    speculative decoding accepts under greedy decoding (V3 report §5.4.3), where the main head's own
+    choice takes the true token's place.
+    """
+    if not model.mtp:
+        return None
+    model.eval()
+    agree = total = 0
+    for tokens_BT in _batches(rows, model):
+        hidden_BTD, _ = model.hidden_states(tokens_BT)
+        drafted, _ = model.mtp_hidden_states(tokens_BT, hidden_BTD)[0]
+        main_choice = model.lm_head(hidden_BTD[:, 1:]).argmax(dim=-1)
+        agree += (model.lm_head(drafted).argmax(dim=-1) == main_choice).sum().item()
+        total += main_choice.numel()
+    return agree / total
+
+
+@torch.no_grad()
+def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return problems ('12+7') of the documents, in order, and whether greedy decoding answers each exactly.
+
+    Line break included. Each problem stands after the solved ones above it. Greedy decoding writes the
+    right answer if and only if every token of it is the most likely one given the right tokens before,
+    so a single pass over the true text decides all problems of a document. A problem that stands solved
+    above, as it is or turned round, is left out: its answer could be copied.
+    """
+    model.eval()
+    (equals,), (line_break,) = tokenizer.encode("="), tokenizer.encode("\n")
+    solved = []
+    for start in range(0, len(documents), BATCH):
+        texts = documents[start : start + BATCH]
+        rows = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in texts]
+        width = max(map(len, rows))
+        padded = np.array([row + [tokenizer.end_of_text] * (width - len(row)) for row in rows])
+        (tokens_BT,) = _batches(padded, model)
+        right_BT = (model(tokens_BT[:, :-1]).argmax(dim=-1) == tokens_BT[:, 1:]).tolist()
+        for text, row, right in zip(texts, rows, right_BT, strict=True):
+            begins = [i for i, token in enumerate(row) if token == equals]
+            ends = [i for i, token in enumerate(row) if token == line_break]
+            # right[i] speaks of token i + 1, so the answer to '=' at i is right[i : end].
+            answers = [all(right[i:end]) for i, end in zip(begins, ends, strict=True)]
+            problems = [line.split("=")[0] for line in text.splitlines()]
+            fresh = _fresh_problems(text)
+            solved += [(p, answer) for p, answer, new in zip(problems, answers, fresh, strict=True) if new]
+    return solved
+
+
+def _fresh_problems(text: str) -> list[bool]:
+    """For each line, whether its problem is not on a line above, nor the same two numbers turned round."""
+    seen: set[tuple] = set()
+    fresh = []
+    for line in text.splitlines():
+        problem = line.split("=")[0]
+        operator = next(c for c in problem if not c.isdigit())
+        key = (operator, *sorted(problem.split(operator)))
+        fresh.append(key not in seen)
+        seen.add(key)
+    return fresh
+
+
+def _batches(rows: np.ndarray, model: DeepSeek):
+    device = model.embed_tokens.weight.device
+    for start in range(0, len(rows), BATCH):
+        yield torch.from_numpy(rows[start : start + BATCH].astype(np.int64)).to(device)

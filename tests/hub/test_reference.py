@@ -1,0 +1,103 @@
+"""The trained miniature in the package: what it says of itself is true, here and in transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hf_oracle import load_mtp, load_twin
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from minids import ModelConfig, generate, reference
+from minids.book.experiments import reference as reference_experiment
+from minids.hub.reference import REFERENCE
+from minids.text.data import CORPUS_SHA256, Corpus, load_corpus
+from minids.text.tokenizer import Tokenizer
+from minids.training.trainer import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def book():
+    return reference()
+
+
+def test_the_folder_holds_the_released_layout_in_at_most_12_megabytes():
+    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "report.json"}
+    assert {path.name for path in REFERENCE.iterdir()} == files
+    assert sum(path.stat().st_size for path in REFERENCE.iterdir()) <= 12_000_000
+
+
+def test_matrices_are_stored_in_bfloat16_and_the_biases_in_float32():
+    with safe_open(REFERENCE / "model.safetensors", framework="pt") as file:
+        dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, no mapping
+    biases = {name for name in dtypes if name.endswith("e_score_correction_bias")}
+    assert len(biases) == 4
+    assert {dtypes[name] for name in biases} == {"F32"}
+    assert {dtypes[name] for name in dtypes.keys() - biases} == {"BF16"}
+
+
+def test_it_is_the_preset_trained_by_the_default_recipe(book):
+    assert book.model.config == ModelConfig.preset("mini")
+    assert book.tokenizer.vocab_size == book.model.config.vocab_size
+    trained = book.report["train"]
+    expected = json.loads(json.dumps(vars(TrainConfig(dtype=trained["dtype"]))))
+    assert trained == expected
+    assert book.report["corpus_sha256"] == CORPUS_SHA256
+
+
+def test_its_bits_per_byte_are_the_recorded_ones(book):
+    corpus = load_corpus()
+    if corpus.sha256 != CORPUS_SHA256:
+        pytest.skip("the corpus on this machine is another one")
+    measured = reference_experiment.quick_scores(book.model, book.tokenizer, corpus)
+    recorded = book.report["quick_bits_per_byte"]
+    assert measured.keys() == recorded.keys() == {"prose", "code", "arithmetic"}
+    for domain, bits in recorded.items():
+        assert measured[domain] == pytest.approx(bits, rel=1e-3)
+        # The sample is small; it may differ from the whole, though not by much.
+        assert bits == pytest.approx(book.report["bits_per_byte"][domain], rel=0.2)
+
+
+@pytest.mark.parametrize(("there", "scored"), [(1, 1), (5, 5), (12, 12), (13, 12), (23, 12), (256, 12)])
+def test_twelve_different_rows_are_scored_or_all_if_there_are_fewer(monkeypatch, there, scored):
+    all_rows, seen = np.arange(there * 3).reshape(there, 3), []
+    monkeypatch.setattr(reference_experiment, "encode_split", lambda tokenizer, documents: {})
+    monkeypatch.setattr(reference_experiment, "validation_rows", lambda streams, length: {"a": all_rows})
+    monkeypatch.setattr(reference_experiment, "score_rows", lambda model, rows, *_: (seen.append(rows), (1, 1))[1])
+    tokenizer = Tokenizer.train([], 257)
+    reference_experiment.quick_scores(None, tokenizer, Corpus({}, {}, {}))
+    (rows,) = seen
+    assert len(rows) == len(np.unique(rows, axis=0)) == scored
+    assert (rows[0] == all_rows[0]).all()
+    assert (rows[-1] == all_rows[-1]).all()
+
+
+def test_it_learned_something_in_every_domain(book):
+    for domain, bits in book.report["bits_per_byte"].items():
+        assert bits < book.report["baseline_bits_per_byte"][domain]
+    assert book.report["arithmetic_accuracy"] > book.report["arithmetic_accuracy_by_digits"]["best_constant"]
+    assert book.report["mtp_agreement"] > 0.5
+    assert book.report["max_violation"]["last_20_steps"] < 0.6
+
+
+def test_transformers_writes_the_same_text_from_it(book):
+    """Its own tokenizer, its own model, and then its own speculative decoding, drafted by the MTP module."""
+    twin, their_tokenizer = load_twin(REFERENCE), AutoTokenizer.from_pretrained(REFERENCE)
+    load_mtp(twin)
+    for text in ("Return the", "def ", "12+7="):
+        prompt = their_tokenizer(text, return_tensors="pt")
+        assert prompt.input_ids[0].tolist() == [book.tokenizer.end_of_text, *book.tokenizer.encode(text)]
+        ours = generate(book.model, prompt.input_ids, 40).tokens
+        for use_mtp in (False, True):
+            settings = dict(max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0, use_mtp=use_mtp)
+            assert torch.equal(twin.generate(**prompt, **settings), ours)
+
+
+def test_loading_it_touches_no_random_state_and_gives_separate_models(book):
+    state = torch.get_rng_state()
+    other = reference()
+    assert torch.equal(state, torch.get_rng_state())
+    with torch.no_grad():
+        other.model.lm_head.weight.zero_()
+    assert book.model.lm_head.weight.any()
