@@ -3,31 +3,12 @@
 import re
 from pathlib import Path
 
+from minids.book import plots
 from minids.book.bench.table import table as bench_table
 from minids.book.claims import ARTICLES, all_claims
 from minids.book.experiments import miniature
-from minids.book.experiments.recorded import load
-from minids.book.plots import (
-    draw_absorption,
-    draw_architecture,
-    draw_attention_ablation,
-    draw_cache_kinds,
-    draw_caches,
-    draw_claims,
-    draw_conventions,
-    draw_expert_load,
-    draw_growth,
-    draw_hours,
-    draw_latent_flow,
-    draw_loss,
-    draw_low_rank,
-    draw_models,
-    draw_parameters,
-    draw_rotation,
-    draw_wall,
-    moe_layer_names,
-)
 from minids.book.plots.style import Picture
+from minids.book.recorded import load
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig
 from minids.model.rope import rope_frequencies
@@ -50,24 +31,24 @@ def figures() -> dict[str, Picture]:
     """Return every figure by the name of its file, in the order of the book."""
     v3, mini = ModelConfig.preset("deepseek-v3"), load("miniature")
     return {
-        "architecture": draw_architecture(),
-        "parameters": draw_parameters(v3),
-        "conventions": draw_conventions(["deepseek-moe-16b", "deepseek-v2-lite", "deepseek-v2", "deepseek-v3"]),
-        "gpu_hours": draw_hours(REPORTS["deepseek-v3"]),
-        "models": draw_models(list(REPORTS)),
-        "claims": draw_claims(all_claims(), ARTICLES),
-        "rotation": draw_rotation(rope_frequencies(ModelConfig.preset("deepseek-llm-7b"))),
-        "caches": draw_caches(["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"]),
-        "wall": draw_wall(batch=8),
-        "low_rank": draw_low_rank(load("attention")),
-        "latents": draw_latent_flow(v3),
-        "latents_absorbed": draw_latent_flow(v3, absorbed=True),
-        "cache_by_kind": draw_cache_kinds(list(REPORTS)),
-        "absorption": draw_absorption(v3),
-        "attention_ablation": draw_attention_ablation(load("attention")),
-        "training_loss": draw_loss(mini["log"], mini["runs"][0]["report"]),
-        "expert_load": draw_expert_load(mini["log"], moe_layer_names(ModelConfig.preset("mini"))),
-        "growth": draw_growth(load("bench")["growth"]),
+        "architecture": plots.draw_architecture(),
+        "parameters": plots.draw_parameters(v3),
+        "conventions": plots.draw_conventions(["deepseek-moe-16b", "deepseek-v2-lite", "deepseek-v2", "deepseek-v3"]),
+        "gpu_hours": plots.draw_hours(REPORTS["deepseek-v3"]),
+        "models": plots.draw_models(list(REPORTS)),
+        "claims": plots.draw_claims(all_claims(), ARTICLES),
+        "rotation": plots.draw_rotation(rope_frequencies(ModelConfig.preset("deepseek-llm-7b"))),
+        "caches": plots.draw_caches(["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"]),
+        "wall": plots.draw_wall(batch=8),
+        "low_rank": plots.draw_low_rank(load("attention")),
+        "latents": plots.draw_latent_flow(v3),
+        "latents_absorbed": plots.draw_latent_flow(v3, absorbed=True),
+        "cache_by_kind": plots.draw_cache_kinds(list(REPORTS)),
+        "absorption": plots.draw_absorption(v3),
+        "attention_ablation": plots.draw_attention_ablation(load("attention")),
+        "training_loss": plots.draw_loss(mini["log"], mini["runs"][0]["report"]),
+        "expert_load": plots.draw_expert_load(mini["log"], ModelConfig.preset("mini").moe_layer_names()),
+        "growth": plots.draw_growth(load("bench")["growth"]),
     }
 
 

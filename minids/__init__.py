@@ -1,12 +1,20 @@
-"""minids: DeepSeek-V3, rebuilt in miniature."""
+"""minids: DeepSeek-V3, rebuilt in miniature.
 
-from minids.cost.accounting import count_parameters
-from minids.hub.hub import load_pretrained, save_pretrained
-from minids.hub.reference import reference
-from minids.inference.generate import generate
-from minids.model.config import ModelConfig
-from minids.model.deepseek import DeepSeek
-from minids.text.tokenizer import Tokenizer
+The names below are loaded when they are first used, so that `minids count` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minids.cost.parameters import count_parameters
+    from minids.hub.load import load_pretrained
+    from minids.hub.reference import reference
+    from minids.hub.save import save_pretrained
+    from minids.inference.generate import generate
+    from minids.model.config import ModelConfig
+    from minids.model.deepseek import DeepSeek
+    from minids.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,3 +27,18 @@ __all__ = [
     "reference",
     "save_pretrained",
 ]
+_HOMES = {
+    "DeepSeek": "model.deepseek", "ModelConfig": "model.config", "Tokenizer": "text.tokenizer",
+    "count_parameters": "cost.parameters", "generate": "inference.generate", "load_pretrained": "hub.load",
+    "reference": "hub.reference", "save_pretrained": "hub.save",
+}  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,17 +1,59 @@
-"""The memory of this process: keep what is freed, and how much was needed at most.
+"""The machine and this process: devices, the dtypes that are fast there, and memory.
 
-A training step asks for the same large blocks again and again. By default glibc gives them back to the
+**Dtypes.** Training runs its matrix products in bfloat16 where the hardware has such products; emulated, they would
+be slower than float32.
+
+**Memory.** A training step asks for the same large blocks again and again. By default glibc gives them back to the
 system each time, and getting them again costs a page fault for every 4 KB. Such settings belong to a
 whole process, so no import makes them: the commands do, and the benchmarks for both sides.
 """
 
 import ctypes
+import os
 import platform
 import re
 import resource
 from pathlib import Path
 
+import torch
+
 STATUS = Path("/proc/self/status")
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Return the device of that name, or else CUDA if there is one, else the CPU; ValueError if it is not there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = name or ("cuda" if available["cuda"] else "cpu")
+    if not available.get(name, False):
+        usable = ", ".join(device for device, there in available.items() if there)
+        raise ValueError(f"device {name!r} is not available here: choose {usable}.")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """Return the context in which matrix products run in `dtype`, "float32" or "bfloat16"."""
+    return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")
+
+
+def best_dtype(device: torch.device) -> str:
+    """Return "bfloat16" where the hardware multiplies in it, else "float32"."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else False
+    return "bfloat16" if native else "float32"
+
+
+def cpu_name() -> str:
+    """Return the name of the processor as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def total_memory() -> int:
+    """Return the bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_freed_memory() -> None:

@@ -1,16 +1,21 @@
 """Small legal configurations, drawn by hypothesis, and weights that make every part of a model matter."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 
-import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from minids.model.config import SCORING_FUNCTIONS, ModelConfig, YarnScaling
 from minids.model.deepseek import DeepSeek
+
+# The least that each kind of model needs.
+DENSE = dict(vocab_size=100, hidden_size=64, num_hidden_layers=4, intermediate_size=128, num_attention_heads=4)
+MLA = dict(DENSE, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16)
+MOE = dict(DENSE, n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32)
+GROUPS = dict(MOE, n_group=4, topk_group=2)
+YARN = dict(factor=40, original_max_position_embeddings=4096)
 
 
 def examples(count: int) -> settings:
@@ -18,15 +23,14 @@ def examples(count: int) -> settings:
     return settings(max_examples=count, deadline=None, derandomize=True, database=None)
 
 
-@contextmanager
-def float64() -> Iterator[None]:
-    """Compute in float64 even where the library insists on float32: what differs then is a mistake, not rounding.
+class Float64(TorchFunctionMode):
+    """Where the library insists on float32, it computes in float64 inside: what differs is a mistake, not rounding.
 
     The weights are for the caller to convert.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        yield
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (torch.Tensor.double if func is torch.Tensor.float else func)(*args, **(kwargs or {}))
 
 
 yarns = st.builds(

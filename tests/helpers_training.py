@@ -1,6 +1,6 @@
 """A model, a text and a run so small that a training step takes milliseconds."""
 
-from dataclasses import replace
+from dataclasses import Field, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,11 @@ import torch
 
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
-from minids.text.data import Batches
-from minids.training.trainer import TrainConfig, Trainer
+from minids.text.arithmetic import arithmetic_documents
+from minids.text.batches import Batches
+from minids.text.corpus import Corpus
+from minids.training.config import TrainConfig
+from minids.training.trainer import Loss, Trainer, language_model_loss
 
 
 def small_config(**changes) -> ModelConfig:
@@ -31,31 +34,48 @@ def small_train_config(**changes) -> TrainConfig:
     return TrainConfig(**(fixed | changes))
 
 
+def other_value(field: Field):
+    """A legal value of a field of TrainConfig that is not its default."""
+    known = {"micro_batch_size": 2, "betas": (0.8, 0.7), "dtype": "bfloat16"}
+    if field.name in known:
+        return known[field.name]
+    return field.default + 1 if isinstance(field.default, int) else field.default / 2
+
+
+def small_corpus() -> Corpus:
+    """A few lines of each domain of the book's corpus."""
+    train, validation = (
+        {
+            "prose": ["Return the sum of all.\n" * n, "The größte one comes first.\n" * n],
+            "code": ["def f(x):\n    return x + 1\n" * n],
+            "arithmetic": arithmetic_documents(split, n),
+        }
+        for split, n in (("train", 8), ("validation", 3))
+    )
+    return Corpus(train, validation, {"prose": 2, "code": 1, "arithmetic": 1})
+
+
 def small_batches(config: TrainConfig, vocab_size: int = 512) -> Batches:
     rng = np.random.default_rng(0)
     streams = {domain: rng.integers(vocab_size, size=700, dtype=np.uint16) for domain in ("prose", "code")}
     return Batches(streams, {"prose": 2, "code": 1}, config.sequence_length, config.seed)
 
 
-def small_trainer(folder: Path, *, settings: dict | None = None, model_changes: dict | None = None, **train_changes):
+def small_trainer(
+    folder: Path | None = None, *, settings: dict | None = None, model_changes: dict | None = None,
+    loss: Loss = language_model_loss, **train_changes,
+) -> Trainer:  # fmt: skip
     """A fresh run: the same arguments give the same weights and the same batches."""
     config = small_train_config(**train_changes)
-    model = small_model(config.seed, **(model_changes or {}))
-    bytes_per_token = 1 + torch.arange(512) % 5
     return Trainer(
-        model, small_batches(config), config, folder, settings=settings or {}, bytes_per_token=bytes_per_token
-    )
+        small_model(config.seed, **(model_changes or {})), small_batches(config), config, folder, settings=settings,
+        bytes_per_token=1 + torch.arange(512) % 5, loss=loss,
+    )  # fmt: skip
 
 
 def state(model: DeepSeek) -> dict[str, torch.Tensor]:
     """A copy of all that a step may change in a model: weights, biases, loads."""
     return {name: tensor.detach().clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-
-
-def assert_bitwise_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert not different
 
 
 def moments(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -65,3 +85,8 @@ def moments(trainer: Trainer) -> dict[str, torch.Tensor]:
         for name, parameter in trainer.model.named_parameters()
         for key, value in trainer.optimizer.state[parameter].items()
     }
+
+
+def assert_bitwise_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]

@@ -1,41 +1,65 @@
-"""The peak of a process's memory, and that freed memory is kept."""
+"""Devices and dtypes against what the system says, and the memory of a process as a child of this one sees it."""
 
+import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from minids.device import peak_bytes
+from minids.device import best_dtype, choose_device, peak_bytes
+
+CHILD = """
+import json, torch
+from resource import RUSAGE_SELF, getrusage
+from minids.device import keep_freed_memory, peak_bytes
+
+def faults(rounds):  # blocks of 40 MB, larger than any that glibc keeps of its own accord: 9,766 pages each
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    for _ in range(rounds): torch.ones(10**7)
+    return getrusage(RUSAGE_SELF).ru_minflt - before
+
+peaks, given_back = [peak_bytes()], faults(10)
+torch.ones(2**27)
+peaks.append(peak_bytes())
+keep_freed_memory()
+faults(10)
+print(json.dumps({"peaks": peaks, "given back": given_back, "kept": faults(10)}))
+"""
 
 
-def test_the_peak_stays_when_memory_is_freed():
-    before = peak_bytes()
-    torch.ones(3 * before // 4)
-    assert peak_bytes() > 3 * before
+@pytest.fixture(scope="module")
+def child():
+    """What a process tells whose parent, this one, has held a gigabyte."""
+    torch.ones(2**28)
+    return json.loads(subprocess.run([sys.executable, "-c", CHILD], capture_output=True, check=True).stdout)
 
 
-def test_a_process_does_not_inherit_the_peak_of_its_parent():
-    held = torch.ones(2**30 // 4)
-    print_peak = "from minids.device import peak_bytes; print(peak_bytes())"
-    child = subprocess.run([sys.executable, "-c", print_peak], capture_output=True, text=True, check=True)
-    assert int(child.stdout) < 2**30 <= peak_bytes()
-    assert len(held)
+def test_a_process_does_not_inherit_the_peak_of_its_parent(child):
+    assert child["peaks"][0] < 2**30 <= peak_bytes()
+
+
+def test_the_peak_stays_when_memory_is_freed(child):
+    assert child["peaks"][1] > max(child["peaks"][0], 2**29)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_freed_memory_is_kept_and_asked_for_again_without_page_faults():
-    """Blocks of 64 MB, larger than any that glibc keeps of its own accord: 16,384 pages each."""
+def test_freed_memory_is_kept_and_asked_for_again_without_page_faults(child):
+    assert child["given back"] > 90_000
+    assert child["kept"] < 1000
 
-    def faults(first: str) -> int:
-        lines = [
-            "import torch", "from resource import getrusage", "from minids.device import keep_freed_memory",
-            first, "for _ in range(5): torch.ones(2**24)", "before = getrusage(0).ru_minflt",
-            "for _ in range(20): torch.ones(2**24)", "print(getrusage(0).ru_minflt - before)",
-        ]  # fmt: skip
-        child = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-        return int(child.stdout)
 
-    assert faults("keep_freed_memory()") < 1000
-    assert faults("") > 100_000
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the system does not say what the processor can do")
+def test_bfloat16_is_chosen_only_where_the_cpu_multiplies_in_it():
+    native = "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
+    assert best_dtype(torch.device("cpu")) == ("bfloat16" if native else "float32")
+    assert best_dtype(torch.device("mps")) == "float32"
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="device 'abacus' is not available here: choose cpu"):
+        choose_device("abacus")

@@ -2,6 +2,10 @@
 
 A chapter begins with `start()`, shows the library's source with `show`, lets the reader move sliders with
 `explore`, and ends each exercise with `check`. `projector()` makes all pictures larger.
+
+Some of these functions have the name of the module that they are in. All of them are imported here at once, so
+that `from minids.book import check` is the function, whatever was imported before. IPython and the other packages
+of the extra [book] are imported inside the functions that need them: `minids train` draws its pictures without.
 """
 
 import random

@@ -1,9 +1,9 @@
 """Executing notebooks and bringing them into the form in which they are kept: `make book`.
 
-Kept are sources, tags, outputs and one count per executed cell. Dropped is what changes by itself: widget
-state, timestamps, the kernel's name of the day. So building twice changes nothing.
+Sources, tags, outputs and one count per executed cell are kept. What changes by itself is dropped: widget
+state, timestamps, the kernel's name. So building twice changes nothing.
 
-A cell tagged `measured` shows times or what hangs on them, and would change at every build. It keeps its
+A cell tagged `measured` shows times or what depends on them, and would change at every build. It keeps its
 stored picture as long as its source and the text of its output are the same.
 """
 
@@ -84,7 +84,7 @@ def _output(output: NotebookNode, count: int) -> NotebookNode:
         width = {"width": image["width"]} if image and "width" in image else None
         output.metadata = nbformat.from_dict({"image/png": width} if width else {})
     if "data" in output:
-        output.data.pop(VIEW, None)  # a live widget is of no use to who reads the stored notebook
+        output.data.pop(VIEW, None)  # a stored notebook has no kernel that could move a slider
     if "image/png" in output.get("data", {}):
         output.data["image/png"] = output.data["image/png"].strip()
     return output

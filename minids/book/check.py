@@ -1,9 +1,8 @@
 """Exercises that check themselves.
 
-A chapter ends an exercise with `check("1.2", answer)`. What solves it stands in the chapter's solutions
-notebook, in the cells tagged `ex-1.2`, which end with `exercise("1.2", …)`: the solution, an oracle that does
-not share its reasoning, cases to compare on, and the mistakes that people make, each with its hint. So one
-place holds everything about an exercise, and nothing of it is in the chapter.
+A chapter ends an exercise with `check("1.2", answer)`. Everything about it is in one place, outside the chapter:
+the cells tagged `ex-1.2` in the chapter's solutions notebook, which end with `exercise("1.2", …)`. They hold the
+solution, an oracle that does not share its reasoning, cases to compare on, and common mistakes, each with its hint.
 
 `check` never raises: an answer is unsolved, wrong or solved.
 """
@@ -26,8 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from IPython import get_ipython
-from IPython.display import display
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
 MARKS = {"unsolved": ("○", "#6B6F76"), "wrong": ("✗", "#B34700"), "solved": ("✓", "#00724F")}
@@ -54,7 +51,7 @@ class Exercise:
             raise ValueError(f"Exercise {self.number} needs a judge, or an oracle and cases, with a docstring.")
 
     def verdict(self, answer: Any) -> Verdict:
-        """Return what is to be said of an answer."""
+        """Return the verdict on an answer."""
         try:
             status, text = self._of_value(answer) if self.judge else self._of_function(answer)
         except (Exception, SystemExit) as error:  # the reader's code, and check must not raise
@@ -119,6 +116,10 @@ class Verdict:
         return f"{MARKS[self.status][0]} Exercise {self.number}: {self.text}"
 
     def show(self) -> Verdict:
+        """Display the verdict in a notebook, or print it elsewhere, and return it."""
+        from IPython import get_ipython  # part of the extra [book], without which the pictures must be importable
+        from IPython.display import display
+
         _, color = MARKS[self.status]
         if get_ipython() is None:
             print(self)

@@ -1,16 +1,15 @@
 """One output with a picture, its text and live sliders.
 
-On GitHub, on paper and in a test the picture stands alone, drawn with the function's own defaults. In a
-running notebook sliders stand above it, and each move draws it anew.
+On GitHub, on paper and in a test the output is the picture alone, drawn with the function's own defaults. In a
+running notebook there are sliders above it, and each move redraws it.
 """
+
+from __future__ import annotations
 
 import html
 import inspect
 import io
 from collections.abc import Callable, Sequence
-
-import ipywidgets as widgets
-from IPython.display import display
 
 from minids.book.plots.style import Picture
 
@@ -21,11 +20,14 @@ def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float,
     """Show `draw()` and a slider for each named parameter, which starts at the parameter's default.
 
     A range gives a slider of integers, a tuple (low, high, step) one of numbers, a list one of its items, and
-    True a box to tick. The picture's text stands below it; where `draw` raises an error, what the error says.
+    True a check box. Below the picture is its text, or the message of the error that `draw` raised.
 
-    Raises ValueError where a name is no parameter of `draw`, its values are none of these, or its default is
-    not among them.
+    Raises ValueError where `draw` has no parameter of that name with a default, the values are none of these, or
+    the default is not among them.
     """
+    import ipywidgets as widgets  # part of the extra [book], without which the pictures must be importable
+    from IPython.display import display
+
     controls = {name: _control(draw, name, values) for name, values in sliders.items()}
     first = draw()
     picture = widgets.Image(value=first.png(), format="png", width=first.shown_width(), layout={"max_width": "100%"})
@@ -47,7 +49,10 @@ def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float,
     display({**data, VIEW: panel._repr_mimebundle_()[VIEW]}, metadata=metadata, raw=True)
 
 
-def _control(draw: Callable, name: str, values) -> widgets.Widget:
+def _control(draw: Callable, name: str, values):
+    """Return the widget for one parameter."""
+    import ipywidgets as widgets
+
     parameters = inspect.signature(draw).parameters
     if name not in parameters or parameters[name].default is inspect.Parameter.empty:
         raise ValueError(f"{draw.__name__} has no parameter {name!r} with a default: it has {', '.join(parameters)}.")
@@ -61,10 +66,10 @@ def _control(draw: Callable, name: str, values) -> widgets.Widget:
         return widgets.Checkbox(value=value, indent=False, **look)
     three = isinstance(values, tuple) and len(values) == 3
     if not (three or isinstance(values, range | list)) or not values or (isinstance(values, range) and values.step < 0):
-        raise ValueError(f"{name}={values!r} is no slider: it must be a range, (low, high, step), a list, or True.")
+        raise ValueError(f"{name}={values!r} is not possible: it must be a range, (low, high, step), a list, or True.")
     within = value in values if not isinstance(values, tuple) else values[0] <= value <= values[1]
     if not within:
-        raise ValueError(f"{name} starts at {value!r}, which its slider, {values!r}, does not have.")
+        raise ValueError(f"{name}={values!r} is not possible: it must contain the default, {value!r}.")
     if isinstance(values, range):
         return widgets.IntSlider(value=value, min=values[0], max=values[-1], step=values.step, **look)
     if isinstance(values, tuple):
@@ -74,7 +79,7 @@ def _control(draw: Callable, name: str, values) -> widgets.Widget:
 
 
 def _quick_png(figure: Picture) -> bytes:
-    """Return the picture less sharp and in all its colours: a redraw must keep up with the hand."""
+    """Return the picture as a PNG that is quick to make, less sharp: a redraw must keep up with the slider."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=figure.dpi)
     return file.getvalue()

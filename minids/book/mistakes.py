@@ -1,9 +1,9 @@
 """A gallery of mistakes: the library with one small change that makes it wrong, of the kind that gets shipped.
 
 Most of these run, train and write text; one even has by far the best loss. That is why each is worth
-seeing once, and why each has a test that turns red on it (tests/test_wrong_variants.py).
+seeing once, and why each has a test that fails on it, marked `kills` (see tests/book/test_mistakes.py).
 
-A variant is nothing but an edit of the library's own source, so the two cannot drift apart:
+A variant is only an edit of the library's own source, so the two cannot drift apart:
 
     wrong = WRONG_VARIANTS["the bias weighs"]
     print(wrong.diff())        # which lines change, and how
@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType
 
-from minids.cost.accounting import kv_cache_elements
+from minids.cost.cache import kv_cache_elements
 from minids.model.attention import _attend_block
 from minids.model.balance import sequence_balance_loss, update_expert_bias
 from minids.model.deepseek import DeepSeek
@@ -30,7 +30,7 @@ from minids.model.mla import MLA
 from minids.model.moe import Gate
 from minids.model.mtp import MTPModule
 from minids.model.rope import softmax_scale
-from minids.training.trainer import Trainer
+from minids.training.trainer import language_model_loss
 
 PLANTED = "<wrong "  # what the file of a planted function is called
 
@@ -144,13 +144,11 @@ _GALLERY = (
         "the bias moves per micro-batch",
         "With four micro-batches a step, the biases move four times instead of once. Gradient accumulation is no "
         "longer the same training.",
-        ((Trainer._accumulate_gradients, "(terms.total / len(micro_batches)).backward()",
-                                         "(terms.total / len(micro_batches)).backward()\n"
-                                         "        speed = config.bias_speed_at(self.step)\n"
-                                         "        loads = self.model.update_expert_bias(speed)\n"
-                                         "        for gate, load in zip(self.model.gates, loads):\n"
-                                         "            gate.load += load"),
-         (Trainer.train_step, "update_expert_bias(config.bias_speed_at(self.step))", "update_expert_bias(0)")),
+        ((language_model_loss, "return model.loss(",
+                               "loads = model.update_expert_bias(config.bias_speed_at(step))\n"
+                               "    for gate, load in zip(model.gates, loads):\n"
+                               "        gate.load += load\n"
+                               "    return model.loss("),),
     ),
     WrongVariant(
         "the balance loss averages the batch first",
@@ -161,7 +159,7 @@ _GALLERY = (
     WrongVariant(
         "the balance loss is never added",
         "It is computed and logged, and no gradient comes from it.",
-        ((DeepSeek.loss, " + balance_weight * balance_loss", ""),),
+        ((DeepSeek.loss, " + balance_weight * balance", ""),),
     ),
     # Attention
     WrongVariant(
@@ -178,7 +176,7 @@ _GALLERY = (
     WrongVariant(
         "a rotated key per head",
         "The cache grows with the number of heads: in V3 from 576 numbers per token and layer to 8,704.",
-        ((MLA.__init__, "self.latent_dim + self.rope_dim, bias", f"self.latent_dim + {_ROTATED}, bias"),
+        ((MLA.__init__, "self.latent_dim + self.rope_dim)", f"self.latent_dim + {_ROTATED})"),
          (MLA.new_cache, "self.latent_dim + self.rope_dim", f"self.latent_dim + {_ROTATED}"),
          (MLA.latent, "[self.latent_dim, self.rope_dim], dim=-1)",
                       f'[self.latent_dim, {_ROTATED}], dim=-1)\n'
@@ -212,7 +210,6 @@ _GALLERY = (
         ((kv_cache_elements, "c.kv_lora_rank + c.qk_rope_head_dim if",
                              "2 * (c.kv_lora_rank + c.qk_rope_head_dim) if"),),
     ),
-    # Attention
     WrongVariant(
         "a query sees one token ahead",
         "The mask is off by one, and every token sees the token that it should predict. No loss is as good.",
@@ -229,7 +226,7 @@ _GALLERY = (
         "MTP predicts what it was told",
         "Targets one token early ask the module for the token whose embedding it was just given. Trained so, its loss "
         "is superb.",
-        ((DeepSeek.loss, "tokens_BT[:, k + 1 :]", "tokens_BT[:, k:-1]"),),
+        ((DeepSeek.token_losses, "tokens_BT[:, k + 1 :]", "tokens_BT[:, k:-1]"),),
     ),
     WrongVariant(
         "MTP joins as the report prints it",

@@ -9,7 +9,7 @@ from html import escape
 
 import torch
 
-from minids.hub.hub import released_tensors
+from minids.hub.names import released_tensors
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, cache bytes and FLOPs from its configuration alone, and the published numbers."""
+"""What a model costs, computed from its configuration alone and without torch, and the numbers that reports print."""

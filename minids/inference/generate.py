@@ -1,8 +1,7 @@
-"""Writing text: fill the cache with the prompt at once, then one token at a time.
+"""Writing text: the prompt fills the KV cache at once (*prefill*), then one token follows another (*decoding*).
 
-Prefill pushes the whole prompt through the model and leaves a latent per token in the cache. Every
-decoding step then pushes one token through, and (with MLA) attends to the cached latents in absorbed
-form.
+Prefill runs the whole prompt through the model and leaves a latent per token in the cache. Every decoding step then
+runs one token through, and (with MLA) attends to the cached latents in absorbed form.
 
 Greedy decoding (temperature 0) takes the most likely token. Sampling divides the logits by the
 temperature first: below 1 it sharpens the distribution, above 1 it flattens it.
@@ -10,7 +9,6 @@ temperature first: below 1 it sharpens the distribution, above 1 it flattens it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minids.model.deepseek import DeepSeek
+from minids.validation import is_number, require, require_whole
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ def generate(
 
     `temperature` 0 is greedy; otherwise tokens are sampled, from the `top_k` likeliest if given, and
     the same `seed` gives the same text. Stops early when every row has produced `end_of_text`, if one is
-    named; a finished row is filled up with it. `max_position_embeddings` is not enforced: text may run
-    beyond it, and gets worse. The model is left in the mode it was in. Raises ValueError for an empty
+    named; a finished row is filled up with it. `max_position_embeddings` is not enforced: text may become longer, and
+    then gets worse. The model is left in the mode it was in. Raises ValueError for an empty
     prompt, an unknown token, or settings out of range.
     """
     prompt = torch.as_tensor(prompt_tokens, dtype=torch.long, device=model.embed_tokens.weight.device)
@@ -96,9 +95,7 @@ def _check(model: DeepSeek, prompt: Tensor, max_new_tokens: int, temperature: fl
     unknown = prompt[(prompt < 0) | (prompt >= vocabulary)]
     if len(unknown):
         raise ValueError(f"the prompt has token {unknown[0].item()}: tokens are 0 to {vocabulary - 1}.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} is not possible: it must be at least 1.")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature={temperature} is not possible: it must be 0 (greedy) or more.")
-    if top_k is not None and not 1 <= top_k <= vocabulary:
-        raise ValueError(f"top_k={top_k} is not possible: it must be 1 to {vocabulary}.")
+    require_whole("max_new_tokens", max_new_tokens)
+    require("temperature", temperature, is_number(temperature) and temperature >= 0, "0 (greedy) or more")
+    in_range = top_k is None or (isinstance(top_k, int) and 1 <= top_k <= vocabulary)
+    require("top_k", top_k, in_range, f"None or a whole number from 1 to {vocabulary}")

@@ -1,7 +1,7 @@
 """Keeping experts equally busy: the bias update, the sequence-wise loss, and how far off we are.
 
-A mixture-of-experts layer (next file) has many small feed-forward layers, the experts. For each token a
-router, or gate, gives every expert a score, its affinity, and the token goes to the best few.
+A mixture-of-experts layer (moe.py) has many small feed-forward layers, the experts. For each token a
+router, or gate, gives every expert a score, its affinity, and the token is sent to the best few.
 
 A router left alone sends most tokens to few experts, and the others never learn. The classic cure
 is an auxiliary loss, whose gradient fights the language model's. DeepSeek-V3 moves a bias instead
@@ -18,7 +18,7 @@ auxiliary loss" is not quite true of V3.
               was chosen by
     b_i       expert_bias                 α         balance_weight, applied by the model's loss
 
-Shapes: B sequences, T tokens, E experts.
+Shape letters: see minids/model/__init__.py.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """One transformer block of any kind: normalise, attend, add; normalise, feed forward, add.
 
-The sum x itself is never normalised: from embedding to head leads a path of additions alone, and along
-it gradients reach every layer. Shapes as in attention.py.
+The sum x, the residual stream, is never normalised itself: a path of additions alone leads from the embedding to the
+head, and along it gradients reach every layer. Shape letters: see minids/model/__init__.py.
 
 code                          released weight (model.layers.N.…)
 input_layernorm               input_layernorm.weight
@@ -12,7 +12,8 @@ mlp         MoE or SwiGLU     mlp.…
 
 from torch import Tensor, nn
 
-from minids.model.attention import Attention, Cache
+from minids.model.attention import Attention
+from minids.model.cache import Cache
 from minids.model.config import ModelConfig
 from minids.model.layers import RMSNorm, SwiGLU
 from minids.model.mla import MLA

@@ -1,7 +1,7 @@
 """One frozen dataclass describes every model of the DeepSeek family, and the miniatures beside them.
 
-Field names are the keys of Hugging Face's `config.json`, so that a released configuration reads
-straight in and a miniature writes straight out. Two fields decide which model it is:
+Field names are the keys of Hugging Face's `config.json`, so that a released file can
+be read as it is and a miniature can be saved as one. Two fields decide which model it is:
 
     kv_lora_rank        None: multi-head, grouped-query or multi-query attention by num_key_value_heads
                         else: multi-head latent attention (MLA) with a cached latent of that width
@@ -23,12 +23,12 @@ Symbols of the V3 report (§2.1, §2.2; l from the V2 report, table 1) and their
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from minids.model import config_json
 from minids.model.presets import ALIASES, PRESETS
+from minids.validation import is_number, require, require_fields, require_whole_fields
 
 SCORING_FUNCTIONS = ("sigmoid", "softmax")
 TOPK_METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
@@ -46,15 +46,15 @@ class YarnScaling:
     mscale_all_dim: float = 0.0
 
     def __post_init__(self):
-        _require_positive_int(self, "original_max_position_embeddings")
-        _require(self, "factor", _is_number(self.factor) and self.factor >= 1, "a number of at least 1")
-        for name in ("beta_fast", "beta_slow"):
-            value = getattr(self, name)
-            _require(self, name, _is_number(value) and value > 0, "a positive number")
-        for name in ("mscale", "mscale_all_dim"):
-            value = getattr(self, name)
-            _require(self, name, _is_number(value) and value >= 0, "a number of at least 0")
-        _require(self, "beta_fast", self.beta_fast >= self.beta_slow, f"at least beta_slow={self.beta_slow}")
+        require_whole_fields(self, "original_max_position_embeddings")
+        require_fields(self, "a number of at least 1", lambda value: is_number(value) and value >= 1, "factor")
+        require_fields(
+            self, "a positive number", lambda value: is_number(value) and value > 0, "beta_fast", "beta_slow"
+        )
+        require_fields(
+            self, "a number of at least 0", lambda value: is_number(value) and value >= 0, "mscale", "mscale_all_dim"
+        )
+        require_fields(self, f"at least beta_slow={self.beta_slow}", lambda value: value >= self.beta_slow, "beta_fast")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,12 @@ class ModelConfig:
         """Whether this layer's feed-forward part is a mixture of experts. MTP modules count on from the last layer."""
         return self.uses_moe and layer_index >= self.first_k_dense_replace and layer_index % self.moe_layer_freq == 0
 
+    def moe_layer_names(self) -> list[str]:
+        """Return a name for each of the model's gates, in order: "layer 2", …, and "MTP" for an MTP module's."""
+        body = self.num_hidden_layers
+        names = [f"layer {i + 1}" if i < body else "MTP" for i in range(body + self.num_nextn_predict_layers)]
+        return [name for i, name in enumerate(names) if self.is_moe_layer(i)]
+
     @property
     def model_type(self) -> str:
         """The Hugging Face family whose class computes exactly this, or "minids" where none does."""
@@ -191,86 +197,66 @@ class ModelConfig:
 # What is refused
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(config, name: str, condition: bool, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={getattr(config, name)!r} is not possible: it must be {allowed}.")
-
-
-def _require_positive_int(config, *names: str, at_least: int = 1) -> None:
-    for name in names:
-        value = getattr(config, name)
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        _require(config, name, is_int and value >= at_least, f"a whole number of at least {at_least}")
-
-
-def _require_bool(config, *names: str) -> None:
-    for name in names:
-        _require(config, name, isinstance(getattr(config, name), bool), "true or false")
-
-
 def _check_body(c: ModelConfig) -> None:
-    _require_positive_int(c, "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
-    _require_positive_int(c, "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
-    _require_positive_int(c, "num_nextn_predict_layers", "bos_token_id", "eos_token_id", at_least=0)
-    _require_bool(c, "tie_word_embeddings")
-    for name in ("rms_norm_eps", "initializer_range"):
-        _require(c, name, _is_number(getattr(c, name)) and getattr(c, name) > 0, "a positive number")
-    _require(c, "rope_theta", _is_number(c.rope_theta) and c.rope_theta > 1, "a number above 1")
-    for name in ("bos_token_id", "eos_token_id"):
-        _require(c, name, getattr(c, name) < c.vocab_size, f"below vocab_size={c.vocab_size}")
+    require_whole_fields(c, "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
+    require_whole_fields(c, "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    require_whole_fields(c, "num_nextn_predict_layers", "bos_token_id", "eos_token_id", at_least=0)
+    require_fields(c, "true or false", lambda value: isinstance(value, bool), "tie_word_embeddings")
+    require_fields(
+        c, "a positive number", lambda value: is_number(value) and value > 0, "rms_norm_eps", "initializer_range"
+    )
+    require_fields(c, "a number above 1", lambda value: is_number(value) and value > 1, "rope_theta")
+    require_fields(
+        c, f"below vocab_size={c.vocab_size}", lambda value: value < c.vocab_size, "bos_token_id", "eos_token_id"
+    )
     own = c.embedding_initializer_range
-    untied = own is None or (_is_number(own) and own > 0 and not c.tie_word_embeddings)
-    _require(c, "embedding_initializer_range", untied, "None or, where the head does not share it, a positive number")
+    untied = own is None or (is_number(own) and own > 0 and not c.tie_word_embeddings)
+    require("embedding_initializer_range", own, untied, "None or, where the head does not share it, a positive number")
     yarn = c.rope_scaling
-    _require(c, "rope_scaling", yarn is None or isinstance(yarn, YarnScaling), "None or a YarnScaling")
+    require("rope_scaling", yarn, yarn is None or isinstance(yarn, YarnScaling), "None or a YarnScaling")
 
 
 def _check_mla(c: ModelConfig) -> None:
-    _require_positive_int(c, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    require_whole_fields(c, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     if c.q_lora_rank is not None:
-        _require_positive_int(c, "q_lora_rank")
-    _require(c, "qk_rope_head_dim", c.qk_rope_head_dim % 2 == 0, "even, because RoPE turns pairs")
+        require_whole_fields(c, "q_lora_rank")
+    require_fields(c, "even, because RoPE turns pairs", lambda value: value % 2 == 0, "qk_rope_head_dim")
 
 
 def _check_attention(c: ModelConfig) -> None:
     if c.head_dim is None:
-        divides = c.hidden_size % c.num_attention_heads == 0
         heads = c.num_attention_heads
-        _require(c, "hidden_size", divides, f"a multiple of num_attention_heads={heads}, unless head_dim is given")
+        allowed = f"a multiple of num_attention_heads={heads}, unless head_dim is given"
+        require_fields(c, allowed, lambda value: value % heads == 0, "hidden_size")
     else:
-        _require_positive_int(c, "head_dim")
+        require_whole_fields(c, "head_dim")
     head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
-    if head_dim % 2:
-        raise ValueError(f"head_dim={head_dim} is not possible: it must be even, because RoPE turns pairs.")
+    require("head_dim", head_dim, head_dim % 2 == 0, "even, because RoPE turns pairs")
     divides = c.num_attention_heads % c.num_key_value_heads == 0
-    _require(c, "num_key_value_heads", divides, f"a divisor of num_attention_heads={c.num_attention_heads}")
+    allowed = f"a divisor of num_attention_heads={c.num_attention_heads}"
+    require("num_key_value_heads", c.num_key_value_heads, divides, allowed)
 
 
 def _check_moe(c: ModelConfig) -> None:
-    _require_positive_int(c, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
-    _require_positive_int(c, "moe_layer_freq", "n_group", "topk_group")
-    _require_positive_int(c, "first_k_dense_replace", at_least=0)
+    require_whole_fields(c, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+    require_whole_fields(c, "moe_layer_freq", "n_group", "topk_group")
+    require_whole_fields(c, "first_k_dense_replace", at_least=0)
     if c.n_shared_experts is not None:
-        _require_positive_int(c, "n_shared_experts")
-    _require_bool(c, "norm_topk_prob")
-    _require(c, "scoring_func", c.scoring_func in SCORING_FUNCTIONS, " or ".join(SCORING_FUNCTIONS))
-    _require(c, "topk_method", c.topk_method in TOPK_METHODS, ", ".join(TOPK_METHODS[:-1]) + " or noaux_tc")
-    scaling = c.routed_scaling_factor
-    _require(c, "routed_scaling_factor", _is_number(scaling) and scaling > 0, "a positive number")
-    layers = c.num_hidden_layers
-    _require(c, "first_k_dense_replace", c.first_k_dense_replace <= layers, f"at most num_hidden_layers={layers}")
-    experts, groups = c.n_routed_experts, c.n_group
-    _require(c, "n_routed_experts", experts % groups == 0, f"a multiple of n_group={groups}")
-    _require(c, "topk_group", c.topk_group <= groups, f"at most n_group={groups}")
+        require_whole_fields(c, "n_shared_experts")
+    require_fields(c, "true or false", lambda value: isinstance(value, bool), "norm_topk_prob")
+    require_fields(c, " or ".join(SCORING_FUNCTIONS), lambda value: value in SCORING_FUNCTIONS, "scoring_func")
+    require_fields(c, ", ".join(TOPK_METHODS[:-1]) + " or noaux_tc", lambda value: value in TOPK_METHODS, "topk_method")
+    require_fields(c, "a positive number", lambda value: is_number(value) and value > 0, "routed_scaling_factor")
+    layers, experts, groups = c.num_hidden_layers, c.n_routed_experts, c.n_group
+    require_fields(c, f"at most num_hidden_layers={layers}", lambda value: value <= layers, "first_k_dense_replace")
+    require_fields(c, f"a multiple of n_group={groups}", lambda value: value % groups == 0, "n_routed_experts")
+    require_fields(c, f"at most n_group={groups}", lambda value: value <= groups, "topk_group")
     per_group = experts // groups
     if c.topk_method == "noaux_tc" and groups > 1:
-        # The group's score is the sum of its two best experts, so a group needs two.
-        _require(c, "n_group", per_group >= 2, f"at most half of n_routed_experts={experts} with noaux_tc")
+        # The score of a group is the sum of its two best experts, so a group needs two.
+        allowed = f"at most half of n_routed_experts={experts} with noaux_tc"
+        require("n_group", groups, per_group >= 2, allowed)
     # Plain greedy selection does not look at groups.
     reachable = experts if c.topk_method == "greedy" else per_group * c.topk_group
-    held = f"at most {reachable}, the experts that a token can reach"
-    _require(c, "num_experts_per_tok", c.num_experts_per_tok <= reachable, held)
+    allowed = f"at most {reachable}, the number of experts that a token can reach"
+    require_fields(c, allowed, lambda value: value <= reachable, "num_experts_per_tok")

@@ -12,6 +12,7 @@ Training minimises (V3 report eq. 17, 24, 25)
     total = next-token cross-entropy  +  λ · mean over MTP depths of their cross-entropy
                                       +  α · sum over MoE layers, MTP's too, of the sequence-wise balance loss
 
+All losses start from `token_losses`, what each token cost at each depth, where a mask says which tokens count,
 and after each optimizer step moves every gate's bias by γ (`update_expert_bias`).
 """
 
@@ -20,14 +21,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minids.model.attention import Cache
 from minids.model.balance import update_expert_bias
 from minids.model.block import Block
+from minids.model.cache import Cache
 from minids.model.config import ModelConfig
-from minids.model.layers import RMSNorm, cross_entropy
+from minids.model.kernels import cross_entropy
+from minids.model.layers import RMSNorm
+from minids.model.linear import Linear
 from minids.model.moe import Experts, Gate
 from minids.model.mtp import MTPModule
 from minids.model.rope import rope_rotation
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """What each token cost. Depth 0 is the main head, depth k the k-th MTP module.
+
+    `nats[k][:, i]` is the cross-entropy of predicting token i + k + 1, and 0 where that token does not count.
+    """
+
+    nats: list[Tensor]  # (B, T - k - 1) for each depth k
+    balance: Tensor  # sum over the MoE layers, mean over the sequences
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class LossTerms:
     next_token: Tensor
     mtp: Tensor
     balance: Tensor
-    next_token_of_row: Tensor  # (B,), without gradient: `next_token` of each row of the batch
+    nats_B: Tensor  # without gradient: the sum over each sequence of the main head's cross-entropies
 
 
 class DeepSeek(nn.Module):
@@ -50,7 +64,7 @@ class DeepSeek(nn.Module):
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.lm_head = Linear(c.hidden_size, c.vocab_size)
         if c.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = nn.ModuleList(MTPModule(c, c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers))
@@ -65,7 +79,7 @@ class DeepSeek(nn.Module):
         weights is much smaller than what the first layers add to it at the start.
         """
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding, Gate)):
+            if isinstance(module, (Linear, nn.Embedding, Gate)):
                 module.weight.normal_(std=self.config.initializer_range)
             if isinstance(module, Gate):
                 module.reset_balance()
@@ -115,29 +129,49 @@ class DeepSeek(nn.Module):
             out.append((hidden_BTD, module_balance))
         return out
 
-    def loss(self, tokens_BT: Tensor, *, mtp_weight: float = 0.3, balance_weight: float = 1e-4) -> LossTerms:
-        """Return the training loss on tokens (B, T): T - 1 predictions of the main head in each row.
+    def token_losses(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> TokenLosses:
+        """Return what each of the tokens (B, T) cost to predict, at every depth.
 
-        In training mode the gates count their load meanwhile; in eval mode the balance term is 0.
-
-        Cross-entropies are means over the predicted tokens. (Where T is the length of the input, the
-        report divides depth k's T - k terms by T; dividing by their number lets λ weigh the same at
-        every length.)
+        `mask_BT` says which tokens count as targets, at every depth alike; without it all do. (Token 0 is never
+        predicted, and depth k predicts no token before k + 1.) In training mode the gates count their load
+        meanwhile; in evaluation mode the balance loss is 0. Raises ValueError for rows too short to predict anything.
         """
         shortest = 2 + len(self.mtp)
         if tokens_BT.ndim != 2 or tokens_BT.shape[1] < shortest:
             raise ValueError(f"tokens have shape {tuple(tokens_BT.shape)}: (B, T) with T of at least {shortest}.")
         inputs = tokens_BT[:, :-1]
         hidden_BTD, balances = self.hidden_states(inputs)
-        next_token_BT = self._cross_entropy(hidden_BTD, tokens_BT[:, 1:])
-        next_token = next_token_BT.mean()
-        depths = self.mtp_hidden_states(inputs, hidden_BTD)
-        mtp = [self._cross_entropy(h, tokens_BT[:, k + 1 :]).mean() for k, (h, _) in enumerate(depths, start=1)]
-        balances += [b for _, b in depths if b is not None]
-        mtp = torch.stack(mtp).mean() if mtp else next_token.new_zeros(())
-        balance_loss = torch.stack(balances).sum() if balances else next_token.new_zeros(())
-        total = next_token + mtp_weight * mtp + balance_weight * balance_loss
-        return LossTerms(total, next_token, mtp, balance_loss, next_token_BT.detach().mean(dim=1))
+        nats = [self._cross_entropy(hidden_BTD, tokens_BT[:, 1:])]
+        for k, (depth_BTD, balance) in enumerate(self.mtp_hidden_states(inputs, hidden_BTD), start=1):
+            nats.append(self._cross_entropy(depth_BTD, tokens_BT[:, k + 1 :]))
+            balances += [balance] if balance is not None else []
+        if mask_BT is not None:
+            nats = [depth_nats * mask_BT[:, k + 1 :] for k, depth_nats in enumerate(nats)]
+        return TokenLosses(nats, torch.stack(balances).sum() if balances else nats[0].new_zeros(()))
+
+    def loss(
+        self, tokens_BT: Tensor, mask_BT: Tensor | None = None, *, mtp_weight: float = 0.3,
+        balance_weight: float = 1e-4, whole_BT: Tensor | None = None,
+    ) -> LossTerms:  # fmt: skip
+        """Return the training loss on tokens (B, T): means over the tokens that `mask_BT` lets count, or over all.
+
+        Where these rows are a micro-batch, `whole_BT` is the mask of the whole batch, and every term is this part's
+        share of the mean over the whole: the terms of all parts add up to those of the batch, however unequal the
+        parts are. Modes and errors are those of `token_losses`.
+
+        (Where T is the length of the input, the report divides depth k's T - k terms by T; dividing by their number
+        gives λ the same weight at every length.)
+        """
+        losses = self.token_losses(tokens_BT, mask_BT)
+        own_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if mask_BT is None else mask_BT
+        whole_BT = own_BT if whole_BT is None else whole_BT
+        # A depth at which nothing counts has nothing to learn: 0, not 0 / 0.
+        means = [nats.sum() / whole_BT[:, k + 1 :].sum().clamp(min=1) for k, nats in enumerate(losses.nats)]
+        next_token, *depths = means
+        mtp = torch.stack(depths).mean() if depths else next_token.new_zeros(())
+        balance = losses.balance * (len(tokens_BT) / len(whole_BT))
+        total = next_token + mtp_weight * mtp + balance_weight * balance
+        return LossTerms(total, next_token, mtp, balance, losses.nats[0].detach().sum(dim=1))
 
     def _cross_entropy(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         logits_BTV = self.lm_head(hidden_BTD)

@@ -1,6 +1,6 @@
-"""One linear layer per group of rows: what the experts of a mixture compute.
+"""One linear layer per group of rows: the matrix products of the experts of a mixture.
 
-Rows that stand sorted by expert pass each through the matrix of their own expert:
+Rows that are sorted by expert each go through the matrix of their own expert:
 
     y = x W_e^T        for the rows x of expert e
 
@@ -14,7 +14,7 @@ A pipeline schedule that splits its backward (zero bubble, DualPipe) fills its g
 On a CPU, one product per expert writes straight into its part of the result. On a GPU, in
 bfloat16, all groups go to torch's grouped matmul at once.
 
-Shapes: R rows, E experts, C and O the widths of input and output.
+Shape letters: see minids/model/__init__.py; X is the width of the input, Y that of the output.
 """
 
 from collections.abc import Iterator
@@ -25,43 +25,43 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def grouped_linear(x_RC: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
-    """Return each row times its expert's matrix, (R, O); the first `counts[0]` rows are expert 0's, and so on."""
+def grouped_linear(x_RX: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tensor:
+    """Return each row times its expert's matrix, (R, Y); the first `counts[0]` rows are expert 0's, and so on."""
     if not torch.is_grad_enabled():  # a decoding step is short enough to feel autograd's overhead
-        return _rows_times_matrices(x_RC, weight_EOC.mT, counts)
-    return _GroupedLinear.apply(x_RC, weight_EOC, counts)
+        return _rows_times_matrices(x_RX, weight_EYX.mT, counts)
+    return _GroupedLinear.apply(x_RX, weight_EYX, counts)
 
 
 @torch.no_grad()
-def input_grad(dy_RO: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
-    """Return the gradient of the rows, (R, C)."""
-    return _rows_times_matrices(dy_RO, weight_EOC, counts)
+def input_grad(dy_RY: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tensor:
+    """Return the gradient of the rows, (R, X)."""
+    return _rows_times_matrices(dy_RY, weight_EYX, counts)
 
 
 @torch.no_grad()
-def weight_grad(dy_RO: Tensor, x_RC: Tensor, counts: list[int]) -> Tensor:
-    """Return the gradient of the matrices, (E, O, C): zero where an expert has no rows."""
-    if _in_one_kernel(x_RC, dy_RO.shape[1], x_RC.shape[1]):
-        return F.grouped_mm(dy_RO.contiguous().mT, x_RC.contiguous(), offs=_ends(counts, x_RC.device))
-    grad_EOC = x_RC.new_zeros(len(counts), dy_RO.shape[1], x_RC.shape[1])
-    for expert, dy, x in _nonempty(counts, dy_RO, x_RC):
-        torch.mm(dy.mT, x, out=grad_EOC[expert])
-    return grad_EOC
+def weight_grad(dy_RY: Tensor, x_RX: Tensor, counts: list[int]) -> Tensor:
+    """Return the gradient of the matrices, (E, Y, X): zero where an expert has no rows."""
+    if _in_one_kernel(x_RX, dy_RY.shape[1], x_RX.shape[1]):
+        return F.grouped_mm(dy_RY.contiguous().mT, x_RX.contiguous(), offs=_ends(counts, x_RX.device))
+    grad_EYX = x_RX.new_zeros(len(counts), dy_RY.shape[1], x_RX.shape[1])
+    for expert, dy, x in _nonempty(counts, dy_RY, x_RX):
+        torch.mm(dy.mT, x, out=grad_EYX[expert])
+    return grad_EYX
 
 
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_RC: Tensor, weight_EOC: Tensor, counts: list[int]) -> Tensor:
-        ctx.save_for_backward(x_RC, weight_EOC)
+    def forward(ctx, x_RX: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tensor:
+        ctx.save_for_backward(x_RX, weight_EYX)
         ctx.counts = counts
-        return _rows_times_matrices(x_RC, weight_EOC.mT, counts)
+        return _rows_times_matrices(x_RX, weight_EYX.mT, counts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_RC, weight_EOC = ctx.saved_tensors
-        dx = input_grad(dy_RO, weight_EOC, ctx.counts) if ctx.needs_input_grad[0] else None
-        dw = weight_grad(dy_RO, x_RC, ctx.counts) if ctx.needs_input_grad[1] else None
+    def backward(ctx, dy_RY: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_RX, weight_EYX = ctx.saved_tensors
+        dx = input_grad(dy_RY, weight_EYX, ctx.counts) if ctx.needs_input_grad[0] else None
+        dw = weight_grad(dy_RY, x_RX, ctx.counts) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
 

@@ -1,7 +1,7 @@
 """Multi-head latent attention (V2 report §2.1, V3 report §2.1.1): cache one small latent, not the keys and values.
 
-Every key and value of a token is a linear map of one vector c_kv, so c_kv is all that needs to be
-remembered. V3 caches 512 + 64 numbers per token and layer; the keys and values they expand to are
+Every key and value of a token is a linear map of one vector c_kv, so the cache stores only c_kv: keys and values are a
+low-rank function of it. V3 caches 512 + 64 numbers per token and layer; the keys and values that they expand to are
 40,960. Equations of the V3 report, in the order of the code:
 
     (6-8)    c_q = norm(W^DQ h)          q_nope = W^UQ c_q        q_rope = RoPE(W^QR c_q)
@@ -12,13 +12,13 @@ remembered. V3 caches 512 + 64 numbers per token and layer; the keys and values 
 
 **Absorption** (V2 report, appendix C). q_nope · (W^UK c) = (W^UK^T q_nope) · c: moving W^UK to the
 query side turns attention into multi-query attention over the latent itself, with the same result,
-and no cached token is ever expanded. A query and a key that meet cost more multiplications, in V3
-576 + 512 per head for score and value instead of 192 + 128. But to expand a cached token would cost
-16.8 million, at every step anew. So this form is for decoding; training, where each token is expanded
+and no cached token is ever expanded. Each pair of query and key costs more multiplications, in V3
+576 + 512 per head for score and value instead of 192 + 128. But expanding a cached token costs
+16.8 million multiplications, at every step again. So this form is for decoding. Training, where each token is expanded
 once for all queries, uses the naive form.
 
-**Why RoPE sits apart.** With a rotation between W^UQ and W^UK the product would be another for every
-distance, and nothing could be absorbed. So position travels in a few extra dimensions, and k_rope is
+**Why RoPE is decoupled.** With a rotation between W^UQ and W^UK their product would differ for every distance, and
+nothing could be absorbed. So position is carried by a few extra dimensions, and k_rope is
 one vector per token, shared by all heads: one per head would make the cache large again.
 
     paper               code                                released weight (self_attn.…)
@@ -32,17 +32,18 @@ one vector per token, shared by all heads: one per head would make the cache lar
     W^O                 o_proj                              o_proj.weight
 
 The norms on the two latents are in the text of §4.2 and in the released code, not in the equations.
-Shapes: B batch, T new positions, S all positions, D hidden, H heads, L latent width; N, R, V the
-widths of the nope, rope and value parts of a head; W = L + R, what is cached.
+Shape letters: see minids/model/__init__.py.
 """
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minids.model.attention import Cache, attend
+from minids.model.attention import attend
+from minids.model.cache import Cache
 from minids.model.config import ModelConfig
 from minids.model.layers import RMSNorm
+from minids.model.linear import Linear
 from minids.model.rope import apply_rope, softmax_scale
 
 
@@ -55,18 +56,19 @@ class MLA(nn.Module):
         self.heads = c.num_attention_heads
         self.latent_dim, self.nope_dim, self.rope_dim = c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim
         self.v_dim = c.v_head_dim
+        self.q_lora_rank = c.q_lora_rank
         self.scale = softmax_scale(c)
         # The norms on the latents keep eps 1e-6 whatever rms_norm_eps says, as in the released code.
-        if c.q_lora_rank is None:
-            self.q_proj = nn.Linear(c.hidden_size, self.heads * c.qk_head_dim, bias=False)
+        if self.q_lora_rank is None:
+            self.q_proj = Linear(c.hidden_size, self.heads * c.qk_head_dim)
         else:
-            self.q_a_proj = nn.Linear(c.hidden_size, c.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(c.hidden_size, c.q_lora_rank)
             self.q_a_layernorm = RMSNorm(c.q_lora_rank)
-            self.q_b_proj = nn.Linear(c.q_lora_rank, self.heads * c.qk_head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(c.hidden_size, self.latent_dim + self.rope_dim, bias=False)
+            self.q_b_proj = Linear(c.q_lora_rank, self.heads * c.qk_head_dim)
+        self.kv_a_proj_with_mqa = Linear(c.hidden_size, self.latent_dim + self.rope_dim)
         self.kv_a_layernorm = RMSNorm(self.latent_dim)
-        self.kv_b_proj = nn.Linear(self.latent_dim, self.heads * (self.nope_dim + self.v_dim), bias=False)
-        self.o_proj = nn.Linear(self.heads * self.v_dim, c.hidden_size, bias=False)
+        self.kv_b_proj = Linear(self.latent_dim, self.heads * (self.nope_dim + self.v_dim))
+        self.o_proj = Linear(self.heads * self.v_dim, c.hidden_size)
 
     def new_cache(self, batch_size: int, max_length: int) -> Cache:
         """Return an empty latent cache: [c_kv ; k_rope] per position, normalised and already rotated."""
@@ -75,8 +77,8 @@ class MLA(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Tensor, cache: Cache | None = None) -> Tensor:
         """Attend over x, and with a cache also over all that was appended before.
 
-        The latent is expanded while there is nothing older than x (training, prefill) and absorbed
-        afterwards (decoding); the two agree to rounding.
+        The latent is expanded where nothing is cached before x (training, prefill) and absorbed afterwards (decoding);
+        the two agree to rounding.
         """
         q_nope, q_rope = self.queries(x_BTD, rotation)
         latent_BTW = self.latent(x_BTD, rotation)
@@ -89,23 +91,26 @@ class MLA(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def queries(self, x_BTD: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return q_nope (B, H, T, N) and the rotated q_rope (B, H, T, R). Equations 6-8."""
-        if hasattr(self, "q_proj"):
-            q = self.q_proj(x_BTD)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        """Return q_nope (B, H, T, M) and the rotated q_rope (B, H, T, P). Equations 6-8."""
+        c_q = x_BTD if self.q_lora_rank is None else self.q_a_layernorm(self.q_a_proj(x_BTD))
+        q = self.q_up(c_q)
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split_with_sizes([self.nope_dim, self.rope_dim], dim=-1)
         return q_nope, apply_rope(q_rope, rotation, interleaved=True)
 
+    @property
+    def q_up(self) -> Linear:
+        """The matrix whose rows are the heads' queries, W^UQ and W^QR; W^Q where queries have no latent."""
+        return self.q_proj if self.q_lora_rank is None else self.q_b_proj
+
     def latent(self, x_BTD: Tensor, rotation: Tensor) -> Tensor:
-        """Return [c_kv ; k_rope], (B, T, L + R): all that is ever cached. Equations 1 and 3."""
+        """Return [c_kv ; k_rope], (B, T, W): all that is ever cached. Equations 1 and 3."""
         c_kv, k_rope = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
         c_kv = self.kv_a_layernorm(c_kv)  # k_rope is not normalised
         return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)
 
     def attend_naive(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
-        """Expand each latent to a key and a value per head, then attend: (B, H, T, V). Equations 2, 4, 5, 9, 10."""
+        """Expand each latent to a key and a value per head, then attend: (B, H, T, A). Equations 2, 4, 5, 9, 10."""
         c_kv, k_rope = latent_BSW.split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
         kv = rearrange(self.kv_b_proj(c_kv), "b s (h c) -> b h s c", h=self.heads)
         k_nope, v = kv.split_with_sizes([self.nope_dim, self.v_dim], dim=-1)
@@ -117,12 +122,12 @@ class MLA(nn.Module):
     def attend_absorbed(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
         """The same result without expanding: multi-query attention whose one key is the latent itself.
 
-        W^UK joins the query before the scores, W^UV the output after the sum. The scale stays that
-        of the naive form: the latent's width has no say in it.
+        W^UK is applied to the query before the scores, W^UV to the output after the sum. The scale stays that
+        of the naive form: it does not depend on the width of the latent.
         """
         w = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
         w_uk, w_uv = w.split_with_sizes([self.nope_dim, self.v_dim], dim=1)
-        q = torch.cat([_per_head(q_nope, w_uk), q_rope], dim=-1)  # (B, H, T, L + R)
+        q = torch.cat([_per_head(q_nope, w_uk), q_rope], dim=-1)  # (B, H, T, W)
         c_kv = latent_BSW[..., : self.latent_dim]
         out_BHTL = attend(q, latent_BSW[:, None], c_kv[:, None], self.scale)
         return _per_head(out_BHTL, w_uv.mT)

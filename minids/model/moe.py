@@ -2,7 +2,7 @@
 
     h' = u + sum_shared FFN_i(u) + sum_chosen g_i FFN_i(u)                              (eq. 12)
 
-(The next file adds the u in front, and hands over the u inside normalised, which eq. 12 leaves unsaid.)
+(block.py adds the u in front, and the FFNs get u normalised, which eq. 12 does not say.)
 
 The gate scores every expert, keeps the best K_r, and weighs their outputs. V3's gate, eq. 13-16:
 
@@ -13,10 +13,20 @@ The gate scores every expert, keeps the best K_r, and weighs their outputs. V3's
 The factor (`routed_scaling_factor`) is in the released configuration, not in eq. 13. V2 and
 DeepSeekMoE use softmax over all experts, no bias, and do not renormalise.
 
-**Group-limited selection** keeps a token on few machines: experts stand in groups, one per node (V2:
+**Group-limited selection** keeps a token on few machines: experts are in groups, one per node (V2:
 per device); a group scores by its two best experts (V2: by its best), and only the best `topk_group`
-groups stay eligible. The others are masked with -inf. Zero would not do: s + b can be negative, and
+groups stay eligible. The others are masked with -inf. Zero would be wrong: s + b can be negative, and
 then a masked expert would win.
+
+**Four stages**, so that each can be replaced alone:
+
+    gate        which experts each token uses, and with what weights
+    dispatch    every choice of every token becomes a row; the rows are sorted by expert
+    experts     the rows of one expert go through it in one product
+    combine     the rows of a token are added up
+
+Expert parallelism sends the rows between machines in `dispatch` and `combine`, and a pipeline may cut between two
+stages. FP8 changes only the products of the experts (`Experts.product`).
 
     paper     code                    released weight (mlp.…)
     e_i       gate.weight             gate.weight                       (N_r, hidden)
@@ -27,9 +37,11 @@ then a masked expert would win.
     c_i       gate.load               not stored
 
 All N_s shared experts are one SwiGLU of N_s times the width, which computes the same sum.
-Shapes: N tokens (batch times time), D hidden, E routed experts, K experts per token, I expert width,
-R rows: every choice of every token, sorted by expert.
+Shape letters: see minids/model/__init__.py.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +50,10 @@ from torch import Tensor, nn
 from minids.model.balance import sequence_balance_loss
 from minids.model.config import ModelConfig
 from minids.model.grouped import grouped_linear
-from minids.model.layers import SwiGLU, to_compute_dtype
+from minids.model.kernels import to_compute_dtype
+from minids.model.layers import SwiGLU
 
-ROW_MULTIPLE = 32  # rows of an expert are filled up to a multiple of this
+ROW_MULTIPLE = 32  # the rows of an expert are filled up to a multiple of this
 
 
 class Gate(nn.Module):
@@ -97,41 +110,32 @@ class Gate(nn.Module):
         return scores_NE.topk(c.num_experts_per_tok, dim=-1).indices
 
 
-class Experts(nn.Module):
-    """The routed experts' weights, stacked, and their computation."""
+@dataclass(frozen=True)
+class Rows:
+    """What the experts work on: a row for each choice of each token, sorted by expert."""
 
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        E, D, I = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * I, D))
-        self.down_proj = nn.Parameter(torch.empty(E, D, I))
-
-    def forward(self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor) -> Tensor:
-        """Return each token's weighted sum over its experts, (N, D).
-
-        A token that chose K experts becomes K rows. Sorted by expert, the rows of one expert stand
-        together and pass through it in one product; then every row returns to its token.
-        """
-        token_R, weight_R, counts_E = sort_by_expert(weights_NK, experts_NK, len(self.gate_up_proj))
-        # Converted once; autocast would do it at every product.
-        x_ND, gate_up_proj, down_proj = map(to_compute_dtype, (x_ND, self.gate_up_proj, self.down_proj))
-        many_rows = len(token_R) >= ROW_MULTIPLE * len(counts_E)
-        if x_ND.dtype == torch.bfloat16 and x_ND.device.type == "cpu" and many_rows:
-            token_R, weight_R, counts_E = fill_up(token_R, weight_R, counts_E)
-        counts = counts_E.tolist()
-        gate, up = grouped_linear(x_ND.index_select(0, token_R), gate_up_proj, counts).chunk(2, dim=-1)
-        # The weight could wait for the outputs, but these rows are narrower.
-        hidden_RI = F.silu(gate) * up * weight_R[:, None].to(x_ND.dtype)
-        outs_RD = grouped_linear(hidden_RI, down_proj, counts)
-        return torch.zeros_like(x_ND).index_add_(0, token_R, outs_RD)
+    x_RD: Tensor
+    weight_R: Tensor  # g_i of the choice
+    token_R: Tensor  # which of the N tokens the row belongs to
+    counts_E: Tensor  # how many rows each expert gets
 
 
-def sort_by_expert(weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return token (R,) and weight (R,) of each row, sorted by expert, and how many rows each expert gets, (E,)."""
+def dispatch(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> Rows:
+    """Return the tokens as rows sorted by expert, in the dtype in which the experts multiply."""
     expert_of_choice = experts_NK.flatten()
     order = expert_of_choice.argsort(stable=True)
+    token_R, weight_R = order // experts_NK.shape[1], weights_NK.flatten().index_select(0, order)
     counts_E = expert_of_choice.bincount(minlength=n_experts)
-    return order // experts_NK.shape[1], weights_NK.flatten().index_select(0, order), counts_E
+    x_ND = to_compute_dtype(x_ND)
+    many_rows = len(token_R) >= ROW_MULTIPLE * n_experts
+    if x_ND.dtype == torch.bfloat16 and x_ND.device.type == "cpu" and many_rows:
+        token_R, weight_R, counts_E = fill_up(token_R, weight_R, counts_E)
+    return Rows(x_ND.index_select(0, token_R), weight_R, token_R, counts_E)
+
+
+def combine(outs_RD: Tensor, rows: Rows, n_tokens: int) -> Tensor:
+    """Return for each token the sum of the outputs of its rows, (N, D)."""
+    return outs_RD.new_zeros(n_tokens, outs_RD.shape[1]).index_add_(0, rows.token_R, outs_RD)
 
 
 def fill_up(token_R: Tensor, weight_R: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,8 +152,32 @@ def fill_up(token_R: Tensor, weight_R: Tensor, counts_E: Tensor) -> tuple[Tensor
     return token, weight_R.new_zeros(rows).index_copy(0, place_R, weight_R), filled_E
 
 
+class Experts(nn.Module):
+    """The routed experts' weights, stacked, and their computation: rows sorted by expert -> their weighted outputs."""
+
+    product: Callable[[Tensor, Tensor, list[int]], Tensor] = staticmethod(grouped_linear)  # of rows, matrices, counts
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        E, D, I = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * I, D))
+        self.down_proj = nn.Parameter(torch.empty(E, D, I))
+
+    def forward(self, x_RD: Tensor, weight_R: Tensor, counts_E: Tensor) -> Tensor:
+        """Return g_i FFN_i(x) for each row, (R, D); the first `counts_E[0]` rows are expert 0's, and so on."""
+        counts = counts_E.tolist()
+        # Converted once; autocast would do it at every product.
+        gate_up_proj, down_proj = map(to_compute_dtype, (self.gate_up_proj, self.down_proj))
+        gate, up = self.product(x_RD, gate_up_proj, counts).chunk(2, dim=-1)
+        # g_i could multiply the outputs instead, but these rows are narrower.
+        hidden_RI = F.silu(gate) * up * weight_R[:, None].to(x_RD.dtype)
+        return self.product(hidden_RI, down_proj, counts)
+
+
 class MoE(nn.Module):
     """Routed and shared experts: (B, T, D) -> (B, T, D), and the balance loss of the batch."""
+
+    dispatch, combine = staticmethod(dispatch), staticmethod(combine)
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -163,11 +191,14 @@ class MoE(nn.Module):
         """Return the output and the sequence-wise balance loss (a scalar, 0 outside training mode)."""
         x_ND = x_BTD.flatten(0, 1)
         weights_NK, experts_NK, scores_NE = self.gate(x_ND)
-        out = self.experts(x_ND, weights_NK, experts_NK).view_as(x_BTD)
+        rows = self.dispatch(x_ND, weights_NK, experts_NK, self.config.n_routed_experts)
+        outs_RD = self.experts(rows.x_RD, rows.weight_R, rows.counts_E)
+        out = self.combine(outs_RD, rows, len(x_ND)).view_as(x_BTD)
         if self.config.n_shared_experts is not None:
             out = out + self.shared_experts(x_BTD)
-        balance = scores_NE.new_zeros(())
-        if self.training:
-            scores_BTE = scores_NE.unflatten(0, x_BTD.shape[:2])
-            balance = sequence_balance_loss(scores_BTE, self.config.num_experts_per_tok)
-        return out, balance
+        return out, self.balance_loss(scores_NE.unflatten(0, x_BTD.shape[:2]))
+
+    def balance_loss(self, scores_BTE: Tensor) -> Tensor:
+        if not self.training:
+            return scores_BTE.new_zeros(())
+        return sequence_balance_loss(scores_BTE, self.config.num_experts_per_tok)

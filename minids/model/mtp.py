@@ -9,8 +9,8 @@ depth k-1 and the embedding of token i+k, and predicts token i+k+1 (eq. 21-23):
     h'_i^k = M_k [norm(h_i^{k-1}) ; norm(Emb(t_{i+k}))]      h^k = TRM_k(h'^k)      P_{i+k+1} = OutHead(h_i^k)
 
 Embedding and output head are the main model's own. The chain stays causal: to say what comes after the
-next token, the module is told the next token. It can be dropped after training, or used to draft. (The
-model, next file, calls the modules and aligns hidden states, embeddings and targets.)
+next token, the module is told the next token. It can be dropped after training, or used to draft tokens.
+deepseek.py calls the modules and aligns hidden states, embeddings and targets.
 
     paper     code          released weight (model.layers.{l+k-1}.…, l layers before)
     M_k       eh_proj       eh_proj.weight           (hidden, 2 hidden), BF16 in the FP8 release
@@ -30,10 +30,11 @@ main model's final norm.
 import torch
 from torch import Tensor, nn
 
-from minids.model.attention import Cache
 from minids.model.block import Block
+from minids.model.cache import Cache
 from minids.model.config import ModelConfig
 from minids.model.layers import RMSNorm
+from minids.model.linear import Linear
 
 
 class MTPModule(nn.Module):
@@ -44,7 +45,7 @@ class MTPModule(nn.Module):
         d, eps = config.hidden_size, config.rms_norm_eps
         self.enorm = RMSNorm(d, eps)
         self.hnorm = RMSNorm(d, eps)
-        self.eh_proj = nn.Linear(2 * d, d, bias=False)
+        self.eh_proj = Linear(2 * d, d)
         self.block = Block(config, layer_index)
         self.norm = RMSNorm(d, eps)
 

@@ -1,12 +1,12 @@
 """The baseline to beat: a byte 5-gram with interpolated Witten-Bell smoothing.
 
-It predicts a byte from the four before it by counting. What the counts of a long context cannot
-say, the shorter context says, down to the uniform distribution (Witten & Bell 1991):
+It predicts a byte from the four before it by counting. The rarer a context is, the more the next shorter one
+counts, down to the uniform distribution (Witten & Bell 1991):
 
     P_n(x | h) = (count(h, x) + kinds(h) · P_{n-1}(x | shorter h)) / (count(h) + kinds(h))
 
-kinds(h) is how many different bytes followed h. A transformer that cannot clearly beat this has
-learned little but letter statistics.
+kinds(h) is the number of different bytes that followed h. A transformer that does not clearly beat this has
+learned little more than letter statistics.
 
 Symbols are bytes 0-255, and 256 for the end of a text.
 """
@@ -36,7 +36,7 @@ class ByteNGram:
             count = _look_up(grams, counts, seen)
             where = slice(n - 1, None)
             total = context_counts + kinds
-            known = total > 0  # an unseen context says nothing: keep the shorter one's word
+            known = total > 0  # an unseen context changes nothing
             shorter = probability[where]
             probability[where] = np.where(known, (count + kinds * shorter) / np.maximum(total, 1), shorter)
         return -np.log2(probability)

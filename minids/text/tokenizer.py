@@ -1,12 +1,12 @@
 """Byte-level byte-pair encoding: any text in, a short sequence of token ids out, the same text back.
 
-The 256 bytes are the first tokens, so nothing is ever unknown; training then merges the pair of
-neighbours that occurs most often, again and again, until the vocabulary is full. DeepSeek-V3 has
-128K such tokens, the miniature 2,048. Here every digit stands alone: 127 is 1, 2, 7 and never a token
-of its own, so that a model can learn to calculate. (V3's tokens hold up to three digits.)
+The 256 bytes are the first tokens, so any text can be encoded. Training then merges the pair of neighbours
+that occurs most often, again and again, until the vocabulary is full. DeepSeek-V3 has 128K such tokens, the
+miniature 2,048. Here every digit is a token of its own (127 is 1, 2, 7), so that a model can learn to
+calculate; V3's tokens have up to three digits.
 
-One id is no text: `end_of_text` (0) stands between documents. Text that spells "<|end_of_text|>"
-is encoded as the characters it is made of, and so cannot forge a document boundary.
+One id stands for no text: `end_of_text` (0) separates documents. Text that spells "<|end_of_text|>" is encoded
+as the characters it consists of, so it cannot be mistaken for the end of a document.
 
 The merges are learned and applied by Hugging Face's `tokenizers`, whose JSON file the released
 models use too.
@@ -21,15 +21,18 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from minids.validation import require
+
 END_OF_TEXT = "<|end_of_text|>"
 
 
 class Tokenizer:
-    """Text to ids and back; `decode(encode(text)) == text` for every text without lone surrogates."""
+    """Text to ids and back; `decode(encode(text)) == text` for every text without lone surrogates.
+
+    `Tokenizer.train` learns one, `Tokenizer.load` reads one.
+    """
 
     def __init__(self, backend: Backend):
-        if backend.token_to_id(END_OF_TEXT) is None:
-            raise ValueError(f"the tokenizer has no token {END_OF_TEXT}: train one here, or add it.")
         backend.encode_special_tokens = True  # a special token in the text is text
         self._backend = backend
         self.end_of_text: int = backend.token_to_id(END_OF_TEXT)
@@ -37,16 +40,14 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learn merges from `texts` until there are `vocab_size` tokens, or none are left to learn.
+        """Learn merges from `texts` until there are `vocab_size` tokens, or no pair of neighbours is left to merge.
 
-        Raises ValueError for a vocabulary too small for the bytes and the end-of-text token, or too large
-        for 16-bit ids.
+        Raises ValueError for a vocabulary that is too small for the bytes and the end-of-text token, or too large for
+        16-bit ids.
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        if vocab_size < len(alphabet) + 1:
-            raise ValueError(f"vocab_size={vocab_size} is too small: 256 bytes and one special token need 257.")
-        if vocab_size > 1 << 16:
-            raise ValueError(f"vocab_size={vocab_size} is too large: a stream holds 16-bit ids, at most {1 << 16}.")
+        allowed = "257 (256 bytes and end-of-text) to 65536 (the ids have 16 bits)"
+        require("vocab_size", vocab_size, len(alphabet) + 1 <= vocab_size <= 1 << 16, allowed)
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -64,7 +65,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json, or the one in a folder; ValueError if there is none, or one of another kind."""
+        """Read a tokenizer.json, or the one in a folder. Raises ValueError if there is none, or one of another kind."""
         path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise ValueError(f"{path} does not exist: a tokenizer.json is needed there.")
@@ -73,7 +74,7 @@ class Tokenizer:
         except Exception as error:  # the backend raises nothing narrower
             raise ValueError(f"{path} is not a readable tokenizer.json: {error}.") from None
         if backend.token_to_id(END_OF_TEXT) is None:
-            raise ValueError(f"{path} is no tokenizer of minids: it must have the token {END_OF_TEXT}.")
+            raise ValueError(f"{path} is not a tokenizer of minids: it must have the token {END_OF_TEXT}.")
         return cls(backend)
 
     def to_json(self) -> str:
@@ -81,7 +82,7 @@ class Tokenizer:
         return self._backend.to_str(pretty=True)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without any special token; ValueError if it is not valid Unicode."""
+        """Return the ids of `text`, without any special token. Raises ValueError if it has a lone surrogate."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -89,7 +90,7 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """Return all documents as one stream of uint16 ids, end_of_text before each and after the last."""
+        """Return all documents as one stream of uint16 ids, end_of_text before each of them and after the last."""
         end = np.array([self.end_of_text], dtype=np.uint16)
         parts = [end]
         for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False):
@@ -97,11 +98,11 @@ class Tokenizer:
         return np.concatenate(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text; bytes that form no character (a cut-off one, say) become U+FFFD."""
+        """Return the text. Bytes that form no character, such as a part of one, become U+FFFD."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def token_bytes(self) -> list[bytes]:
-        """Return the bytes that each id stands for, by id; none for end_of_text."""
+        """Return the bytes that each id stands for, by id. Those of end_of_text are empty."""
         byte_of = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
         vocabulary = sorted(self._backend.get_vocab().items(), key=lambda item: item[1])
         return [

@@ -40,7 +40,7 @@ class Checkpoint:
         targets = _weights(model)
         parts = {"model": targets}
         if optimizer is not None:
-            parts["optimizer"] = _blank_moments(model)
+            parts["optimizer"] = _moments(model)
         expected = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         # To generate text, no optimizer is needed, and its tensors are passed over.
         passed_over = () if optimizer is not None else ("optimizer.",)
@@ -70,11 +70,7 @@ def save_checkpoint(
 ) -> None:
     """Write the whole training state to `path`, atomically. `settings` is kept as JSON and given back."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in _weights(model).items()}
-    moments = _blank_moments(model) if not optimizer.state else {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{name}.{key}"] = value
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in _moments(model, optimizer).items()}
     metadata = {"step": str(step), "settings": json.dumps(settings)}
     with atomic_path(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
@@ -99,11 +95,13 @@ def _weights(model: DeepSeek) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | biases
 
 
-def _blank_moments(model: DeepSeek) -> dict[str, Tensor]:
-    """AdamW's state before the first step."""
+def _moments(model: DeepSeek, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+    """AdamW's state by name; zeros for a parameter that has had no gradient yet, or without an optimizer for all."""
     moments = {}
     for name, parameter in model.named_parameters():
-        moments[f"{name}.step"] = torch.tensor(0.0)
-        moments[f"{name}.exp_avg"] = torch.zeros_like(parameter)
-        moments[f"{name}.exp_avg_sq"] = torch.zeros_like(parameter)
+        state = optimizer.state.get(parameter) if optimizer is not None else None
+        if not state:
+            zeros = torch.zeros_like(parameter)
+            state = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        moments |= {f"{name}.{key}": value for key, value in state.items()}
     return moments

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minids.model.deepseek import DeepSeek
-from minids.model.layers import cross_entropy
+from minids.model.kernels import cross_entropy
 from minids.text.tokenizer import Tokenizer
 
 BATCH = 16

@@ -9,19 +9,21 @@ import platform
 import re
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from minids.cost.accounting import count_parameters
+from minids.cost.parameters import count_parameters
+from minids.device import autocast
 from minids.inference.generate import generate
 from minids.model.deepseek import DeepSeek
-from minids.text.data import Batches, Corpus, encode_split, pack, solve
+from minids.text.arithmetic import solve
+from minids.text.batches import Batches, encode_split, pack
+from minids.text.corpus import Corpus
 from minids.text.ngram import END, ByteNGram
 from minids.text.tokenizer import Tokenizer
+from minids.training.config import TrainConfig
 from minids.training.evaluate import mtp_agreement, score_rows, solved_problems
-from minids.training.trainer import TrainConfig, autocast
 
 ROWS_PER_DOMAIN = 256  # held-out rows evaluated, at most, spread evenly over the domain
 PROMPT_TOKENS, SAMPLE_TOKENS = 24, 48
@@ -32,13 +34,9 @@ def make_report(
 ) -> dict:
     """Evaluate a finished run on held-out text and return its report."""
     device = model.embed_tokens.weight.device
-    token_bytes = tokenizer.token_bytes()
-    bytes_per_token = torch.tensor([len(b) for b in token_bytes])
     held_out = validation_rows(encode_split(tokenizer, corpus.validation), config.sequence_length)
     with autocast(device, config.dtype):
-        scores = {
-            domain: score_rows(model, rows, bytes_per_token, context_tokens(rows)) for domain, rows in held_out.items()
-        }
+        scores = score_held_out(model, tokenizer, held_out)
         accuracy = None
         if "arithmetic" in corpus.validation:
             solved = solved_problems(model, tokenizer, corpus.validation["arithmetic"])
@@ -48,15 +46,15 @@ def make_report(
             agreements = [mtp_agreement(model, rows) for rows in held_out.values()]
             agreement = float(np.average(agreements, weights=[rows[:, 1:].size for rows in held_out.values()]))
         samples = {domain: _sample(model, tokenizer, rows[len(rows) // 2]) for domain, rows in held_out.items()}
-    baseline = baseline_scores(batches, config, held_out, token_bytes)
+    baseline = baseline_scores(batches, config, held_out, tokenizer.token_bytes())
     count = count_parameters(model.config)
     violation = np.array([record["max_violation"] for record in records])
     edge = max(1, min(20, len(records) // 2))  # of a run below 40 steps, half
     tokens = config.steps * config.batch_size * config.sequence_length
     training_seconds = records[-1]["seconds"]
     return {
-        "bits_per_byte": _per_byte(scores),
-        "baseline_bits_per_byte": _per_byte(baseline),
+        "bits_per_byte": per_byte(scores),
+        "baseline_bits_per_byte": per_byte(baseline),
         "arithmetic_accuracy": accuracy and accuracy["all"],
         "arithmetic_accuracy_by_digits": accuracy,
         "mtp_agreement": agreement,
@@ -86,6 +84,14 @@ def validation_rows(streams: dict[str, np.ndarray], sequence_length: int) -> dic
         rows = pack(stream, min(sequence_length, len(stream) - 1))[:whole]
         held_out[domain] = spread(rows, ROWS_PER_DOMAIN)
     return held_out
+
+
+def score_held_out(
+    model: DeepSeek, tokenizer: Tokenizer, held_out: dict[str, np.ndarray]
+) -> dict[str, tuple[float, int]]:
+    """Return bits and bytes by domain: of the second half of each row, so that no scored token lacks context."""
+    bytes_per_token = torch.tensor([len(b) for b in tokenizer.token_bytes()])
+    return {domain: score_rows(model, rows, bytes_per_token, context_tokens(rows)) for domain, rows in held_out.items()}
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:
@@ -144,22 +150,14 @@ def _symbols(row: np.ndarray, token_bytes: list[bytes], context: int) -> tuple[n
     return symbols, np.arange(len(symbols)) > sum(map(len, pieces[:context]))
 
 
-def _per_byte(scores: dict[str, tuple[float, int]]) -> dict[str, float]:
-    """Bits per byte by domain, of prose and code together, and of all evaluated text together."""
+def per_byte(scores: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Return bits per byte by domain, of prose and code together, and of all evaluated text together."""
     together = {}
     if {"prose", "code"} <= scores.keys():
         together["prose_and_code"] = [scores["prose"], scores["code"]]
     together["all"] = list(scores.values())
     single = {domain: [score] for domain, score in scores.items()}
     return {name: sum(bits for bits, _ in s) / sum(n for _, n in s) for name, s in (single | together).items()}
-
-
-def cpu_name() -> str:
-    """Return the processor's name as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def printable(text: str) -> str:

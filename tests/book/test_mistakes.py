@@ -1,81 +1,68 @@
-"""Mistakes planted one at a time: the named test passes on the library and fails on each."""
+"""Each mistake planted in the library: the test that is marked to kill it passes without and fails with it.
 
-import importlib
-import inspect
+Such a test has the marker `kills("name of the mistake")`; where it has parameters, the marker names their values.
+"""
+
+from collections import defaultdict
 from contextlib import suppress
+from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
 
 from minids import ModelConfig
 from minids.book.mistakes import WRONG_VARIANTS, WrongVariant
-from minids.cost import accounting
+from minids.cost.cache import kv_cache_bytes, kv_cache_elements
 from minids.model.mla import MLA
 from minids.model.moe import Gate
 from minids.model.rope import softmax_scale
 
-# mistake -> the test that kills it, and with what arguments
-KILLED_BY = {
-    "the bias weighs": ("test_moe.test_bias_chooses_but_never_weighs", {}),
-    "masked groups score zero": ("test_moe.test_a_masked_group_loses_even_when_every_biased_score_is_negative", {}),
-    "no scaling factor": ("test_moe.test_normalised_weights_sum_to_the_scaling_factor", {"factor": 2.5}),
-    "the bias moves the wrong way": ("test_balance.test_overloaded_experts_go_down_and_underloaded_ones_up", {}),
-    "evaluation counts": ("test_moe.test_load_is_counted_in_training_mode_only_and_adds_up", {}),
-    "the bias moves per micro-batch": (
-        "test_trainer.test_each_bias_moves_once_per_step_against_its_load", {"micro_batch_size": 1},
-    ),
-    "the balance loss averages the batch first": (
-        "test_balance.test_two_sequences_lopsided_in_opposite_ways_do_not_cancel", {},
-    ),
-    "the balance loss is never added": ("test_deepseek.test_the_terms_add_up_with_their_weights", {}),
-    "no YaRN temperature": ("test_rope.test_yarn_sharpens_attention_by_the_square_of_m", {}),
-    "half-split RoPE in MLA": ("test_mla.test_equals_the_equations_for_any_shape", {}),
-    "a rotated key per head": ("test_mla.test_what_is_cached_does_not_grow_with_the_heads", {}),
-    "the scale of the latent": (
-        "test_mla.test_absorbed_equals_naive_in_output_and_gradients", {"q_lora_rank": None},
-    ),
-    "expanded keys and values are cached": (
-        "test_mla.test_the_cache_holds_the_latent_and_one_rotated_key_and_nothing_else", {},
-    ),
-    "the latent counts twice": ("test_accounting.test_v3_caches_the_published_70272_bytes", {}),
-    "a query sees one token ahead": ("test_attention.test_the_future_changes_nothing", {"kv_heads": 2}),
-    "MTP skips its block": ("test_mtp.test_the_loss_is_that_of_the_equations", {"depth": 1}),
-    "MTP predicts what it was told": ("test_mtp.test_the_loss_is_that_of_the_equations", {"depth": 1}),
-    "MTP joins as the report prints it": (
-        "test_mtp.test_the_projection_takes_the_embedding_first_and_the_hidden_state_second", {},
-    ),
-}  # fmt: skip
+TESTS = Path(__file__).parents[1]
 variants = pytest.mark.parametrize("variant", WRONG_VARIANTS.values(), ids=WRONG_VARIANTS)
 
 
-@variants
-def test_the_named_test_passes_on_the_library_and_fails_on_the_mistake(variant, tmp_path):
-    test, arguments = KILLED_BY[variant.name]
-    module, name = test.split(".")
-    function = getattr(importlib.import_module(module), name)
+@pytest.fixture(scope="module")
+def marked(request) -> dict[str, list]:
+    """The marked tests of all files, and the arguments to call them with, by the mistake that they kill."""
+    found = defaultdict(list)
+    for path in sorted(TESTS.rglob("test_*.py")):
+        if "@pytest.mark.kills(" in path.read_text(encoding="utf-8"):
+            module = pytest.Module.from_parent(request.session, path=path).obj  # imported as pytest imports it
+            for test in vars(module).values():
+                for mark in getattr(test, "pytestmark", []):
+                    if mark.name == "kills":
+                        found[mark.args[0]].append((test, mark.kwargs))
+    return dict(found)
 
-    def run(folder):
+
+def test_every_mistake_has_a_test_that_is_marked_to_kill_it(marked):
+    assert marked.keys() == WRONG_VARIANTS.keys()
+
+
+@variants
+def test_the_marked_test_passes_on_the_library_and_fails_on_the_mistake(variant, marked, tmp_path):
+    def run(test, arguments: dict, folder: Path):
         torch.manual_seed(0)
-        folder.mkdir()
-        needed = {"tmp_path": folder} if "tmp_path" in inspect.signature(function).parameters else {}
-        function(**arguments, **needed)
+        folder.mkdir(parents=True)
+        test(**arguments, **({"tmp_path": folder} if "tmp_path" in signature(test).parameters else {}))
 
-    run(tmp_path / "right")
-    with variant.planted(), pytest.raises(AssertionError):
-        run(tmp_path / "wrong")
-    run(tmp_path / "right again")
+    for test, arguments in marked[variant.name]:
+        run(test, arguments, tmp_path / test.__name__ / "right")
+        with variant.planted(), pytest.raises(AssertionError):
+            run(test, arguments, tmp_path / test.__name__ / "wrong")
+        run(test, arguments, tmp_path / test.__name__ / "right again")
 
 
 @variants
-def test_a_mistake_is_a_few_lines_and_shows_them(variant):
-    lines = variant.diff().splitlines()
+def test_a_mistake_is_a_few_lines_and_shows_them_also_while_it_is_planted(variant):
+    before = variant.diff()
+    lines = before.splitlines()
     changed = [line for line in lines if line.startswith(("+", "-"))]
     assert 2 <= len(changed) + (len(changed) == 1) <= 16
     assert all(any(right in line for line in lines) for _, right, _ in variant.edits if "\n" not in right)
-
-
-def test_every_mistake_has_its_test():
-    assert KILLED_BY.keys() == WRONG_VARIANTS.keys()
+    with variant.planted():
+        assert variant.diff() == WrongVariant("the same", "?", variant.edits).diff() == before
 
 
 def test_the_library_is_itself_again_after_an_error():
@@ -86,32 +73,22 @@ def test_the_library_is_itself_again_after_an_error():
     assert MLA.attend_absorbed.__code__ is code
 
 
-@variants
-def test_a_mistake_shows_its_lines_while_it_is_planted_too(variant):
-    before = variant.diff()
-    with variant.planted():
-        assert variant.diff() == before
-        assert WrongVariant("the same", "?", variant.edits).diff() == before
-
-
-def test_two_mistakes_stand_together_unless_they_are_in_one_function():
-    bias_weighs, no_scaling, half_split = (
-        WRONG_VARIANTS[name] for name in ("the bias weighs", "no scaling factor", "half-split RoPE in MLA")
-    )
+def test_two_mistakes_can_be_planted_at_once_unless_they_are_in_one_function():
+    names = "the bias weighs", "no scaling factor", "half-split RoPE in MLA"
+    bias_weighs, no_scaling, half_split = map(WRONG_VARIANTS.get, names)
     right = Gate.forward.__code__, MLA.queries.__code__
     with bias_weighs.planted():
         planted = Gate.forward.__code__
         with half_split.planted():
             assert MLA.queries.__code__ is not right[1]
         for again in (bias_weighs, no_scaling):
-            message = "^Gate.forward has a mistake planted already: end that block first.$"
-            with pytest.raises(ValueError, match=message), again.planted():
+            with pytest.raises(ValueError, match=r"^Gate\.forward has a mistake planted already"), again.planted():
                 pass
         assert (Gate.forward.__code__, MLA.queries.__code__) == (planted, right[1])
     assert (Gate.forward.__code__, MLA.queries.__code__) == right
 
 
-def test_an_edit_that_no_longer_fits_is_told_before_anything_changes():
+def test_an_edit_that_no_longer_fits_is_refused_before_anything_changes():
     code = MLA.queries.__code__
     variant = WrongVariant("?", "?", ((MLA.queries, "interleaved=True", "interleaved=False"), (MLA.latent, "gone", "")))
     with pytest.raises(ValueError, match=r"'gone' is 0 times in MLA\.latent"), variant.planted():
@@ -120,22 +97,19 @@ def test_an_edit_that_no_longer_fits_is_told_before_anything_changes():
 
 
 def test_the_numbers_in_the_texts_are_those_of_v3():
-    v3 = ModelConfig.preset("deepseek-v3")
-    effect = {name: variant.effect for name, variant in WRONG_VARIANTS.items()}
-    m_squared = softmax_scale(v3) * v3.qk_head_dim**0.5
-    assert f"{m_squared:.2f} in V3" in effect["no YaRN temperature"]
-    per_layer = accounting.kv_cache_elements(v3) // v3.num_hidden_layers
-    keys = v3.num_attention_heads * v3.qk_rope_head_dim
-    assert (
-        f"from {per_layer} numbers per token and layer to {v3.kv_lora_rank + keys:,}"
-        in effect["a rotated key per head"]
-    )
-    expanded = v3.num_attention_heads * (v3.qk_nope_head_dim + v3.v_head_dim) + v3.qk_rope_head_dim
-    assert f"{expanded:,} numbers" in effect["expanded keys and values are cached"]
-    assert f"instead of {per_layer}" in effect["expanded keys and values are cached"]
-    assert f"{accounting.kv_cache_bytes(v3):,} bytes" in effect["the latent counts twice"]
-    factors = [ModelConfig.preset(name).routed_scaling_factor for name in ("deepseek-v3", "deepseek-v2")]
-    assert "of {:g} in V3 and of {:g} in V2".format(*factors) in effect["no scaling factor"]
+    v3, v2 = ModelConfig.preset("deepseek-v3"), ModelConfig.preset("deepseek-v2")
+    per_layer, heads = kv_cache_elements(v3) // v3.num_hidden_layers, v3.num_attention_heads
+    instead = f"are kept instead of {per_layer}"
+    rotated = v3.kv_lora_rank + heads * v3.qk_rope_head_dim
+    expanded = heads * (v3.qk_nope_head_dim + v3.v_head_dim) + v3.qk_rope_head_dim
+    for name, text in {
+        "no YaRN temperature": f"{softmax_scale(v3) * v3.qk_head_dim**0.5:.2f} in V3",
+        "a rotated key per head": f"from {per_layer} numbers per token and layer to {rotated:,}",
+        "expanded keys and values are cached": f"{expanded:,} numbers per token and layer {instead}",
+        "the latent counts twice": f"{kv_cache_bytes(v3):,} bytes",
+        "no scaling factor": f"of {v3.routed_scaling_factor:g} in V3 and of {v2.routed_scaling_factor:g} in V2",
+    }.items():
+        assert text in WRONG_VARIANTS[name].effect
 
 
 def test_with_expanded_keys_and_values_every_output_is_right():

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from minids import ModelConfig, generate, reference
-from minids.book.experiments import reference as reference_experiment
+from minids.book.experiments.reference import quick_scores
 from minids.hub.reference import REFERENCE
-from minids.text.data import CORPUS_SHA256, Corpus, load_corpus
-from minids.text.tokenizer import Tokenizer
-from minids.training.trainer import TrainConfig
+from minids.text.corpus import CORPUS_SHA256, load_corpus
+from minids.training.config import TrainConfig
+from minids.training.report import spread
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_its_bits_per_byte_are_the_recorded_ones(book):
     corpus = load_corpus()
     if corpus.sha256 != CORPUS_SHA256:
         pytest.skip("the corpus on this machine is another one")
-    measured = reference_experiment.quick_scores(book.model, book.tokenizer, corpus)
+    measured = quick_scores(book.model, book.tokenizer, corpus)
     recorded = book.report["quick_bits_per_byte"]
     assert measured.keys() == recorded.keys() == {"prose", "code", "arithmetic"}
     for domain, bits in recorded.items():
@@ -59,18 +59,12 @@ def test_its_bits_per_byte_are_the_recorded_ones(book):
         assert bits == pytest.approx(book.report["bits_per_byte"][domain], rel=0.2)
 
 
-@pytest.mark.parametrize(("there", "scored"), [(1, 1), (5, 5), (12, 12), (13, 12), (23, 12), (256, 12)])
-def test_twelve_different_rows_are_scored_or_all_if_there_are_fewer(monkeypatch, there, scored):
-    all_rows, seen = np.arange(there * 3).reshape(there, 3), []
-    monkeypatch.setattr(reference_experiment, "encode_split", lambda tokenizer, documents: {})
-    monkeypatch.setattr(reference_experiment, "validation_rows", lambda streams, length: {"a": all_rows})
-    monkeypatch.setattr(reference_experiment, "score_rows", lambda model, rows, *_: (seen.append(rows), (1, 1))[1])
-    tokenizer = Tokenizer.train([], 257)
-    reference_experiment.quick_scores(None, tokenizer, Corpus({}, {}, {}))
-    (rows,) = seen
-    assert len(rows) == len(np.unique(rows, axis=0)) == scored
-    assert (rows[0] == all_rows[0]).all()
-    assert (rows[-1] == all_rows[-1]).all()
+@pytest.mark.parametrize("there", [1, 5, 12, 13, 23, 256])
+def test_the_rows_of_a_quick_score_are_different_and_reach_from_the_first_to_the_last(there):
+    rows = np.arange(there * 3).reshape(there, 3)
+    chosen = spread(rows, 12)
+    assert len(chosen) == len(np.unique(chosen, axis=0)) == min(there, 12)
+    assert (chosen[[0, -1]] == rows[[0, -1]]).all()
 
 
 def test_it_learned_something_in_every_domain(book):

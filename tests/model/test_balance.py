@@ -10,28 +10,16 @@ from torch.testing import assert_close
 from minids.model.balance import max_violation, sequence_balance_loss, update_expert_bias
 
 
+@pytest.mark.kills("the bias moves the wrong way")
 def test_overloaded_experts_go_down_and_underloaded_ones_up():
     bias = torch.tensor([0.5, 0.5, 0.5, 0.5])
     update_expert_bias(bias, torch.tensor([10, 0, 5, 5]), speed=0.1)
     assert_close(bias, torch.tensor([0.4, 0.6, 0.5, 0.5]))
 
 
-def test_the_step_does_not_depend_on_how_far_off_the_load_is():
-    bias = torch.zeros(3)
-    update_expert_bias(bias, torch.tensor([1_000_000, 4, 2]), speed=0.001)
-    assert_close(bias, torch.tensor([-0.001, 0.001, 0.001]))
-
-
-def test_even_load_and_speed_zero_move_nothing():
-    bias = torch.tensor([1.0, -2.0])
-    update_expert_bias(bias, torch.tensor([7, 7]), speed=0.1)
-    update_expert_bias(bias, torch.tensor([9, 1]), speed=0.0)
-    assert bias.tolist() == [1.0, -2.0]
-
-
 @examples(50)
-@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=16), st.floats(1e-4, 1))
-def test_every_bias_moves_by_the_speed_towards_even_load(load, speed):
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=16), st.just(0.0) | st.floats(1e-4, 1))
+def test_every_bias_moves_by_the_speed_towards_even_load_however_far_off_it_is(load, speed):
     bias = torch.zeros(len(load))
     update_expert_bias(bias, torch.tensor(load), speed)
     mean = sum(load) / len(load)
@@ -40,7 +28,6 @@ def test_every_bias_moves_by_the_speed_towards_even_load(load, speed):
 
 
 def test_repeated_updates_even_out_a_lopsided_router():
-    torch.manual_seed(0)
     scores, bias = torch.rand(2000, 8) + torch.linspace(0, 0.5, 8), torch.zeros(8)
 
     def load():
@@ -53,19 +40,7 @@ def test_repeated_updates_even_out_a_lopsided_router():
     assert max_violation(load()) < 0.05
 
 
-def test_sequence_loss_worked_out_by_hand():
-    scores = torch.tensor([[[0.9, 0.1], [0.6, 0.2]]])
-    # Both tokens choose expert 0: f = (2, 0). P_0 = (0.9 + 0.75) / 2.
-    assert_close(sequence_balance_loss(scores, top_k=1), torch.tensor(2 * 0.825))
-
-
-def test_sequence_loss_with_two_of_three_experts_worked_out_by_hand():
-    scores = torch.tensor([[[0.5, 0.3, 0.2], [0.3, 0.1, 0.6], [0.1, 0.5, 0.4], [0.6, 0.3, 0.1]]])
-    # Chosen: 0 1, 0 2, 1 2, 0 1. f = 3 / (2 · 4) · (3, 3, 2), P = (1.5, 1.2, 1.3) / 4.
-    expected = 3 / 8 * (3 * 1.5 + 3 * 1.2 + 2 * 1.3) / 4
-    assert_close(sequence_balance_loss(scores, top_k=2), torch.tensor(expected))
-
-
+@pytest.mark.kills("the balance loss averages the batch first")
 def test_two_sequences_lopsided_in_opposite_ways_do_not_cancel():
     one_way = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
     both = torch.stack([one_way, one_way.flip(1)])
@@ -73,21 +48,11 @@ def test_two_sequences_lopsided_in_opposite_ways_do_not_cancel():
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_even_routing_gives_1(top_k):
-    affinity = torch.linspace(0.2, 0.9, 4)
-    scores = torch.stack([affinity.roll(shift) for shift in range(4)])[None]
-    assert_close(sequence_balance_loss(scores, top_k), torch.tensor(1.0))
-
-
-def test_all_on_one_expert_gives_the_number_of_experts():
-    scores = torch.tensor([[[1.0, 1e-6, 1e-6, 1e-6]] * 5])
-    assert_close(sequence_balance_loss(scores, top_k=1), torch.tensor(4.0), rtol=1e-4, atol=0)
-
-
-def test_only_the_proportions_of_a_tokens_affinities_count():
-    scores = torch.rand(2, 5, 4)
-    scaled = scores * torch.tensor([0.1, 1, 2, 5, 9])[:, None]
-    assert_close(sequence_balance_loss(scaled, 2), sequence_balance_loss(scores, 2))
+def test_even_routing_gives_1_and_one_busy_expert_the_number_of_experts(top_k):
+    even = torch.stack([torch.linspace(0.2, 0.9, 4).roll(shift) for shift in range(4)])[None]
+    assert_close(sequence_balance_loss(even, top_k), torch.tensor(1.0))
+    one = torch.tensor([[[1.0, 1e-6, 1e-6, 1e-6]] * 5])
+    assert_close(sequence_balance_loss(one, top_k), torch.tensor(4.0 / top_k), rtol=1e-4, atol=0)
 
 
 def by_the_equations(scores_BTE, top_k):
@@ -112,13 +77,6 @@ def test_sequence_loss_and_its_gradient_equal_the_equations(B, T, E, data):
     ours, expected = sequence_balance_loss(scores, top_k), by_the_equations(scores, top_k)
     assert_close(ours, expected)
     assert_close(*(torch.autograd.grad(loss, scores)[0] for loss in (ours, expected)))
-
-
-def test_following_the_gradient_evens_out_the_affinities():
-    logits = torch.tensor([[[2.0, 0.0, 0.0]] * 4], requires_grad=True)
-    sequence_balance_loss(logits.sigmoid(), top_k=1).backward()
-    assert (logits.grad[..., 0] > 0).all()
-    assert (logits.grad[..., 1:] < 0).all()
 
 
 @pytest.mark.parametrize(

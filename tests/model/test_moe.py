@@ -1,11 +1,12 @@
-"""Gate and experts against plain Python loops over tokens, groups and experts."""
+"""The gate and the three stages after it against plain Python loops over tokens, groups and experts."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from configurations import examples, float64, mixtures, randomize
+from configurations import Float64, examples, mixtures, randomize
 from hf_oracle import closest_call
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 
 from minids.model.balance import sequence_balance_loss
 from minids.model.config import ModelConfig
-from minids.model.moe import ROW_MULTIPLE, Experts, Gate, MoE, fill_up
+from minids.model.moe import Experts, Gate, MoE, combine, dispatch
 
 CONFIG = ModelConfig(
     vocab_size=10, hidden_size=6, num_hidden_layers=1, intermediate_size=8, num_attention_heads=1,
@@ -85,24 +86,24 @@ def mixture_by_hand(moe: MoE, x: Tensor) -> Tensor:
 @given(mixtures(), st.integers(1, 12), st.floats(-3, 1), seeds)
 def test_choices_weights_output_and_gradients_equal_a_loop_for_any_shape(entries, tokens, highest_bias, seed):
     torch.manual_seed(seed)
-    with float64():
-        moe = make(MoE, replace(CONFIG, **entries), seed).double()
-        if moe.gate.expert_bias is not None:
-            moe.gate.expert_bias.uniform_(highest_bias - 1, highest_bias)  # s + b of any sign
-        x = torch.randn(1, tokens, CONFIG.hidden_size, dtype=torch.float64, requires_grad=True)
-        weights, chosen, scores = moe.gate(x[0])
-        assume(closest_call(moe.gate, scores) > 1e-6)  # ties may fall either way
-        by_hand = [gate_by_hand(moe.gate, token) for token in x[0]]
-        assert [sorted(row) for row in chosen.tolist()] == [sorted(row) for row in by_hand]
-        for row, experts, expected in zip(weights, chosen.tolist(), by_hand, strict=True):
-            assert_close(row, torch.stack([expected[e] for e in experts]))
-        out, expected = moe(x)[0][0], torch.stack([mixture_by_hand(moe, token) for token in x[0]])
-        assert_close(out, expected)
-        direction, inputs = torch.randn_like(out), [x, *moe.parameters()]
-        ours, theirs = (torch.autograd.grad((y * direction).sum(), inputs) for y in (out, expected))
-        assert_close(ours, theirs)
+    moe = make(MoE, replace(CONFIG, **entries), seed).double()
+    if moe.gate.expert_bias is not None:
+        moe.gate.expert_bias.uniform_(highest_bias - 1, highest_bias)  # s + b of any sign
+    x = torch.randn(1, tokens, CONFIG.hidden_size, dtype=torch.float64, requires_grad=True)
+    with Float64():
+        (weights, chosen, scores), out = moe.gate(x[0]), moe(x)[0][0]
+    assume(closest_call(moe.gate, scores) > 1e-6)  # ties may fall either way
+    by_hand = [gate_by_hand(moe.gate, token) for token in x[0]]
+    assert [sorted(row) for row in chosen.tolist()] == [sorted(row) for row in by_hand]
+    for row, experts, expected in zip(weights, chosen.tolist(), by_hand, strict=True):
+        assert_close(row, torch.stack([expected[e] for e in experts]))
+    expected = torch.stack([mixture_by_hand(moe, token) for token in x[0]])
+    direction, inputs = torch.randn_like(out), [x, *moe.parameters()]
+    ours, theirs = ([y, *torch.autograd.grad((y * direction).sum(), inputs)] for y in (out, expected))
+    assert_close(ours, theirs)
 
 
+@pytest.mark.kills("the bias weighs")
 def test_bias_chooses_but_never_weighs():
     gate = gate_with([0.8, 0.6, 0.4, 0.2])
     gate.expert_bias.copy_(torch.tensor([-5.0, 0.0, 0.0, 3.0]))
@@ -110,6 +111,7 @@ def test_bias_chooses_but_never_weighs():
     assert dict(zip(experts[0].tolist(), weights[0].tolist(), strict=True)) == pytest.approx({3: 0.25, 1: 0.75})
 
 
+@pytest.mark.kills("masked groups score zero")
 def test_a_masked_group_loses_even_when_every_biased_score_is_negative():
     gate = gate_with([0.9, 0.8, 0.3, 0.2, 0.3, 0.2], n_group=3, topk_group=1)
     gate.expert_bias.fill_(-2.0)
@@ -117,51 +119,11 @@ def test_a_masked_group_loses_even_when_every_biased_score_is_negative():
     assert sorted(experts[0].tolist()) == [0, 1]
 
 
-def test_v3_scores_a_group_by_its_two_best_experts_and_v2_by_its_best():
-    scores = dict(scores=[0.9, 0.1, 0.1, 0.6, 0.7, 0.2], n_group=2, topk_group=1)
-    _, of_v3, _ = gate_with(**scores, topk_method="noaux_tc")(torch.ones(1, 1))
-    _, of_v2, _ = gate_with(**scores, topk_method="group_limited_greedy")(torch.ones(1, 1))
-    assert sorted(of_v3[0].tolist()) == [3, 4]
-    assert 0 in of_v2[0].tolist()
-
-
-def test_the_bias_takes_part_in_choosing_the_group():
-    gate = gate_with([0.9, 0.8, 0.5, 0.5], n_group=2, topk_group=1)
-    gate.expert_bias.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))
-    _, experts, _ = gate(torch.ones(1, 1))
-    assert sorted(experts[0].tolist()) == [2, 3]
-
-
-def test_a_token_stays_within_its_groups():
-    gate = make(Gate, GROUPS)
-    _, experts, _ = gate(torch.randn(200, 6))
-    assert all(len({e // 2 for e in row}) <= 2 for row in experts.tolist())
-    assert all(len(set(row)) == 2 for row in experts.tolist())
-
-
+@pytest.mark.kills("no scaling factor", factor=2.5)
 @pytest.mark.parametrize("factor", [1.0, 2.5, 16.0])
 def test_normalised_weights_sum_to_the_scaling_factor(factor):
     weights, _, _ = make(Gate, replace(CONFIG, routed_scaling_factor=factor))(torch.randn(20, 6))
     assert_close(weights.sum(dim=1), torch.full((20,), factor))
-
-
-def test_softmax_gates_of_v2_are_scaled_but_not_normalised():
-    config = replace(
-        CONFIG, scoring_func="softmax", topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=16.0
-    )
-    gate, x = make(Gate, config), torch.randn(20, 6)
-    weights, _, _ = gate(x)
-    assert gate.expert_bias is None
-    assert_close(weights, 16 * (x @ gate.weight.T).softmax(dim=1).topk(2).values)
-    assert (weights.sum(dim=1) < 16).all()
-
-
-def test_no_gradient_sees_the_bias():
-    gate, x = make(Gate, CONFIG), torch.randn(20, 6)
-    gate(x)[0].square().sum().backward()
-    assert gate.weight.grad.any()
-    assert not gate.expert_bias.requires_grad
-    assert [name for name, _ in gate.named_parameters()] == ["weight"]
 
 
 def test_routing_is_decided_in_float32_under_autocast():
@@ -174,6 +136,7 @@ def test_routing_is_decided_in_float32_under_autocast():
     assert torch.equal(scores, expected[2])
 
 
+@pytest.mark.kills("evaluation counts")
 def test_load_is_counted_in_training_mode_only_and_adds_up():
     gate = make(Gate, CONFIG)
     gate(torch.randn(50, 6))
@@ -185,103 +148,94 @@ def test_load_is_counted_in_training_mode_only_and_adds_up():
     assert gate.load.sum() == 50 * 2
 
 
-def test_counting_and_bias_take_no_part_in_the_weights():
-    gate, x = make(Gate, CONFIG), torch.randn(30, 6)
-    evaluated, trained = gate(x), gate.train()(x)
-    assert all(torch.equal(a, b) for a, b in zip(evaluated, trained, strict=True))
+def test_the_bias_is_stored_and_not_trained_and_the_load_neither():
+    gate = Gate(CONFIG)
+    assert [name for name, _ in gate.named_parameters()] == ["weight"]
+    assert gate.state_dict().keys() == {"weight", "expert_bias"}
+    assert gate.expert_bias.dtype == torch.float32
 
 
-def test_the_load_is_not_stored_and_the_bias_is():
-    assert make(Gate, CONFIG).state_dict().keys() == {"weight", "expert_bias"}
-    assert Gate(CONFIG).expert_bias.dtype == torch.float32
+@st.composite
+def choices(draw) -> tuple[Tensor, int]:
+    """Which experts (N, K) some tokens use, and how many experts there are. Of K busy ones, every token uses all."""
+    E = draw(st.integers(1, 6))
+    busy = draw(st.integers(1, E))
+    N, K = draw(st.integers(1, 40)), draw(st.integers(1, busy))
+    torch.manual_seed(draw(seeds))
+    return torch.randperm(E)[:busy][torch.rand(N, busy).argsort(dim=1)[:, :K]], E
 
 
-def experts_by_hand(experts: Experts, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor) -> Tensor:
-    rows = []
-    for x, weights, chosen in zip(x_ND, weights_NK, experts_NK.tolist(), strict=True):
-        outs = [swiglu_by_hand(x, *experts.gate_up_proj[e].chunk(2), experts.down_proj[e]) for e in chosen]
-        rows.append(sum(weight * out for weight, out in zip(weights, outs, strict=True)))
-    return torch.stack(rows)
+row_multiples = st.integers(1, 6).map(lambda multiple: ("minids.model.moe.ROW_MULTIPLE", multiple))
+dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 
 
-def assert_experts_equal_the_loop(config: ModelConfig, experts_NK: Tensor) -> None:
-    experts, tokens = make(Experts, config), len(experts_NK)
-    x = torch.randn(tokens, config.hidden_size, requires_grad=True)
+@examples(80)
+@given(choices(), dtypes, row_multiples)
+def test_dispatch_makes_a_row_of_every_choice_sorted_by_expert(choices, dtype, row_multiple):
+    """Many rows in bfloat16 are filled up to a multiple, by rows of token 0 and weight 0."""
+    (experts_NK, E), multiple = choices, row_multiple[1]
+    x, weights = torch.randn(len(experts_NK), 3), torch.rand(experts_NK.shape) + 1
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        patch.setattr(*row_multiple)
+        rows = dispatch(x, weights, experts_NK, E)
+    assert torch.equal(rows.x_RD, x[rows.token_R].to(dtype))
+    counts = rows.counts_E.tolist()
+    fill = dtype == torch.bfloat16 and experts_NK.numel() >= multiple * E
+    for e, tokens, of_expert in zip(range(E), rows.token_R.split(counts), rows.weight_R.split(counts), strict=True):
+        expected = [(t, weights[t, k].item()) for t, k in (experts_NK == e).nonzero().tolist()]
+        expected += [(0, 0.0)] * (-len(expected) % multiple if fill else 0)
+        assert sorted(zip(tokens.tolist(), of_expert.tolist(), strict=True)) == sorted(expected)
+
+
+@examples(80)
+@given(choices(), dtypes, row_multiples)
+def test_dispatch_experts_and_combine_and_their_gradients_equal_a_loop(choices, dtype, row_multiple):
+    experts_NK, E = choices
+    experts = make(Experts, replace(CONFIG, n_routed_experts=E, num_experts_per_tok=experts_NK.shape[1]))
+    x = torch.randn(len(experts_NK), CONFIG.hidden_size, requires_grad=True)
     weights = torch.rand(experts_NK.shape, requires_grad=True)
-    out, expected = experts(x, weights, experts_NK), experts_by_hand(experts, x, weights, experts_NK)
-    assert_close(out, expected, rtol=1e-4, atol=1e-5)
-    direction = torch.randn_like(out)
-    ours, theirs = (
-        torch.autograd.grad((y * direction).sum(), (x, weights, experts.gate_up_proj, experts.down_proj))
-        for y in (out, expected)
-    )
-    assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    idle = [e for e in range(config.n_routed_experts) if e not in experts_NK.flatten().tolist()]
-    assert not ours[2][idle].any()
-
-
-@examples(20)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), seeds)
-def test_experts_and_their_gradients_equal_a_loop(experts, busy, chosen, tokens, seed):
-    """All tokens meet in the `busy` experts, the others get none; a single token and a single expert are among them."""
-    torch.manual_seed(seed)
-    busy = torch.randperm(experts)[:busy]
-    experts_NK = torch.stack([busy[torch.randperm(len(busy))][:chosen] for _ in range(tokens)])
-    assert_experts_equal_the_loop(
-        replace(CONFIG, n_routed_experts=experts, num_experts_per_tok=experts_NK.shape[1]), experts_NK
-    )
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 33, 100])
-@pytest.mark.parametrize("expert", [0, 3, 7])
-def test_experts_equal_a_loop_when_all_tokens_choose_the_same(tokens, expert):
-    experts_NK = torch.tensor([[expert, (expert + 4) % 8]]).repeat(tokens, 1)
-    assert_experts_equal_the_loop(CONFIG, experts_NK)
-
-
-@pytest.mark.parametrize("tokens", [50, 400])
-def test_experts_under_autocast_stay_near_the_loop(tokens):
-    """With few rows as they are, and with many filled up."""
-    assert (2 * tokens >= ROW_MULTIPLE * 8) == (tokens == 400)
-    experts, x = make(Experts, CONFIG), torch.randn(tokens, 6, requires_grad=True)
-    weights = torch.rand(tokens, 2, requires_grad=True)
-    experts_NK = torch.stack([torch.randperm(8)[:2] for _ in range(tokens)])
-    with torch.autocast("cpu", torch.bfloat16):
-        out = experts(x, weights, experts_NK)
-    expected = experts_by_hand(experts, x, weights, experts_NK)
-    assert_close(out.float(), expected, rtol=0.05, atol=0.02)
-    inputs = (x, weights, *experts.parameters())
-    for ours, theirs in zip(*(torch.autograd.grad(y.float().sum(), inputs) for y in (out, expected)), strict=True):
-        assert (ours - theirs).norm() < 0.02 * theirs.norm()
-
-
-@examples(40)
-@given(st.lists(st.integers(0, 3 * ROW_MULTIPLE), min_size=1, max_size=5), seeds)
-def test_filling_up_adds_rows_of_weight_0_and_moves_the_others_together(counts, seed):
-    torch.manual_seed(seed)
-    token, weight = torch.arange(1, sum(counts) + 1), torch.rand(sum(counts)) + 1
-    filled_token, filled_weight, filled = fill_up(token, weight, torch.tensor(counts))
-    assert filled.tolist() == [-(-count // ROW_MULTIPLE) * ROW_MULTIPLE for count in counts]
-    assert len(filled_token) == len(filled_weight) == filled.sum()
-    groups = zip(token.split(counts), weight.split(counts), filled_token.split(filled.tolist()), strict=True)
-    for (tokens, weights, filled_tokens), filled_weights in zip(
-        groups, filled_weight.split(filled.tolist()), strict=True
-    ):
-        assert torch.equal(filled_tokens[: len(tokens)], tokens)
-        assert torch.equal(filled_weights[: len(tokens)], weights)
-        assert not filled_tokens[len(tokens) :].any()
-        assert not filled_weights[len(tokens) :].any()
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        patch.setattr(*row_multiple)
+        rows = dispatch(x, weights, experts_NK, E)
+        out = combine(experts(rows.x_RD, rows.weight_R, rows.counts_E), rows, len(x)).float()
+    by_hand = [
+        sum(w * swiglu_by_hand(u, *experts.gate_up_proj[e].chunk(2), experts.down_proj[e]) for w, e in pairs)
+        for u, pairs in zip(x, map(zip, weights, experts_NK), strict=True)
+    ]
+    direction, inputs = torch.randn_like(out), (x, weights, *experts.parameters())
+    ours, theirs = ([y, *torch.autograd.grad((y * direction).sum(), inputs)] for y in (out, torch.stack(by_hand)))
+    if dtype == torch.float32:
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    else:
+        assert all((a - b).norm() <= 0.03 * b.norm() for a, b in zip(ours, theirs, strict=True))
 
 
 def test_no_tokens_give_no_rows():
-    out = make(Experts, CONFIG)(torch.zeros(0, 6), torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.long))
-    assert out.shape == (0, 6)
+    assert make(MoE, CONFIG)(torch.zeros(2, 0, 6))[0].shape == (2, 0, 6)
 
 
-def test_one_token_never_depends_on_the_others():
-    moe, x = make(MoE, replace(GROUPS, n_shared_experts=1)), torch.randn(3, 40, 6)
-    alone = torch.cat([moe(x[:, t : t + 1])[0] for t in range(40)], dim=1)
-    assert_close(moe(x)[0], alone, rtol=1e-4, atol=1e-5)
+def test_another_pair_of_dispatch_and_combine_that_fit_each_other_changes_nothing():
+    """As between machines: rows come in another order within an expert, and combine knows where they belong."""
+    moe, x = make(MoE, replace(GROUPS, n_shared_experts=1)), torch.randn(2, 30, 6, requires_grad=True)
+
+    def output_and_gradients() -> list[Tensor]:
+        out, _ = moe(x)
+        direction = torch.linspace(-1, 1, out.numel()).view_as(out)
+        return [out, *torch.autograd.grad((out * direction).sum(), [x, *moe.parameters()])]
+
+    def shuffle(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> SimpleNamespace:
+        rows = dispatch(x_ND, weights_NK, experts_NK, n_experts)
+        expert_R = torch.arange(n_experts).repeat_interleave(rows.counts_E)
+        order = (expert_R + torch.rand(len(expert_R))).argsort()
+        shuffled = dict(x_RD=rows.x_RD[order], weight_R=rows.weight_R[order], counts_E=rows.counts_E)
+        return SimpleNamespace(**shuffled, order=order, rows=rows)
+
+    def restore(outs_RD: Tensor, shuffled: SimpleNamespace, n_tokens: int) -> Tensor:
+        return combine(outs_RD[shuffled.order.argsort()], shuffled.rows, n_tokens)
+
+    expected = output_and_gradients()
+    moe.dispatch, moe.combine = shuffle, restore
+    assert_close(output_and_gradients(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_balance_loss_of_a_mixture_is_that_of_its_sequences_in_training_only():

@@ -1,18 +1,15 @@
-"""Multi-token prediction against the report's indices, written out in loops, and transformers' MtpModel."""
+"""Multi-token prediction against the report's equations, written out in loops (transformers': test_parity.py)."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from configurations import random_model, random_tokens
-from hf_oracle import hf_mtp_name, hf_twin
 from torch.testing import assert_close
-from transformers.modeling_layers import MtpModel
 
 from minids import DeepSeek, ModelConfig
 
 TINY = replace(ModelConfig.preset("tiny"), num_hidden_layers=2)
-depths = pytest.mark.parametrize("depth", [1, 2, 3])
 
 
 def model_of_depth(depth: int) -> DeepSeek:
@@ -39,7 +36,9 @@ def loss_by_the_equations(model: DeepSeek, row: list[int]) -> float:
     return sum(of_depths) / len(of_depths)
 
 
-@depths
+@pytest.mark.kills("MTP predicts what it was told", depth=1)
+@pytest.mark.kills("MTP skips its block", depth=1)
+@pytest.mark.parametrize("depth", [1, 2, 3])
 def test_the_loss_is_that_of_the_equations(depth):
     model = model_of_depth(depth)
     tokens = random_tokens(TINY, batch_size=3, length=9)
@@ -47,39 +46,7 @@ def test_the_loss_is_that_of_the_equations(depth):
     assert model.loss(tokens).mtp.item() == pytest.approx(expected, rel=1e-4)
 
 
-@depths
-def test_depth_k_at_position_i_has_seen_tokens_up_to_i_plus_k(depth):
-    model, tokens = model_of_depth(depth), random_tokens(TINY, batch_size=1, length=7)
-
-    def states(tokens):
-        return [h for h, _ in model.mtp_hidden_states(tokens, model.hidden_states(tokens)[0])]
-
-    with torch.no_grad():
-        before = states(tokens)
-        for j in range(7):
-            other = tokens.clone()
-            other[0, j] = (other[0, j] + 1) % TINY.vocab_size
-            for k, (old, new) in enumerate(zip(before, states(other), strict=True), start=1):
-                assert old.shape == (1, 7 - k, 64)
-                changed = (old - new).abs().amax(dim=(0, 2)) > 1e-5
-                assert changed.tolist() == [i + k >= j for i in range(7 - k)]
-
-
-def test_a_model_of_depth_1_can_learn_to_read_off_the_token_after_the_next():
-    """In 0 1 2 0 1 2 ... the answer at position i is token i + 2; a wrong shift would learn another one."""
-    config = replace(TINY, vocab_size=3, n_routed_experts=None)
-    torch.manual_seed(0)
-    model = DeepSeek(config)
-    tokens = torch.arange(24).remainder(3)[None]
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model.loss(tokens, mtp_weight=1.0).total.backward()
-        optimizer.step()
-    [(hidden, _)] = model.mtp_hidden_states(tokens, model.hidden_states(tokens)[0])
-    assert torch.equal(model.lm_head(hidden).argmax(dim=-1)[:, :-1], tokens[:, 2:])
-
-
+@pytest.mark.kills("MTP joins as the report prints it")
 def test_the_projection_takes_the_embedding_first_and_the_hidden_state_second():
     module, seen = model_of_depth(1).mtp[0], []
     module.block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -93,43 +60,12 @@ def test_the_projection_takes_the_embedding_first_and_the_hidden_state_second():
         assert_close(seen, [module.enorm(embedding), module.hnorm(hidden)])
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("q_lora_rank", [None, 16])
-@torch.no_grad()
-def test_equals_transformers(depth, q_lora_rank):
-    config = replace(TINY, num_nextn_predict_layers=depth, q_lora_rank=q_lora_rank, rms_norm_eps=1e-3)
-    model = random_model(config)
-    main = hf_twin(model)
-    theirs = MtpModel(main, depth).eval()
-    state = {hf_mtp_name(name): tensor for name, tensor in model.mtp.state_dict().items()}
-    assert theirs.load_state_dict(state, strict=False).unexpected_keys == []
-    missing = set(theirs.state_dict()) - set(state)
-    assert missing == {"embed_tokens.weight", "shared_head.weight"}
-
-    tokens = random_tokens(config, batch_size=2, length=12)
-    hidden = main.model(tokens).last_hidden_state
-    ours = model.mtp_hidden_states(tokens, model.hidden_states(tokens)[0])
-    for k, (our_hidden, _) in enumerate(ours, start=1):
-        positions = torch.arange(k, 12)[None]
-        hidden = theirs.forward_layer(k - 1, hidden[:, :-1], positions, None, input_ids=tokens[:, k:])
-        assert_close(our_hidden, hidden, rtol=1e-4, atol=1e-4)
-        assert_close(model.lm_head(our_hidden), theirs.shared_head(hidden), rtol=1e-4, atol=1e-4)
-
-
-def test_the_modules_share_embedding_and_head_with_the_main_model():
+def test_the_modules_share_embedding_and_head_with_the_main_model_and_their_loss_trains_all_of_it():
     model = model_of_depth(1)
     assert not [name for name, _ in model.mtp.named_parameters() if "embed" in name or "head" in name]
-    tokens = random_tokens(TINY, 2, 9)
-    model.loss(tokens).mtp.backward()
-    assert model.lm_head.weight.grad.any()
-    assert model.embed_tokens.weight.grad.any()
-
-
-def test_the_loss_of_the_modules_trains_the_main_model_too():
-    model = model_of_depth(1)
     model.loss(random_tokens(TINY, 2, 9)).mtp.backward()
-    assert all(parameter.grad is not None for parameter in model.layers[0].parameters())
-    assert model.layers[0].self_attn.o_proj.weight.grad.any()
+    trained = [model.embed_tokens, model.layers[0].self_attn.o_proj, model.norm, model.lm_head, model.mtp[0].eh_proj]
+    assert all(module.weight.grad.any() for module in trained)
 
 
 @torch.no_grad()

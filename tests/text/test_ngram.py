@@ -16,11 +16,9 @@ streams = st.lists(st.sampled_from([0, 97, 98, 255, END]), max_size=40)
 def probability(train: list[int], context: list[int], symbol: int) -> float:
     """P(symbol | context), from the uniform distribution up to the 5-gram."""
     p = 1 / 257
-    for n in range(1, 6):
-        if n - 1 > len(context):
-            break
-        history = context[len(context) - (n - 1) :]
-        followers = [train[i + n - 1] for i in range(len(train) - n + 1) if train[i : i + n - 1] == history]
+    for n in range(min(5, len(context) + 1)):
+        history = context[len(context) - n :]
+        followers = [train[i + n] for i in range(len(train) - n) if train[i : i + n] == history]
         if followers:
             kinds = len(set(followers))
             p = (followers.count(symbol) + kinds * p) / (len(followers) + kinds)
@@ -37,16 +35,12 @@ def test_bits_equal_a_brute_force_count(train, text):
     np.testing.assert_allclose(ByteNGram(np.array(train)).bits(np.array(text)), expected, rtol=1e-12)
 
 
-@examples(40)
+@examples(20)
 @given(st.lists(st.sampled_from([0, 97, 98, END]), min_size=1, max_size=40), st.lists(st.integers(0, 256), max_size=6))
 def test_the_probabilities_of_all_257_symbols_sum_to_1(train, context):
     ngram = ByteNGram(np.array(train))
     last = [ngram.bits(np.array([*context, symbol]))[-1] for symbol in range(257)]
     assert np.exp2(-np.array(last)).sum() == pytest.approx(1, abs=1e-12)
-
-
-def test_untrained_it_is_uniform():
-    assert ByteNGram(np.array([], dtype=int)).bits(np.arange(3)) == pytest.approx(np.log2([257] * 3))
 
 
 def test_a_sequence_seen_once_by_hand():
@@ -55,25 +49,11 @@ def test_a_sequence_seen_once_by_hand():
     assert ByteNGram(np.array([97])).bits(np.array([97, 97])) == pytest.approx([-math.log2(p)] * 2)
 
 
-def test_no_symbol_looks_at_those_after_it():
-    ngram = ByteNGram(np.frombuffer(b"the cat sat on the mat, the cat sat", dtype=np.uint8))
-    text = np.frombuffer(b"the cat", dtype=np.uint8)
-    np.testing.assert_array_equal(ngram.bits(text)[:4], ngram.bits(text[:4]))
-
-
-def test_only_four_symbols_back_matter():
-    ngram = ByteNGram(np.frombuffer(b"abcdefgh" * 3 + b"xbcdefgz", dtype=np.uint8))
-    one, other = (ngram.bits(np.frombuffer(text, dtype=np.uint8)) for text in (b"abcdefg", b"xbcdefg"))
-    assert one[-1] == other[-1]
-    assert one[4] != other[4]
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
 def test_five_symbols_fit_into_one_number(dtype):
     """257^5 is about 2^40: in 32 bits, or in the symbols' own type, it would overflow."""
     context = [251, 252, 253, 254]
     train = [symbol for last in range(250) for symbol in (*context, last)]
-    ngram = ByteNGram(np.array(train, dtype=dtype))
     for last in (0, 100, 200, 249):
-        bits = ngram.bits(np.array([*context, last], dtype=dtype))
+        bits = ByteNGram(np.array(train, dtype=dtype)).bits(np.array([*context, last], dtype=dtype))
         assert bits[-1] == pytest.approx(-math.log2(probability(train, context, last)))

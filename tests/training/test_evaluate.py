@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from minids.inference.generate import generate
-from minids.text.data import arithmetic_documents, pack
+from minids.text.arithmetic import arithmetic_documents
+from minids.text.batches import pack
 from minids.text.tokenizer import Tokenizer
-from minids.training import evaluate
 from minids.training.evaluate import mtp_agreement, score_rows, solved_problems
 
 BYTES = torch.tensor([0, 1, 1, 2, 3, 5, 1, 4])
-ROWS = np.random.default_rng(0).integers(8, size=(35, 7))
+ROWS = np.random.default_rng(0).integers(8, size=(35, 7))  # three batches
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +37,13 @@ def tokenizer():
 # Bits per byte
 
 
-def test_uniform_logits_need_log2_of_the_vocabulary_per_token():
+def test_uniform_logits_need_log2_of_the_vocabulary_per_token_and_end_of_text_costs_nothing():
     model = small_model(vocab_size=8)
     nn.init.zeros_(model.lm_head.weight)
-    bits, text_bytes = score_rows(model, np.array([[3, 1, 2, 5], [4, 7, 6, 3]]), BYTES)
-    assert bits == pytest.approx(6 * math.log2(8))
-    assert text_bytes == 1 + 1 + 5 + 4 + 1 + 2
+    bits, text_bytes = score_rows(model, np.array([[3, 1, 2, 5, 7], [0, 0, 3, 0, 5]]), BYTES)
+    assert bits == pytest.approx((4 + 2) * math.log2(8))
+    assert text_bytes == (1 + 1 + 5 + 4) + (2 + 5)
     assert type(text_bytes) is int
-
-
-def test_end_of_text_costs_neither_bits_nor_bytes():
-    model = small_model(vocab_size=8)
-    nn.init.zeros_(model.lm_head.weight)
-    bits, text_bytes = score_rows(model, np.array([[0, 0, 3, 0, 5]]), BYTES)
-    assert bits == pytest.approx(2 * 3)
-    assert text_bytes == 2 + 5
 
 
 @pytest.mark.parametrize("context", [1, 3, 6])
@@ -69,13 +61,10 @@ def test_bits_equal_a_loop_over_single_predictions(model, context):
     assert text_bytes == BYTES[ROWS[:5, context:]].sum()
 
 
-@pytest.mark.parametrize("measure", [lambda m, r: score_rows(m, r, BYTES), mtp_agreement])
-def test_the_batch_size_does_not_matter(model, monkeypatch, measure):
-    results = []
-    for size in (1, 3, 16, 100):
-        monkeypatch.setattr(evaluate, "BATCH", size)
-        results.append(measure(model, ROWS))
-    assert all(result == pytest.approx(results[0], rel=1e-5) for result in results)
+def test_rows_in_batches_score_what_they_score_one_by_one(model):
+    single = [score_rows(model, row[None], BYTES) for row in ROWS]
+    assert score_rows(model, ROWS, BYTES) == pytest.approx(tuple(map(sum, zip(*single, strict=True))), rel=1e-5)
+    assert mtp_agreement(model, ROWS) == pytest.approx(np.mean([mtp_agreement(model, row[None]) for row in ROWS]))
 
 
 class ByteModel(nn.Module):
@@ -106,6 +95,7 @@ class ByteModel(nn.Module):
 some_texts = st.lists(
     st.text(st.sampled_from("ab 1é深👩\n") | st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4
 )
+SIZES = (257, 262, 400)  # of the vocabulary: every character cut into bytes, some of them, hardly any
 
 
 @examples(25)
@@ -115,7 +105,7 @@ def test_bits_and_bytes_of_a_text_do_not_depend_on_the_tokenizer(texts, seed):
     frequencies = torch.rand(256, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     frequencies /= frequencies.sum()
     text_bytes = list("".join(texts).encode())
-    for vocab_size in (257, 262, 400):  # every character cut into bytes, some of them, hardly any
+    for vocab_size in SIZES:
         tokenizer = Tokenizer.train(texts, vocab_size)
         stream = tokenizer.encode_documents(texts)
         rows = pack(stream, len(stream) - 1)  # one row: nothing is scored twice
@@ -126,7 +116,7 @@ def test_bits_and_bytes_of_a_text_do_not_depend_on_the_tokenizer(texts, seed):
 
 
 @examples(25)
-@given(some_texts, st.integers(1, 9), st.sampled_from([257, 262, 400]))
+@given(some_texts, st.integers(1, 9), st.sampled_from(SIZES))
 def test_uniform_bytes_need_8_bits_each_under_any_tokenizer_and_in_rows_of_any_length(texts, length, vocab_size):
     tokenizer = Tokenizer.train(texts, vocab_size)
     stream = tokenizer.encode_documents(texts)
@@ -151,11 +141,10 @@ def test_evaluation_changes_neither_weights_nor_biases_nor_loads(measure):
 
 def test_agreement_equals_a_loop_over_every_position(model):
     """The module that has seen tokens 0 ... i+1 and the main head that has seen the same: both predict token i+2."""
-    rows = ROWS[:6]
     agree = []
     with torch.no_grad():
         model.eval()
-        for row in torch.from_numpy(rows):
+        for row in torch.from_numpy(ROWS[:6]):
             for seen in range(2, len(row) + 1):
                 tokens = row[None, :seen]
                 hidden, _ = model.hidden_states(tokens)
@@ -163,27 +152,19 @@ def test_agreement_equals_a_loop_over_every_position(model):
                 drafts, choice = model.lm_head(drafted[0, -1]).argmax(), model(tokens)[0, -1].argmax()
                 agree.append((drafts == choice).item())
     assert 0 < sum(agree) < len(agree)
-    assert mtp_agreement(model, rows) == pytest.approx(sum(agree) / len(agree))
+    assert mtp_agreement(model, ROWS[:6]) == pytest.approx(sum(agree) / len(agree))
 
 
-def test_a_model_without_mtp_has_no_agreement():
-    assert mtp_agreement(small_model(vocab_size=8, num_nextn_predict_layers=0), ROWS) is None
-
-
-def test_with_two_modules_the_first_counts():
+def test_of_several_modules_the_first_counts_and_without_one_there_is_no_agreement():
     two = small_model(vocab_size=8, initializer_range=0.3, num_nextn_predict_layers=2)
     one = small_model(vocab_size=8, initializer_range=0.3)
     one.load_state_dict({name: tensor for name, tensor in two.state_dict().items() if not name.startswith("mtp.1")})
     assert mtp_agreement(two, ROWS) == mtp_agreement(one, ROWS)
+    assert mtp_agreement(small_model(vocab_size=8, num_nextn_predict_layers=0), ROWS) is None
 
 
 # ---------------------------------------------------------------------------------------------------
 # Arithmetic
-
-
-def accuracy_of(model, tokenizer, documents) -> float:
-    solved = solved_problems(model, tokenizer, documents)
-    return sum(right for _, right in solved) / len(solved)
 
 
 class Calculator(nn.Module):
@@ -216,6 +197,18 @@ class Calculator(nn.Module):
         return self.tokenizer.encode(character)[0]
 
 
+def answered(model, tokenizer: Tokenizer, documents: list[str]) -> list[tuple[str, bool]]:
+    """Every problem, and whether greedy decoding writes its answer and the line break after the text above it."""
+    out = []
+    for text in documents:
+        for equals in re.finditer("=", text):
+            wanted = tokenizer.encode(text[equals.end() : text.index("\n", equals.end()) + 1])
+            prompt = [tokenizer.end_of_text, *tokenizer.encode(text[: equals.end()])]
+            written = generate(model, prompt, len(wanted)).new_tokens.tolist()
+            out.append((text[: equals.start()].rpartition("\n")[2], written == wanted))
+    return out
+
+
 SPOIL = [
     lambda answer: answer,
     lambda answer: "7" + answer[1:] if answer[0] != "7" else "8" + answer[1:],  # the first digit
@@ -226,67 +219,27 @@ SPOIL = [
 ]
 
 
-def turned_round(problem: str) -> str:
-    a, operator, b = re.split(r"(\D)", problem)
-    return b + operator + a
-
-
-def test_accuracy_is_what_greedy_generation_gets_right_problem_by_problem(tokenizer):
+def test_a_problem_is_solved_where_greedy_decoding_writes_its_answer(tokenizer):
+    """All that are not written above, as they are or turned round."""
     documents = [text[: text.index("\n", 3 * i) + 1] for i, text in enumerate(arithmetic_documents("validation", 18))]
-    lines = [line for text in documents for line in text.splitlines()]
-    answers = dict(line.split("=") for line in lines)
+    answers = dict(line.split("=") for text in documents for line in text.splitlines())
     spoiled = {problem: SPOIL[i % 6](answer) for i, (problem, answer) in enumerate(answers.items())}
     model = Calculator(tokenizer, spoiled)
-    right = []
+    all_answered = answered(model, tokenizer, documents)
+    assert [right for _, right in all_answered] == [spoiled[problem] == answers[problem] for problem, _ in all_answered]
+    expected = []
     for text in documents:
-        for i, character in enumerate(text):
-            if character == "=":
-                wanted = tokenizer.encode(text[i + 1 : text.index("\n", i) + 1])
-                out = generate(model, [tokenizer.end_of_text, *tokenizer.encode(text[: i + 1])], len(wanted))
-                right.append(out.new_tokens.tolist() == wanted)
-    assert sum(right) == sum(spoiled[line.split("=")[0]] == line.split("=")[1] for line in lines)
-    assert 0 < sum(right) < len(right)
-    problems = [line.split("=")[0] for line in lines]
-    above = [text.splitlines()[:i] for text in documents for i in range(text.count("\n"))]
-    counted = [
-        pair
-        for pair, lines_above in zip(zip(problems, right, strict=True), above, strict=True)
-        if not {pair[0], turned_round(pair[0])} & {line.split("=")[0] for line in lines_above}
-    ]
-    assert solved_problems(model, tokenizer, documents) == counted
-    assert accuracy_of(model, tokenizer, documents) == pytest.approx(sum(r for _, r in counted) / len(counted))
+        above = []
+        for _ in text.splitlines():
+            problem, right = all_answered.pop(0)
+            a, operator, b = re.split(r"(\D)", problem)
+            expected += [(problem, right)] if not {problem, b + operator + a} & set(above) else []
+            above.append(problem)
+    assert solved_problems(model, tokenizer, documents) == expected
+    assert {right for _, right in expected} == {True, False}
 
 
 def test_a_problem_that_could_be_copied_from_above_is_left_out(tokenizer):
     documents = ["1+2=3\n2+1=3\n2-1=1\n1+2=3\n12*3=36\n3*12=36\n", "1+2=3\n"]
     solved = solved_problems(Calculator(tokenizer, {}), tokenizer, documents)
     assert [problem for problem, _ in solved] == ["1+2", "2-1", "12*3", "1+2"]
-
-
-@pytest.mark.parametrize(("spoil", "accuracy"), [(SPOIL[0], 1), *((spoil, 0) for spoil in SPOIL[1:5])])
-def test_one_wrong_token_anywhere_makes_an_answer_wrong(tokenizer, spoil, accuracy):
-    documents = ["12+7=19\n30-18=12\n", "127*3=381\n"]
-    answers = {"12+7": "19", "30-18": "12", "127*3": "381"}
-    model = Calculator(tokenizer, {problem: spoil(answer) for problem, answer in answers.items()})
-    assert accuracy_of(model, tokenizer, documents) == accuracy
-
-
-def test_a_real_model_is_right_exactly_where_it_writes_the_answer(tokenizer):
-    """Taught one document by heart, it knows the answers there and few of the others."""
-    documents = arithmetic_documents("train", 3)
-    model = small_model(n_routed_experts=None, num_nextn_predict_layers=0)
-    rows = [[0, *tokenizer.encode(text)] for text in documents]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(40):
-        model.loss(torch.tensor(rows[:1])).total.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    right = []
-    for row in rows:
-        begins = [i for i, token in enumerate(row) if token == tokenizer.encode("=")[0]]
-        for begin in begins:
-            end = row.index(tokenizer.encode("\n")[0], begin)
-            out = generate(model, row[: begin + 1], end - begin)
-            right.append(out.new_tokens.tolist() == row[begin + 1 : end + 1])
-    assert 0 < sum(right) < len(right)
-    assert accuracy_of(model, tokenizer, documents) == pytest.approx(sum(right) / len(right))

@@ -12,14 +12,17 @@ from minids.book.bench import decoding, experts, growth, training
 from minids.book.bench.measure import CPU_TIMES
 from minids.book.bench.peak import report_growth
 from minids.book.bench.table import table
-from minids.device import keep_freed_memory
+from minids.device import best_dtype, cpu_name, keep_freed_memory
 from minids.files import write_atomically
-from minids.training.report import cpu_name
-from minids.training.trainer import best_dtype
 
 TARGET = Path(__file__).parents[3] / "figures" / "data" / "bench.json"
 PARTS = ("training", "decoding", "experts", "growth")
 CELLS = [(1, 512), (1, 2048), (8, 512), (8, 2048)]  # batch, context
+# What `peak_of` asks for: the step that a process of its own makes from the command line's words.
+PEAK_STEPS = {
+    "training": lambda side, name, *setting: training.make_step(side, name, setting),
+    "growth": lambda curve, value: growth.CURVES[curve].step(int(value)),
+}
 
 
 def main(quick: bool, parts: list[str]) -> None:
@@ -77,6 +80,6 @@ if __name__ == "__main__":
         import transformers  # noqa: F401  (whoever is measured, it has been imported)
 
         what, *rest = arguments.peak
-        report_growth(lambda: {"training": training, "growth": growth}[what].take_steps(*rest))
+        report_growth(lambda: PEAK_STEPS[what](*rest))
     else:
         main(arguments.quick, arguments.only or [part for part in PARTS if part != "growth" or not arguments.quick])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minids.book.bench.measure import alternate, ratio, summary
 from minids.model.config import ModelConfig
-from minids.model.moe import Experts
+from minids.model.moe import Experts, combine, dispatch
 
 TOKENS, HIDDEN, WIDTH, CHOSEN = 4096, 256, 64, 8
 GEMM = "one matrix product"
@@ -70,7 +70,9 @@ class Layer:
     def __call__(self) -> None:
         weights_NK, experts_NK = self.routings[self.calls % len(self.routings)]
         self.calls += 1
-        self.experts(self.x, weights_NK.detach().requires_grad_(), experts_NK).backward(self.dy)
+        rows = dispatch(self.x, weights_NK.detach().requires_grad_(), experts_NK, len(self.experts.down_proj))
+        outs_RD = self.experts(rows.x_RD, rows.weight_R, rows.counts_E)
+        combine(outs_RD, rows, TOKENS).backward(self.dy)
         self.x.grad = self.experts.gate_up_proj.grad = self.experts.down_proj.grad = None
 
     def imbalance(self) -> float:

@@ -22,9 +22,11 @@ from minids.book.bench.decoding import OurStep
 from minids.book.bench.measure import alternate, summary
 from minids.book.bench.peak import peak_of
 from minids.book.bench.peer import CONFIGS, LENGTH, make_ours, training_of_ours
-from minids.cost import accounting
+from minids.cost.cache import kv_cache_bytes
+from minids.cost.flops import decoding_flops_per_token, training_flops_per_token
+from minids.cost.parameters import count_parameters
+from minids.device import best_dtype
 from minids.model.config import ModelConfig
-from minids.training.trainer import best_dtype
 
 BASE = CONFIGS["64 experts"]
 ROWS = 8  # of a training step, and of a decoding step
@@ -52,8 +54,8 @@ class Curve:
     def operations(self, value: int) -> float:
         """Return the multiplications and additions of one step."""
         if self.decodes:
-            return ROWS * accounting.decoding_flops_per_token(self.config(value), value)
-        return self.rows(value) * LENGTH * accounting.training_flops_per_token(self.config(value), LENGTH)
+            return ROWS * decoding_flops_per_token(self.config(value), value)
+        return self.rows(value) * LENGTH * training_flops_per_token(self.config(value), LENGTH)
 
     def step(self, value: int) -> Callable[[], object]:
         """Return the step to be timed."""
@@ -108,19 +110,12 @@ def _memory(curve: Curve, value: int) -> int:
 def _predicted_memory(curve: Curve, value: int, at_anchor: int) -> float:
     """16 bytes per weight, and the rest of the anchor's bytes in proportion to tokens and layers."""
     if curve.decodes:
-        return ROWS * value * accounting.kv_cache_bytes(curve.config(value), bytes_per_element=4)
+        return ROWS * value * kv_cache_bytes(curve.config(value), bytes_per_element=4)
 
     def state(v: int) -> int:
-        return 16 * accounting.count_parameters(curve.config(v)).total
+        return 16 * count_parameters(curve.config(v)).total
 
     def kept(v: int) -> int:
         return curve.rows(v) * curve.config(v).num_hidden_layers
 
     return state(value) + (at_anchor - state(curve.anchor)) * kept(value) / kept(curve.anchor)
-
-
-def take_steps(name: str, value: str, steps: int = 3) -> None:
-    """Take a few steps at one point of a curve: what a process does whose peak memory is asked for."""
-    step = CURVES[name].step(int(value))
-    for _ in range(steps):
-        step()

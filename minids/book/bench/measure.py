@@ -22,7 +22,7 @@ CPU_TIMES = Path("/proc/stat")
 
 @dataclass(frozen=True)
 class Sample:
-    """`seconds` of one call. `others` is how many cores others kept busy meanwhile; None where the system won't say."""
+    """`seconds` of one call. `others`: how many cores other programs kept busy meanwhile; None where unknown."""
 
     seconds: float
     others: float | None
@@ -32,17 +32,51 @@ class Sample:
         return self.others is not None and self.others > DISTURBED
 
 
-def alternate(
-    sides: dict[str, Callable[[], object]], rounds: int, warmup: int = 2, least_seconds: float | None = None
-) -> dict[str, list[Sample]]:
+def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[Sample]]:
     """Return, for each side, a sample of every round."""
-    least_seconds = LEAST_SECONDS if least_seconds is None else least_seconds
-    repeats = {name: _warm_up(call, warmup, least_seconds) for name, call in sides.items()}
+    for call in sides.values():
+        call()  # the first call allocates memory
+    repeats = {name: calls_per_sample(_sample(call, 1).seconds) for name, call in sides.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for i in range(rounds):
         for name in list(sides)[:: 1 if i % 2 == 0 else -1]:
             samples[name].append(_sample(sides[name], repeats[name]))
     return samples
+
+
+def calls_per_sample(seconds: float) -> int:
+    """Return how many calls make a sample that is long enough, if one takes `seconds`."""
+    return max(1, round(LEAST_SECONDS / seconds))
+
+
+def _sample(call: Callable[[], object], calls: int) -> Sample:
+    before = clocks()
+    for _ in range(calls):
+        call()
+    return sample_between(before, clocks(), calls)
+
+
+Clocks = tuple[float, float, float | None]
+
+
+def clocks() -> Clocks:
+    """Return seconds on the wall, processor seconds of this process, and processor seconds of all (None if unknown)."""
+    return time.perf_counter(), time.process_time(), busy_seconds()
+
+
+def sample_between(before: Clocks, after: Clocks, calls: int) -> Sample:
+    """Return the sample of some calls that were made between two readings of the clocks."""
+    elapsed, own = after[0] - before[0], after[1] - before[1]
+    others = None if before[2] is None else (after[2] - before[2] - own) / elapsed
+    return Sample(elapsed / calls, others)
+
+
+def busy_seconds(times: Path = CPU_TIMES) -> float | None:
+    """Return the seconds that all cores together have been busy since the machine started; None where unknown."""
+    if not times.exists():
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, times.read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def summary(samples: list[Sample]) -> dict[str, float]:
@@ -54,7 +88,7 @@ def summary(samples: list[Sample]) -> dict[str, float]:
         "fastest_ms": min(times),
         "slowest_ms": max(times),
         "samples": len(samples),
-        "disturbed": sum(sample.disturbed for sample in samples),
+        "disturbed": len(samples) - len(quiet),
     }
 
 
@@ -70,29 +104,3 @@ def ratio(slow: list[Sample], fast: list[Sample]) -> dict[str, float]:
         "rounds": len(ratios),
         "disturbed": len(rounds) - len(quiet),
     }
-
-
-def _warm_up(call: Callable[[], object], times: int, least_seconds: float) -> int:
-    """Call a few times, and return how many calls make a sample."""
-    for _ in range(times - 1):
-        call()
-    began = time.perf_counter()
-    call()
-    return max(1, round(least_seconds / (time.perf_counter() - began)))
-
-
-def _sample(call: Callable[[], object], repeats: int) -> Sample:
-    busy, own, began = _busy_seconds(), time.process_time(), time.perf_counter()
-    for _ in range(repeats):
-        call()
-    elapsed = time.perf_counter() - began
-    others = None if busy is None else (_busy_seconds() - busy - (time.process_time() - own)) / elapsed
-    return Sample(elapsed / repeats, others)
-
-
-def _busy_seconds() -> float | None:
-    """Return the seconds that all cores together have been busy since the machine started."""
-    if not CPU_TIMES.exists():
-        return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, CPU_TIMES.read_text().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

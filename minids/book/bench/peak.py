@@ -1,4 +1,4 @@
-"""Peak memory of some training steps, each time in a process of its own: nothing that was there before can count."""
+"""Peak memory of some training steps, each time in a process of its own, so that nothing from before can count."""
 
 import subprocess
 import sys
@@ -13,9 +13,11 @@ def peak_of(*arguments: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def report_growth(work: Callable[[], object]) -> None:
-    """Do the work and print by how many bytes this process has grown beyond what it held before."""
+def report_growth(make_step: Callable[[], Callable[[], object]], steps: int = 3) -> None:
+    """Make a step, take it a few times, and print by how many bytes this process grew meanwhile."""
     keep_freed_memory()
     before = peak_bytes()
-    work()
+    step = make_step()
+    for _ in range(steps):
+        step()
     print(peak_bytes() - before)

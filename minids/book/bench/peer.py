@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from minids.book.bench.measure import alternate, summary
-from minids.hub.hub import save_pretrained
+from minids.hub.save import save_pretrained
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
-from minids.training.trainer import TrainConfig, autocast, make_optimizer
+from minids.training.config import TrainConfig
+from minids.training.trainer import make_optimizer, take_step
 
 _BASE = ModelConfig(
     vocab_size=2048, hidden_size=256, num_hidden_layers=6, intermediate_size=1024, initializer_range=0.02,
@@ -90,6 +91,13 @@ def assert_equal_logits(model: DeepSeek, peer: nn.Module) -> None:
     torch.testing.assert_close(model(tokens_BT), peer(tokens_BT).logits, rtol=1e-4, atol=1e-4)
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A loss as `take_step` wants it."""
+
+    total: Tensor
+
+
 @dataclass
 class Training:
     """A training step, ready to be called: forward, backward, clipping, AdamW, on other tokens each time."""
@@ -103,8 +111,8 @@ class Training:
 
     def __post_init__(self):
         self.model.train()
-        config = TrainConfig(learning_rate=1e-3)
-        self.optimizer = make_optimizer(self.model, config)
+        self.config = TrainConfig(learning_rate=1e-3)
+        self.optimizer = make_optimizer(self.model, self.config)
         self.generator = torch.Generator().manual_seed(0)
         # Words are not equally frequent, and neither is what a router sees.
         self.frequency = 1 / torch.arange(10.0, 10 + self.model.config.vocab_size)
@@ -112,12 +120,10 @@ class Training:
     def __call__(self) -> None:
         shape = (self.batch, self.length + 1)
         tokens = torch.multinomial(self.frequency, shape[0] * shape[1], replacement=True, generator=self.generator)
-        with autocast(torch.device("cpu"), self.dtype):
-            loss = self.loss(tokens.view(shape))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        take_step(
+            self.model, self.optimizer, lambda rows: Loss(self.loss(rows["tokens"])), {"tokens": tokens.view(shape)},
+            clip_norm=self.config.clip_norm, dtype=self.dtype,
+        )  # fmt: skip
         self.after_step()
 
 

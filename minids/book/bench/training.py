@@ -6,6 +6,7 @@ peer's fastest (but see peer.py); as it comes, the peer is in float32, and besid
 
 import gc
 import itertools
+from functools import partial
 
 import torch
 
@@ -27,7 +28,7 @@ from minids.book.bench.peer import (
     training_of_ours,
     training_of_peer,
 )
-from minids.training.trainer import best_dtype
+from minids.device import best_dtype
 
 OURS_FLOAT32 = "minids, float32"
 # batched_mm copies an expert's matrices for every single token: made for decoding.
@@ -39,7 +40,7 @@ def measure(names: list[str], threads: list[int], rounds: int, with_memory: bool
     rows = []
     for name, count in itertools.product(names, threads):
         torch.set_num_threads(count)
-        best, tried = fastest(lambda setting, name=name: make_step(FASTEST, name, setting), CANDIDATES)
+        best, tried = fastest(partial(make_step, FASTEST, name), CANDIDATES)
         gc.collect()
         steps = {side: make_step(side, name, best) for side in (OURS, FASTEST, DEFAULT, OURS_FLOAT32)}
         samples = alternate(steps, rounds)
@@ -70,10 +71,3 @@ def make_step(side: str, name: str, setting: tuple[str, str] = AS_IT_COMES) -> T
     if side == DEFAULT:
         return training_of_peer(make_peer(model), **sizes, dtype="float32")
     return training_of_ours(model, **sizes, dtype=fast if side == OURS else "float32")
-
-
-def take_steps(side: str, name: str, *setting: str, steps: int = 3) -> None:
-    """Take a few steps: what a process does whose peak memory is asked for."""
-    step = make_step(side, name, setting)
-    for _ in range(steps):
-        step()

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from minids.book.experiments import attention, miniature, recorded
+from minids.book.recorded import load
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
 
@@ -42,7 +43,7 @@ def listing() -> str:
     for name, experiment in EXPERIMENTS.items():
         runs = len(experiment.arms) * len(recorded.SEEDS)
         there = (recorded.DATA / f"{name}.json").exists()
-        took = f"{recorded.load(name)['minutes']:,.0f} minutes of one core" if there else "not yet recorded"
+        took = f"{load(name)['minutes']:,.0f} minutes of one core" if there else "not yet recorded"
         lines.append(f"{name:<12} {runs} runs, {took}: {' · '.join(experiment.arms)}")
     return "\n".join(lines)
 

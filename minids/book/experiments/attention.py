@@ -21,21 +21,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from minids.book.experiments.recorded import Arm, Experiment
-from minids.cost.accounting import attention_parameters
+from minids.book.probes import keys_and_values_svd, project_keys_and_values, silence
+from minids.cost.parameters import attention_parameters
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
-from minids.model.mla import MLA
-from minids.text.data import Batches, encode_split, load_corpus
-from minids.text.tokenizer import Tokenizer
-from minids.training.checkpoint import load_checkpoint
-from minids.training.evaluate import score_rows
-from minids.training.report import context_tokens, spread, validation_rows
-from minids.training.trainer import TrainConfig
+from minids.text.batches import Batches, encode_split
+from minids.text.corpus import load_corpus
+from minids.training.config import TrainConfig
+from minids.training.report import per_byte, score_held_out, spread, validation_rows
+from minids.training.run import load_run
 
 TRAIN = TrainConfig()
 DOMAINS = ("prose", "code")
@@ -81,24 +78,17 @@ def measure(arm: str, run: Path) -> dict | None:
     config = MODELS[arm]
     if not (arm == "MHA" or config.uses_mla):
         return None
-    model = DeepSeek(config)
-    load_checkpoint(run / "checkpoint.safetensors").restore(model)
-    tokenizer, corpus = Tokenizer.load(run), load_corpus()
-    bytes_per_token = torch.tensor([len(b) for b in tokenizer.token_bytes()])
-    held_out = validation_rows(
-        encode_split(tokenizer, {d: corpus.validation[d] for d in DOMAINS}), TRAIN.sequence_length
-    )
-    rows = np.concatenate([spread(rows, ROWS) for rows in held_out.values()])
+    (model, tokenizer), corpus = load_run(run), load_corpus().only(*DOMAINS)
+    held_out = validation_rows(encode_split(tokenizer, corpus.validation), TRAIN.sequence_length)
+    few = {domain: spread(rows, ROWS) for domain, rows in held_out.items()}
 
     def score(changed: DeepSeek) -> float:
-        bits, text_bytes = score_rows(changed, rows, bytes_per_token, context_tokens(rows))
-        return bits / text_bytes
+        return per_byte(score_held_out(changed, tokenizer, few))["all"]
 
     if config.uses_mla:
         return {"bits_per_byte": {"as trained": score(model)} | without_parts(model, score)}
-    streams = encode_split(tokenizer, {d: corpus.train[d] for d in DOMAINS})
-    batches = Batches(streams, dict.fromkeys(DOMAINS, 1), TRAIN.sequence_length, TRAIN.seed)
-    decompositions = keys_and_values_svd(model, batches.batch(0, 2 * ROWS))
+    batches = Batches(encode_split(tokenizer, corpus.train), corpus.mixture, TRAIN.sequence_length, TRAIN.seed)
+    decompositions = keys_and_values_svd(model, batches.batch(0, 2 * ROWS)["tokens"])
     singular_values = [[round(value, 2) for value in values.tolist()] for values, _ in decompositions]
     scores = {"as trained": score(model)} | cut_to_ranks(model, decompositions, score)
     return {"singular_values": singular_values, "bits_per_byte": scores}
@@ -126,46 +116,6 @@ def cut_to_ranks(
             project_keys_and_values(layer.self_attn, directions[:, :rank])
         scores[str(rank)] = score(cut)
     return scores
-
-
-@torch.no_grad()
-def keys_and_values_svd(model: DeepSeek, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-    """Return, for each layer, the singular values of its stacked keys and values before RoPE, and their directions.
-
-    Directions are the columns of a matrix (width of keys and values, as many as there are values), largest first.
-    """
-    collected: list[list[Tensor]] = [[] for _ in model.layers]
-    hooks = [
-        projection.register_forward_hook(lambda _module, _args, out, to=to: to.append(out.flatten(0, 1)))
-        for layer, to in zip(model.layers, collected, strict=True)
-        for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)
-    ]
-    model.eval()
-    model(torch.from_numpy(rows[:, :-1].astype(np.int64)))
-    for hook in hooks:
-        hook.remove()
-    stacked = (torch.cat(keys_values, dim=1) for keys_values in collected)
-    return [
-        (values, directions.T) for _, values, directions in (torch.linalg.svd(x, full_matrices=False) for x in stacked)
-    ]
-
-
-@torch.no_grad()
-def project_keys_and_values(attention: torch.nn.Module, basis: Tensor) -> None:
-    """Make a layer's keys and values, before RoPE, lie in the span of orthonormal columns: change its weights."""
-    stacked = torch.cat([attention.k_proj.weight, attention.v_proj.weight])
-    keys, values = (basis @ (basis.T @ stacked)).chunk(2)
-    attention.k_proj.weight.copy_(keys)
-    attention.v_proj.weight.copy_(values)
-
-
-@torch.no_grad()
-def silence(attention: MLA, part: str) -> None:
-    """Take one part of an MLA layer's scores away, "content" or "rotated": its queries become zero."""
-    projection = attention.q_proj if hasattr(attention, "q_proj") else attention.q_b_proj
-    rows = projection.weight.unflatten(0, (attention.heads, -1))
-    content, rotated = rows.split_with_sizes([attention.nope_dim, attention.rope_dim], dim=1)
-    (content if part == "content" else rotated).zero_()
 
 
 EXPERIMENT = Experiment(

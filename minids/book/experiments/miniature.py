@@ -9,14 +9,17 @@ on all cores, training steps of the two models in turn, in one process. Let noth
 """
 
 import statistics
-import time
 
 import torch
 
-from minids.book.experiments.recorded import Arm, Experiment, reports_of
+from minids.book.bench.measure import alternate, ratio
+from minids.book.bench.peer import training_of_ours
+from minids.book.experiments.recorded import Arm, Experiment
+from minids.book.recorded import reports_of
+from minids.device import best_dtype
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
-from minids.training.trainer import TrainConfig, autocast, best_dtype, make_optimizer
+from minids.training.config import TrainConfig
 
 STEPS = TrainConfig().steps
 DENSE_SPEEDUP = 1.4  # tokens per second of mini-dense over mini
@@ -32,25 +35,15 @@ EXPERIMENT = Experiment(
 )
 
 
-def measure_speedup(steps: int = 40) -> float:
-    """Return how many times faster a training step of mini-dense is than one of mini: the ratio of medians."""
-    device, config = torch.device("cpu"), TrainConfig(dtype=best_dtype(torch.device("cpu")))
-    models = {name: DeepSeek(ModelConfig.preset(name)) for name in ("mini", "mini-dense")}
-    optimizers = {name: make_optimizer(model, config) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(steps):
-        tokens = torch.randint(0, 2048, (config.batch_size, config.sequence_length + 1))
-        for name, model in models.items():
-            began = time.perf_counter()
-            with autocast(device, config.dtype):
-                terms = model.loss(tokens)
-            terms.total.backward()
-            optimizers[name].step()
-            optimizers[name].zero_grad()
-            model.update_expert_bias(config.bias_speed)
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times[5:]) for name, times in seconds.items()}  # the first steps warm up
-    return medians["mini"] / medians["mini-dense"]
+def measure_speedup(rounds: int = 12) -> float:
+    """Return how many times faster a training step of mini-dense is than one of mini: the median of the rounds."""
+    config, dtype = TrainConfig(), best_dtype(torch.device("cpu"))
+    steps = {
+        name: training_of_ours(DeepSeek(ModelConfig.preset(name)), config.batch_size, config.sequence_length, dtype)
+        for name in ("mini", "mini-dense")
+    }
+    samples = alternate(steps, rounds)
+    return ratio(samples["mini"], samples["mini-dense"])["median"]
 
 
 def table(data: dict) -> str:

@@ -27,33 +27,32 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from minids.book.recorded import DATA
+from minids.device import cpu_name
 from minids.files import write_atomically
 from minids.model.config import ModelConfig
-from minids.text.data import load_corpus, read_texts
-from minids.training.report import cpu_name
-from minids.training.trainer import TrainConfig, read_log
+from minids.text.corpus import load_corpus
+from minids.text.own_text import read_texts
+from minids.training.config import TrainConfig
+from minids.training.trainer import read_log
+from minids.validation import require
 
-DATA = Path(__file__).parents[3] / "figures" / "data"
 SEEDS = (0, 1, 2)
 DEFAULT = TrainConfig()
-# What of a TrainConfig `minids train` takes as an option. Seed and dtype are not an arm's to choose.
-OPTIONS = (
-    "steps", "batch_size", "micro_batch_size", "sequence_length", "learning_rate", "save_every", "bias_speed",
-    "balance_weight",
-)  # fmt: skip
+SAME_FOR_ALL = ("seed", "dtype")  # every arm is trained with every seed, and in the dtype of the machine
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of doing it. Raises ValueError for a training setting that the command line does not offer."""
+    """One variant that is compared. Raises ValueError for a training setting that all arms must share."""
 
     model: ModelConfig
     train: TrainConfig = DEFAULT
 
     def __post_init__(self):
-        strange = self.changed.keys() - set(OPTIONS)
-        if strange:
-            raise ValueError(f"{min(strange)} is no option of `minids train`: an arm can change {', '.join(OPTIONS)}.")
+        for name in SAME_FOR_ALL:
+            shared = getattr(DEFAULT, name)
+            require(name, getattr(self.train, name), name not in self.changed, f"{shared!r}, the same for all arms")
 
     @property
     def changed(self) -> dict:
@@ -76,11 +75,6 @@ class Experiment:
             raise ValueError(f"{', '.join(files)} are files of one folder: give arms other names.")
         if self.logged is not None and self.logged not in self.arms:
             raise ValueError(f"logged={self.logged!r} is no arm: there are {', '.join(self.arms)}.")
-
-
-def load(name: str) -> dict:
-    """Return the recorded results of an experiment, or of the bench."""
-    return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def record(
@@ -136,7 +130,8 @@ def _run(experiment: Experiment, folder: Path, arm: str, seed: int, data: Path |
         options |= experiment.arms[arm].changed | ({"data": data} if data is not None else {})
         command = [sys.executable, "-m", "minids", "train", "--resume"]
         for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            values = value if isinstance(value, tuple) else (value,)
+            command += [f"--{name.replace('_', '-')}", *map(str, values)]
         with (out / "stderr.txt").open("w", encoding="utf-8") as errors:
             finished = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=errors)
         if finished.returncode:
@@ -186,11 +181,6 @@ def thin(log: list[dict]) -> list[dict]:
     ]
 
 
-def reports_of(result: dict, arm: str) -> list[dict]:
-    """Return the reports of one arm, in the order of the seeds."""
-    return [row["report"] for row in result["runs"] if row["arm"] == arm]
-
-
 def changed_arms(result: dict, experiment: Experiment) -> list[str]:
     """Return the names of arms that are recorded with other settings than the experiment has now, or not at all."""
     recorded = result["arms"]
@@ -200,5 +190,5 @@ def changed_arms(result: dict, experiment: Experiment) -> list[str]:
         if name not in recorded
         or name not in experiment.arms
         or ModelConfig.from_hf(recorded[name]["model"]) != experiment.arms[name].model
-        or recorded[name]["train"] != experiment.arms[name].changed
+        or recorded[name]["train"] != json.loads(json.dumps(experiment.arms[name].changed))  # a tuple is a list there
     )

@@ -16,48 +16,48 @@ from pathlib import Path
 
 import torch
 
-from minids.hub.hub import load_pretrained, save_pretrained
+from minids.hub.load import load_pretrained
 from minids.hub.reference import REFERENCE
+from minids.hub.save import save_pretrained
+from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
-from minids.text.data import Batches, Corpus, encode_split, load_corpus
+from minids.text.batches import encode_split
+from minids.text.corpus import Corpus, load_corpus
 from minids.text.tokenizer import Tokenizer
-from minids.training.evaluate import score_rows
-from minids.training.report import context_tokens, format_report, make_report, spread, validation_rows
-from minids.training.trainer import TrainConfig, read_log
+from minids.training.config import TrainConfig
+from minids.training.report import format_report, make_report, score_held_out, spread, validation_rows
+from minids.training.run import start_run
+from minids.training.trainer import read_log
 
 
-def main(run: Path) -> None:
-    command = [sys.executable, "-m", "minids"]
-    subprocess.run([*command, "train", "--config", "mini", "--out", str(run), "--resume"], check=True)
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, "export", str(run), f"{folder}/mini"], check=True)
-        model, tokenizer = load_pretrained(f"{folder}/mini"), Tokenizer.load(f"{folder}/mini")
-    trained = json.loads((run / "report.json").read_text(encoding="utf-8"))
+def main(folder: Path) -> None:
+    command = [sys.executable, "-m", "minids", "train", "--config", "mini", "--out", str(folder), "--resume"]
+    subprocess.run(command, check=True)
+    trained = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     config = TrainConfig(**trained["train"] | {"betas": tuple(trained["train"]["betas"])})
-    corpus = load_corpus()
-    batches = Batches(encode_split(tokenizer, corpus.train), corpus.mixture, config.sequence_length, config.seed)
+    run = start_run(ModelConfig.preset("mini"), config, load_corpus(), folder, resume=True)
     # What is evaluated is what is saved: rounded weights, computing in float32.
-    measured = make_report(
-        model, tokenizer, corpus, batches, replace(config, dtype="float32"), read_log(run / "log.jsonl")
-    )
+    with tempfile.TemporaryDirectory() as exported:
+        save_pretrained(run.model, f"{exported}/mini", dtype=torch.bfloat16)
+        model = load_pretrained(f"{exported}/mini")
+    records = read_log(run.trainer.log_path)
+    measured = make_report(model, run.tokenizer, run.corpus, run.batches, replace(config, dtype="float32"), records)
     report = {"preset": "mini"} | measured | {"train": trained["train"], "threads": trained["threads"]}
-    report["quick_bits_per_byte"] = quick_scores(model, tokenizer, corpus)
+    report["quick_bits_per_byte"] = quick_scores(model, run.tokenizer, run.corpus)
     print(format_report(report))
     for name in ("seconds", "training_seconds", "tokens_per_second"):  # of the machine, not of the model
         report.pop(name, None)
-    save_pretrained(model, REFERENCE, tokenizer=tokenizer, report=report, dtype=torch.bfloat16, mtp_copies=False)
+    save_pretrained(
+        model, REFERENCE, tokenizer=run.tokenizer, report=report, dtype=torch.bfloat16, mtp_copies=False, overwrite=True
+    )
     print(f"wrote {REFERENCE}")
 
 
-def quick_scores(model: DeepSeek, tokenizer: Tokenizer, corpus: Corpus, rows: int = 12) -> dict[str, float]:
+def quick_scores(model: DeepSeek, tokenizer: Tokenizer, corpus: Corpus, count: int = 12) -> dict[str, float]:
     """Return the bits per byte on so many held-out rows of each domain: seconds, where the report takes a minute."""
-    bytes_per_token = torch.tensor([len(b) for b in tokenizer.token_bytes()])
     held_out = validation_rows(encode_split(tokenizer, corpus.validation), TrainConfig().sequence_length)
-    scores = {}
-    for domain, all_rows in held_out.items():
-        bits, text_bytes = score_rows(model, spread(all_rows, rows), bytes_per_token, context_tokens(all_rows))
-        scores[domain] = bits / text_bytes
-    return scores
+    few = {domain: spread(rows, count) for domain, rows in held_out.items()}
+    return {domain: bits / size for domain, (bits, size) in score_held_out(model, tokenizer, few).items()}
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ Every chapter opens with it. What the chapter is about is lit, and a number says
 chapter. Things keep their places from picture to picture.
 """
 
-from matplotlib.figure import Figure
-
 from minids.book.plots.diagram import FAINT, Diagram
-from minids.book.plots.style import INK, MUTED, PALE, PARTS, styled
+from minids.book.plots.style import INK, MUTED, PALE, PARTS, Picture, styled
 from minids.model.config import ModelConfig
 
 LATER = {
@@ -39,7 +37,8 @@ LIT = {
 CHOSEN = [(1, 4), (1, 19), (2, 26), (4, 9), (4, 15), (4, 30), (7, 2), (7, 22)]  # an example: (group, expert)
 
 
-def draw_architecture(chapter: int | None = None) -> Figure:
+@styled()
+def draw_architecture(chapter: int | None = None) -> Picture:
     """Draw DeepSeek-V3 with a chapter's parts lit; all of it without a chapter.
 
     Raises ValueError for a chapter that the book does not have.
@@ -48,16 +47,15 @@ def draw_architecture(chapter: int | None = None) -> Figure:
         raise ValueError(f"There is no chapter {chapter}: the book has {min(LIT)} to {max(LIT)}.")
     lit = LIT[chapter] if chapter else EVERYTHING | LATER.keys()
     config = ModelConfig.preset("deepseek-v3")
-    with styled():
-        d = Diagram(height=502, bottom=-28)
-        d.wedge([(112, 262), (112, 182), (226, 56), (226, 456)])
-        d.wedge([(316, 194), (316, 146), (378, 46), (378, 242)])
-        d.wedge([(316, 352), (316, 306), (378, 260), (378, 456)])
-        _model(d, config, lit)
-        _block(d, lit)
-        _experts(d, config, lit)
-        _attention(d, config, lit)
-        _later(d, lit)
+    d = Diagram(height=502, bottom=-28)
+    d.wedge([(112, 262), (112, 182), (226, 56), (226, 456)])
+    d.wedge([(316, 194), (316, 146), (378, 46), (378, 242)])
+    d.wedge([(316, 352), (316, 306), (378, 260), (378, 456)])
+    _model(d, config, lit)
+    _block(d, lit)
+    _experts(d, config, lit)
+    _attention(d, config, lit)
+    _later(d, lit)
     shown = ", ".join(sorted(lit)) if chapter and lit != EVERYTHING else "everything"
     d.figure.alt = (
         f"The architecture of DeepSeek-V3: embedding, {config.first_k_dense_replace} dense blocks, "

@@ -8,39 +8,35 @@ from matplotlib.patches import Polygon, Rectangle
 
 from minids.book.plots.diagram import Diagram
 from minids.book.plots.style import INK, MUTED, PAPER, PARTS, Picture, readable_on, styled
-from minids.cost.accounting import mla_cached_numbers
+from minids.cost.attention import mla_cached_numbers
 from minids.model.config import ModelConfig
 
 LEFT, PAGE, BAR = 22, 604, 17  # points: where the flow begins, how wide its widest row is, how high a bar is
 
 
+@styled()
 def draw_latent_flow(config: ModelConfig, absorbed: bool = False) -> Picture:
     """Draw one token's way through MLA, each tensor as wide as it has numbers; expanded, or with W^UK absorbed.
 
     Both pictures of a model have the same scale. Raises ValueError for a model without latents.
     """
     c, cached = config, mla_cached_numbers(config)
+    kept, made = cached["absorbed"], cached["full cache"]
     flow = _Flow(config, absorbed)
-    with styled():
-        flow.draw()
-        kept, made = cached["absorbed"], cached["full cache"]
-        title = (
-            f"Absorbed: {kept:,} cached numbers meet wider queries, and nothing is expanded"
-            if absorbed
-            else f"{kept:,} numbers are cached, and {made:,} made of them again for every step"
-        )
-        flow.d.text(LEFT, flow.top + 30, title, size=14)
-        flow.d.text(
-            LEFT, flow.top + 12, "Widths to scale. A wedge is a matrix or, without a name, a copy.", color=MUTED
-        )
+    flow.draw()
+    title = f"{kept:,} numbers are cached, and {made:,} made of them again for every step"
+    fate = f"They expand to {made:,}: keys and values of all heads."
+    if absorbed:
+        title = f"Absorbed: {kept:,} cached numbers meet wider queries, and nothing is expanded"
+        fate = f"The queries become {flow.wide:,} wide and meet the latent itself."
+    flow.d.text(LEFT, flow.top + 30, title, size=14)
+    flow.d.text(LEFT, flow.top + 12, "Widths to scale. A wedge is a matrix or, without a name, a copy.", color=MUTED)
     queries = f"from a latent of {c.q_lora_rank:,}" if c.q_lora_rank else "directly from h"
     flow.d.figure.alt = (
         f"One token in a layer of {c.num_attention_heads} heads: h has {c.hidden_size:,} numbers; "
         f"queries come {queries}; cached are c_kv ({c.kv_lora_rank:,}) and k_rope ({c.qk_rope_head_dim:,}), "
-        f"{kept:,} together. "
-        + (f"The queries become {flow.wide:,} wide and meet the latent itself."
-           if absorbed else f"They expand to {made:,}: keys and values of all heads.")
-    )  # fmt: skip
+        f"{kept:,} together. {fate}"
+    )
     return flow.d.figure
 
 
@@ -127,7 +123,7 @@ class _Flow:
         ends, whole = [], x
         for numbers, name, color in parts:
             width = self.scale * numbers
-            self.d.ax.add_patch(
+            self.d.ax.add_artist(
                 Rectangle((x, y), width, BAR, facecolor=color, edgecolor=PAPER, linewidth=0.6, zorder=3)
             )
             label = f"{name} {numbers:,}"
@@ -141,7 +137,7 @@ class _Flow:
         if names == "left":
             self.d.text(whole - 6, y + BAR / 2, f"{parts[0][1]} {parts[0][0]:,}", size=10, ha="right", va="center")
         if names == "cached":
-            self.d.ax.add_patch(
+            self.d.ax.add_artist(
                 Rectangle((whole - 4, y - 4), x - whole + 8, BAR + 8, facecolor="none", edgecolor=INK, linewidth=1.3,
                           linestyle=(0, (3, 2)), zorder=4)
             )  # fmt: skip
@@ -155,7 +151,7 @@ class _Flow:
         """Draw the matrix between two tensors, and its name where the wedge has the room."""
         low, high = self.rows[row] + BAR, self.rows[to]
         corners = [(below[0], low), (below[1], low), (above[1], high), (above[0], high)]
-        self.d.ax.add_patch(
+        self.d.ax.add_artist(
             Polygon(corners, closed=True, facecolor=PARTS[part], alpha=0.22, edgecolor="none", zorder=1)
         )
         if name:

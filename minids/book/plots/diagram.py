@@ -19,7 +19,10 @@ PANEL = "#FAFAF8"
 
 
 class Diagram:
-    """A figure to draw on, `height` points high, from `bottom` up."""
+    """A figure to draw on, `height` points high, from `bottom` up.
+
+    Its limits are fixed, so patches are added by `add_artist`: `add_patch` would search each for new limits, slowly.
+    """
 
     def __init__(self, height: float, bottom: float = 0):
         self.figure = new_figure(height=height / PT_PER_INCH)
@@ -34,7 +37,7 @@ class Diagram:
         """Draw an operation with its lower left corner at (x, y)."""
         face = color if lit else FAINT
         edge = INK if cached and lit else "none" if lit and color != PAPER else "#C9CCD1"
-        self.ax.add_patch(
+        self.ax.add_artist(
             FancyBboxPatch(
                 (x, y), width, height, boxstyle="round,pad=0,rounding_size=3", facecolor=face, edgecolor=edge,
                 linewidth=1.4 if cached else 0.8, linestyle=(0, (3, 2)) if cached else "-", zorder=3,
@@ -48,7 +51,7 @@ class Diagram:
 
     def panel(self, x: float, y: float, width: float, height: float, title: str, lit: bool = True) -> None:
         """Draw the ground that a group of boxes stands on, its title at the top left."""
-        self.ax.add_patch(
+        self.ax.add_artist(
             FancyBboxPatch(
                 (x, y), width, height, boxstyle="round,pad=0,rounding_size=6", facecolor=PANEL, edgecolor="#DDDFE3",
                 linewidth=1, zorder=1,
@@ -58,7 +61,7 @@ class Diagram:
 
     def wedge(self, corners: list[tuple[float, float]]) -> None:
         """Draw the opening from a part to its enlargement."""
-        self.ax.add_patch(Polygon(corners, closed=True, facecolor="#E3E5EA", edgecolor="none", zorder=0.5))
+        self.ax.add_artist(Polygon(corners, closed=True, facecolor="#E3E5EA", edgecolor="none", zorder=0.5))
 
     def line(self, *points: tuple[float, float], lit: bool = True, arrow: bool = True, width: float = 1.3) -> None:
         """Draw a tensor's way through the points."""
@@ -66,7 +69,7 @@ class Diagram:
         for (x0, y0), (x1, y1) in itertools.pairwise(points[:-1]):
             self.ax.plot((x0, x1), (y0, y1), color=color, linewidth=width, solid_capstyle="round", zorder=2)
         style = "-|>,head_length=3.2,head_width=1.8" if arrow else "-"
-        self.ax.add_patch(
+        self.ax.add_artist(
             FancyArrowPatch(
                 points[-2], points[-1], arrowstyle=style, color=color, linewidth=width, shrinkA=0, shrinkB=0,
                 mutation_scale=1, zorder=2, capstyle="round",
@@ -74,21 +77,21 @@ class Diagram:
         )  # fmt: skip
 
     def dot(self, x: float, y: float, lit: bool = True) -> None:
-        self.ax.add_patch(Circle((x, y), 2, color=INK if lit else "#B9BDC3", zorder=3))
+        self.ax.add_artist(Circle((x, y), 2, color=INK if lit else "#B9BDC3", zorder=3))
 
     def plus(self, x: float, y: float, lit: bool = True, sign: str = "+") -> None:
         """Draw the sum (or product) of the lines that meet here."""
         color = INK if lit else FAINT_INK
-        self.ax.add_patch(Circle((x, y), 7, facecolor="white", edgecolor=color, linewidth=1, zorder=3))
+        self.ax.add_artist(Circle((x, y), 7, facecolor="white", edgecolor=color, linewidth=1, zorder=3))
         self.ax.text(x, y - 0.5, sign, ha="center", va="center", size=11, color=color, zorder=4)
 
     def square(self, x: float, y: float, side: float, color: str) -> None:
-        self.ax.add_patch(Rectangle((x, y), side, side, facecolor=color, edgecolor="none", zorder=3))
+        self.ax.add_artist(Rectangle((x, y), side, side, facecolor=color, edgecolor="none", zorder=3))
 
     def text(self, x: float, y: float, text: str, *, size: float = 11, color: str = INK, **how) -> None:
         self.ax.text(x, y, text, size=size, color=color, zorder=4, **{"va": "baseline", **how})
 
     def chapter(self, x: float, y: float, number: int, lit: bool = True) -> None:
         """Draw the number of the chapter that is about this part."""
-        self.ax.add_patch(Circle((x, y), 9, color=INK if lit else "#C9CCD1", zorder=5))
+        self.ax.add_artist(Circle((x, y), 9, color=INK if lit else "#C9CCD1", zorder=5))
         self.ax.text(x, y, f"{number}", ha="center", va="center", size=10, color="white", weight="bold", zorder=6)

@@ -69,6 +69,14 @@ class Picture(Figure):
 
     alt = ""
 
+    def title(self, finding: str, y: float = 0.92) -> None:
+        """Write at the top left what the picture shows."""
+        self.text(0.02, y, finding, size=14)
+
+    def note(self, x: float, y: float, text: str, **how) -> None:
+        """Write a small grey text: what is measured, a key, a footnote."""
+        self.text(x, y, text, **{"size": 11, "color": MUTED, **how})
+
     def png(self, sharpness: float = SHARPNESS) -> bytes:
         """Return the picture as a PNG file of at most 256 colours, the same bytes each time."""
         drawn = io.BytesIO()
@@ -106,7 +114,7 @@ def projector(on: bool = True) -> None:
 
 
 def styled():
-    """The style as a context, to draw in."""
+    """Return the style as a context to draw in; `@styled()` before a function makes its whole body one."""
     return matplotlib.rc_context(STYLE)
 
 
@@ -119,16 +127,3 @@ def readable_on(color: str) -> str:
 
     ground = luminance(to_rgb(color)) + 0.05
     return "black" if ground / 0.05 > 1.05 / ground else "white"
-
-
-def spread(heights: dict[str, float], gap: float, lowest: float) -> dict[str, float]:
-    """Move labels apart until neighbours are `gap` from each other, keeping their order and, roughly, their middle.
-
-    None ends up below `lowest`.
-    """
-    placed: dict[str, float] = {}
-    for name, height in sorted(heights.items(), key=lambda item: item[1]):
-        placed[name] = max([height, *(other + gap for other in placed.values())])
-    shift = (sum(placed.values()) - sum(heights.values())) / len(placed)
-    shift = min(shift, min(placed.values()) - lowest)
-    return {name: height - shift for name, height in placed.items()}

@@ -1,0 +1,177 @@
+"""How many numbers a model has: parameters by part, those one token uses, and those in the released files.
+
+The formulas use the configuration only, no tensor, so DeepSeek-V3's 671,026,419,200 parameters are counted in
+microseconds. The tests compare them with instantiated models, to the unit.
+
+**What "active" means.** The reports count in different ways: DeepSeekMoE's 2.8B includes the embedding and
+the head, V2-Lite's 2.4B cannot include the embedding. Here `active` is the body (every weight that
+one token multiplies) plus the output head, without the embedding, which is a table look-up. That
+gives V3's 36.6B, printed as 37B. The other two conventions are properties of `ParameterCount` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from minids.model.config import ModelConfig
+
+FP8_TILE = 128  # numbers that share a scale: 1 x 128 of an activation, 128 x 128 of a weight (V3 report §3.3.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """Parameters of the main model by part, plus what the MTP modules add. All in numbers of weights.
+
+    `total` and the three kinds of `active` leave MTP out, as the published 671B and 37B do.
+    """
+
+    embedding: int
+    attention: int  # projections and the norms on the latents
+    dense_ffn: int
+    routed_experts: int
+    shared_experts: int
+    router: int  # gate weights and the balancing bias
+    norms: int
+    head: int  # 0 where it shares the embedding's weights
+    mtp: int  # beyond what MTP shares with the main model
+    active_routed_experts: int  # of `routed_experts`, those that one token uses
+    head_matmul: int  # the head's multiplications, also where its weights are shared
+
+    @property
+    def total(self) -> int:
+        return (
+            self.embedding + self.attention + self.dense_ffn + self.routed_experts
+            + self.shared_experts + self.router + self.norms + self.head
+        )  # fmt: skip
+
+    @property
+    def active_body(self) -> int:
+        return (
+            self.attention + self.dense_ffn + self.active_routed_experts
+            + self.shared_experts + self.router + self.norms
+        )  # fmt: skip
+
+    @property
+    def active(self) -> int:
+        """Body plus head: the convention of this book, and of V3's 37B."""
+        return self.active_body + self.head_matmul
+
+    @property
+    def active_with_embedding(self) -> int:
+        return self.active_body + self.head + self.embedding
+
+    @property
+    def breakdown(self) -> dict[str, int]:
+        """The parts that sum to `total`."""
+        parts = asdict(self)
+        for name in ("mtp", "active_routed_experts", "head_matmul"):
+            del parts[name]
+        return parts
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Count every weight of the model that `config` describes, by closed formulas."""
+    c = config
+    layers = range(c.num_hidden_layers)
+    moe_layers = sum(c.is_moe_layer(i) for i in layers)
+    dense_layers = c.num_hidden_layers - moe_layers
+    embedding = c.vocab_size * c.hidden_size
+    expert = _swiglu(c, c.moe_intermediate_size) if c.uses_moe else 0
+    return ParameterCount(
+        embedding=embedding,
+        attention=c.num_hidden_layers * attention_parameters(c),
+        dense_ffn=dense_layers * _swiglu(c, c.intermediate_size),
+        routed_experts=moe_layers * expert * (c.n_routed_experts or 0),
+        shared_experts=moe_layers * expert * (c.n_shared_experts or 0),
+        router=moe_layers * _router(c),
+        norms=(2 * c.num_hidden_layers + 1) * c.hidden_size,
+        head=0 if c.tie_word_embeddings else embedding,
+        mtp=sum(_mtp_module(c, c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers)),
+        active_routed_experts=moe_layers * expert * (c.num_experts_per_tok or 0),
+        head_matmul=embedding,
+    )
+
+
+def attention_parameters(config: ModelConfig) -> int:
+    """Weights of one attention layer, RMSNorms on the latents included (V3 report eq. 1-11)."""
+    c = config
+    h, heads = c.hidden_size, c.num_attention_heads
+    if not c.uses_mla:
+        return 2 * h * heads * c.head_dim + 2 * h * c.num_key_value_heads * c.head_dim
+    if c.q_lora_rank is None:
+        query = h * heads * c.qk_head_dim
+    else:
+        query = h * c.q_lora_rank + c.q_lora_rank + c.q_lora_rank * heads * c.qk_head_dim
+    down = h * (c.kv_lora_rank + c.qk_rope_head_dim) + c.kv_lora_rank
+    up = c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim)
+    return query + down + up + heads * c.v_head_dim * h
+
+
+def _swiglu(c: ModelConfig, width: int) -> int:
+    return 3 * c.hidden_size * width
+
+
+def _router(c: ModelConfig) -> int:
+    if not c.uses_moe:
+        return 0
+    return c.n_routed_experts * (c.hidden_size + (1 if c.uses_expert_bias else 0))
+
+
+def _mtp_module(c: ModelConfig, layer_index: int) -> int:
+    """One block, the 2d -> d projection, and three norms: enorm, hnorm, and the one before the head."""
+    if c.is_moe_layer(layer_index):
+        experts = c.n_routed_experts + (c.n_shared_experts or 0)
+        ffn = _router(c) + experts * _swiglu(c, c.moe_intermediate_size)
+    else:
+        ffn = _swiglu(c, c.intermediate_size)
+    block = attention_parameters(c) + ffn + 2 * c.hidden_size
+    return block + 2 * c.hidden_size**2 + 3 * c.hidden_size
+
+
+def released_numbers(config: ModelConfig) -> dict[str, int]:
+    """Numbers of each dtype in the files of a model that is released like V3 (V3's README_WEIGHTS.md).
+
+    Linear layers are in FP8, with an FP32 scale for each 128 x 128 block. Embedding, head, gates, norms and the MTP
+    projection stay in BF16, the balancing bias in FP32. Each MTP module comes with its own copy of embedding and head.
+    Raises ValueError for a model that lacks one of V3's parts.
+    """
+    if not (config.uses_mla and config.q_lora_rank and config.uses_moe and config.uses_expert_bias):
+        raise ValueError("Only models with MLA, a query latent, experts and a balancing bias were released like V3.")
+    c, modules = config, config.num_nextn_predict_layers
+    matrices = list(_matrices(c))
+    fp8 = sum(rows * columns * times for rows, columns, times in matrices)
+    scales = sum(-(-rows // FP8_TILE) * -(-columns // FP8_TILE) * times for rows, columns, times in matrices)
+    count = count_parameters(c)
+    biases = sum(c.is_moe_layer(i) for i in range(c.num_hidden_layers + modules)) * c.n_routed_experts
+    stored_again = modules * (count.embedding + count.head)
+    return {
+        "F8_E4M3": fp8,
+        "BF16": count.total + count.mtp + stored_again - fp8 - biases,
+        "F32": scales + biases,
+    }
+
+
+def released_bytes(config: ModelConfig) -> int:
+    """Bytes of the checkpoint that `released_numbers` counts; ValueError as there."""
+    width = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
+    return sum(width[dtype] * numbers for dtype, numbers in released_numbers(config).items())
+
+
+def _matrices(c: ModelConfig) -> Iterator[tuple[int, int, int]]:
+    """Yield rows, columns and how often, for every matrix of an MLA model's blocks except the gates."""
+    h, heads, layers = c.hidden_size, c.num_attention_heads, c.num_hidden_layers + c.num_nextn_predict_layers
+    yield c.q_lora_rank, h, layers
+    yield heads * c.qk_head_dim, c.q_lora_rank, layers
+    yield c.kv_lora_rank + c.qk_rope_head_dim, h, layers
+    yield heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank, layers
+    yield h, heads * c.v_head_dim, layers
+    moe_layers = sum(c.is_moe_layer(i) for i in range(layers))
+    shared = (c.n_shared_experts or 0) * c.moe_intermediate_size
+    for width, times in (
+        (c.intermediate_size, layers - moe_layers),
+        (c.moe_intermediate_size, moe_layers * c.n_routed_experts),
+        (shared, moe_layers),
+    ):
+        yield width, h, 2 * times
+        yield h, width, times

@@ -1,0 +1,161 @@
+"""Reading the released layout: a folder becomes a model, or one sentence says why it cannot.
+
+A file may be torn, a tensor may be missing, and a configuration may describe another model. A wrong model that runs
+is worse than an error, so everything is compared with the configuration before a weight is read: the names (names.py),
+the shapes, the dtypes and the scales of FP8 matrices. Then the values are read, and must be finite numbers.
+"""
+
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from minids.hub.names import EMBEDDING, FLOATS, INDEX, SINGLE, copied_names, mtp_layers, released_tensors, require_float
+from minids.model.config import ModelConfig
+from minids.model.config_json import read_json
+from minids.model.deepseek import DeepSeek
+from minids.quantization.fp8 import block_size, dequantize_blocks, scale_shape
+
+FP8, SCALE = "F8_E4M3", "_scale_inv"
+
+
+def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp: bool = True) -> DeepSeek:
+    """Return the model in a folder of the released layout, on the CPU and in evaluation mode.
+
+    float32 holds every stored dtype without loss (for FP8, value times scale to float32's precision); the gates'
+    biases are float32 in any case. `mtp=False` leaves the MTP modules out, as is needed for what transformers
+    saved, which drops them. Raises ValueError, one sentence, if the configuration is not supported, if a file is
+    missing or torn, or if a tensor is missing, extra, of another shape than the configuration says, or not finite.
+    """
+    folder = Path(path)
+    require_float(dtype)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the one that holds config.json and the weights.")
+    if (folder / "checkpoint.safetensors").exists() and not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a run: `minids export` makes a folder of the released layout from it.")
+    entries = read_json(folder)
+    config = ModelConfig.from_hf(entries)
+    modules = mtp_layers(config)
+    if not mtp:
+        config = replace(config, num_nextn_predict_layers=0)
+    block = block_size(entries.get("quantization_config"))
+    with torch.device("meta"):
+        model = DeepSeek(config).to(dtype)
+    with ExitStack() as files:  # closes them also if something raises
+        stored = _open(folder, files.enter_context)
+        # Only what has a module's own matrix is left out as a module; any other layer is one too many.
+        left_out = tuple(layer for layer in modules if not mtp and f"{layer}eh_proj.weight" in stored)
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
+        _check(stored, model, block)
+        model.to_empty(device="cpu")
+        if config.tie_word_embeddings:  # to_empty makes two of the one
+            model.lm_head.weight = model.embed_tokens.weight
+        for name, piece in released_tensors(model).items():
+            tensor = _read(stored, name, block)
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} in {stored[name].file} is NaN or infinite in places: it must be finite.")
+            piece.copy_(tensor)
+        for copy, original in _accepted_copies(config).items():
+            if copy in stored and not torch.equal(_read(stored, copy, block), _read(stored, original, block)):
+                raise ValueError(f"{copy} in {stored[copy].file} must equal {original}, which it copies.")
+    for gate in model.gates:  # to_empty left the counts undefined
+        gate.load.zero_()
+    return model.eval()
+
+
+def _accepted_copies(c: ModelConfig) -> dict[str, str]:
+    """What a file may hold a second time: MTP's copies, and a head that shares the embedding's weights."""
+    return copied_names(c) | ({"lm_head.weight": EMBEDDING} if c.tie_word_embeddings else {})
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in an open file."""
+
+    file: Path
+    handle: safe_open
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _open(folder: Path, enter: Callable) -> dict[str, _Stored]:
+    """Open every file of weights, and return what is in them by name, without reading the values."""
+    places = {} if (folder / SINGLE).exists() else _read_index(folder)
+    stored: dict[str, _Stored] = {}
+    for file in sorted(set(places.values())) or [SINGLE]:
+        try:
+            (folder / file).open("rb").close()  # safetensors says of any file that it cannot open that it is absent
+            handle = enter(safe_open(folder / file, framework="pt"))
+            names = handle.keys()
+        except FileNotFoundError:
+            raise ValueError(f"{folder / file} does not exist: the index names it.") from None
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{folder / file} cannot be read as a safetensors file: {error}.") from None
+        for name in names:
+            if name in stored:
+                raise ValueError(f"{name} is stored twice: in {stored[name].file.name} and in {file}.")
+            piece = handle.get_slice(name)
+            stored[name] = _Stored(folder / file, handle, piece.get_dtype(), tuple(piece.get_shape()))
+    for name, file in places.items():
+        if name not in stored or stored[name].file.name != file:
+            raise ValueError(f"{name} is not in {folder / file}, where the index has it.")
+    return stored
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Return the file of each tensor. Only names are allowed: a path could lead out of the folder."""
+    if not (folder / INDEX).exists():
+        raise ValueError(f"{folder} has no weights: {SINGLE} or {INDEX} is needed.")
+    places = read_json(folder / INDEX).get("weight_map")
+    files = places.values() if isinstance(places, dict) else ()
+    if not files or not all(re.fullmatch(r"[^/\\]+\.safetensors", str(file)) for file in files):
+        raise ValueError(f"{folder / INDEX} has no weight_map: it must name a file of this folder for each tensor.")
+    return places
+
+
+def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) -> None:
+    """Raise ValueError, one sentence, unless the files hold exactly this model's tensors."""
+    copies = _accepted_copies(model.config)
+    shapes = {name: tuple(piece.shape) for name, piece in released_tensors(model).items()}
+    shapes |= {copy: shapes[original] for copy, original in copies.items()}
+    for name, shape in list(shapes.items()):
+        if name in stored and stored[name].dtype == FP8 and len(shape) == 2:
+            shapes[name + SCALE] = scale_shape(shape, block)
+    for name in shapes:
+        if name not in stored and name not in copies:
+            asks = "its FP8 weight" if name.endswith(SCALE) else "the configuration"
+            raise ValueError(f"{name} is missing from the weights: {asks} asks for it{_hint(name, stored, model)}.")
+    for name, tensor in stored.items():
+        if name.endswith("rotary_emb.inv_freq"):  # in old files; it follows from the configuration
+            continue
+        if name not in shapes:
+            raise ValueError(f"{name} in {tensor.file} is a tensor that the configuration does not ask for.")
+        if tensor.shape != shapes[name]:
+            asks = f"weight_block_size {list(block)}" if name.endswith(SCALE) else "the configuration"
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)} in {tensor.file}: {asks} asks for {list(shapes[name])}."
+            )
+        if tensor.dtype not in FLOATS and not (tensor.dtype == FP8 and name + SCALE in shapes):
+            allowed = f"{', '.join(FLOATS)}, or {FP8} if it is a matrix"
+            raise ValueError(f"{name} is stored as {tensor.dtype} in {tensor.file}: it must be {allowed}.")
+
+
+def _hint(missing: str, stored: dict[str, _Stored], model: DeepSeek) -> str:
+    """How to go on where the whole MTP module of a missing tensor is absent."""
+    module = next((layer for layer in mtp_layers(model.config) if missing.startswith(layer)), None)
+    if module is None or any(name.startswith(module) for name in stored):
+        return ""
+    return "; to load the model without its MTP modules, pass mtp=False"
+
+
+def _read(stored: dict[str, _Stored], name: str, block: tuple[int, int]) -> Tensor:
+    """Return a stored tensor in its own dtype, or in float32 where that is FP8."""
+    tensor = stored[name].handle.get_tensor(name)
+    if stored[name].dtype == FP8:
+        return dequantize_blocks(tensor, stored[name + SCALE].handle.get_tensor(name + SCALE), block)
+    return tensor

@@ -1,0 +1,81 @@
+"""What the released layout calls each file and each tensor.
+
+DeepSeek's tools, transformers and this library share one kind of folder:
+
+    config.json                        the architecture (config_json.py)
+    model.safetensors                  all weights, or
+    model-00001-of-00163.safetensors   ... several files, and
+    model.safetensors.index.json       which tensor is in which of them
+    tokenizer.json                     the tokenizer
+
+In these files three things differ from the model in memory:
+
+- **Each expert has its own matrices**: `mlp.experts.7.gate_proj.weight` and so on. `Experts` stacks them all, and puts
+  gate above up.
+- **MTP modules are layers**: module k is `model.layers.{l+k-1}`, and stores the embedding and the head once more. These
+  copies must equal the originals; they may also be absent.
+- **Matrices may be in FP8**, with their scales in a second tensor, `….weight_scale_inv` (quantization/fp8.py).
+
+`released_tensors` is the whole dictionary between the two sides: the released name of every tensor, and the piece
+of the model's own memory that it is. Saving writes the pieces, loading fills them. The tables in the docstrings of
+the model's files say the same in words.
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+from minids.validation import require
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING = "model.embed_tokens.weight"
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors calls them
+
+
+def released_tensors(model: DeepSeek) -> dict[str, Tensor]:
+    """Return the model's weights by their released names. Each is a view: what is copied into it is in the model."""
+    c, named = model.config, {}
+    for name, tensor in model.state_dict().items():
+        name = released_name(name.replace("_orig_mod.", ""), c)  # torch.compile inserts that
+        if name == "lm_head.weight" and c.tie_word_embeddings:
+            continue
+        stem, _, stacked = name.rpartition(".")
+        if stacked == "gate_up_proj":
+            for i, both in enumerate(tensor):
+                named[f"{stem}.{i}.gate_proj.weight"], named[f"{stem}.{i}.up_proj.weight"] = both.chunk(2)
+        elif stacked == "down_proj":
+            named |= {f"{stem}.{i}.down_proj.weight": one for i, one in enumerate(tensor)}
+        else:
+            named[name] = tensor
+    return named
+
+
+def released_name(name: str, c: ModelConfig) -> str:
+    """Return the released name of a parameter or buffer; one of stacked experts keeps its last part."""
+    if mtp := re.fullmatch(r"mtp\.(\d+)\.(.*)", name):
+        part = "shared_head.norm.weight" if mtp[2] == "norm.weight" else mtp[2].removeprefix("block.")
+        name = f"layers.{c.num_hidden_layers + int(mtp[1])}.{part}"
+    name = name.replace("gate.expert_bias", "gate.e_score_correction_bias")
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def mtp_layers(c: ModelConfig) -> list[str]:
+    """Return what the released names of each MTP module begin with."""
+    return [f"model.layers.{c.num_hidden_layers + k}." for k in range(c.num_nextn_predict_layers)]
+
+
+def copied_names(c: ModelConfig) -> dict[str, str]:
+    """Return what the MTP modules store once more: the name of each copy, and the name of its original."""
+    head = EMBEDDING if c.tie_word_embeddings else "lm_head.weight"
+    copies = {}
+    for layer in mtp_layers(c):
+        copies |= {f"{layer}embed_tokens.weight": EMBEDDING, f"{layer}shared_head.head.weight": head}
+    return copies
+
+
+def require_float(dtype: torch.dtype) -> None:
+    """Raise ValueError unless weights can be stored in this dtype."""
+    require("dtype", dtype, dtype in FLOATS.values(), ", ".join(map(str, FLOATS.values())))

@@ -1,0 +1,148 @@
+"""Writing the released layout, so that `load_pretrained`, transformers and DeepSeek's tools can read it.
+
+A folder is written under a temporary name and takes its own name when it is complete (files.py). An earlier export is
+replaced only on request, and nothing else is ever replaced.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minids.files import atomic_folder
+from minids.hub.names import INDEX, SINGLE, copied_names, released_tensors, require_float
+from minids.model.config import ModelConfig
+from minids.model.config_json import read_json
+from minids.model.deepseek import DeepSeek
+from minids.text.tokenizer import END_OF_TEXT, Tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# A folder with anything else in it is no export. (macOS puts .DS_Store into every folder that it shows.)
+OUR_FILES = re.compile(
+    r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|\.DS_Store"
+)
+
+
+def save_pretrained(
+    model: DeepSeek,
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    report: dict | None = None,
+    dtype: torch.dtype | None = None,
+    mtp_copies: bool = True,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+) -> None:
+    """Write the model to a folder in the released layout, from which `load_pretrained` gives it back.
+
+    The weights keep their dtype unless `dtype` names another; the gates' biases stay float32. As released, the MTP
+    modules bring copies of embedding and head, unless `mtp_copies` is False. Above `max_shard_bytes` the weights are
+    divided into several files. `report` is JSON about the training, put beside. With `tokenizer`, config.json names
+    its end of text as the token that texts begin and end with.
+
+    The folder must be new or empty. With `overwrite` it may be an earlier export, which is replaced once the new one
+    is complete: its tokenizer stays unless a new one is given, and its report goes, because it describes other weights.
+    Raises ValueError if the folder holds anything else.
+    """
+    folder = Path(path)
+    dtype = dtype or model.embed_tokens.weight.dtype
+    require_float(dtype)
+    _require_target(folder, overwrite)
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model has {model.config.vocab_size}.")
+    config = replace(model.config, **_text_ids(folder, tokenizer))
+    pieces = released_tensors(model)
+    if mtp_copies:
+        pieces |= {copy: pieces[original] for copy, original in copied_names(config).items()}
+    with atomic_folder(folder, overwrite) as temporary:
+        _write_weights(temporary, pieces, dtype, max_shard_bytes)
+        _write_json(temporary / "config.json", config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")})
+        if tokenizer is not None:
+            (temporary / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+            _write_json(temporary / "tokenizer_config.json", _tokenizer_config(config))
+        for name in TOKENIZER_FILES:
+            if (folder / name).exists() and not (temporary / name).exists():
+                shutil.copyfile(folder / name, temporary / name)
+        if report is not None:
+            _write_json(temporary / "report.json", report)
+
+
+def _require_target(folder: Path, overwrite: bool) -> None:
+    """Raise ValueError unless the folder is new or empty, or an earlier export that may be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give the name of a folder.")
+    if folder.resolve() == Path.cwd():  # it would be replaced under our feet
+        raise ValueError(f"{folder} is the working directory: give the name of a folder in it.")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if not names:
+        return
+    strangers = [name for name in names if not OUR_FILES.fullmatch(name)]
+    if strangers:
+        raise ValueError(f"{folder} holds {strangers[0]}, which is no part of a saved model: choose another folder.")
+    if "config.json" not in names:
+        raise ValueError(f"{folder} holds no config.json, so it is no saved model: choose another folder.")
+    if not overwrite:
+        raise ValueError(f"{folder} holds a saved model: choose another folder, or pass overwrite=True (--overwrite).")
+
+
+def _text_ids(folder: Path, tokenizer: Tokenizer | None) -> dict[str, int]:
+    """Return what config.json must say so that it agrees with the tokenizer: the one given, or the one that stays."""
+    names = ("bos_token_id", "eos_token_id")
+    if tokenizer is not None:
+        return dict.fromkeys(names, tokenizer.end_of_text)
+    if (folder / "tokenizer.json").exists():
+        return {name: value for name, value in read_json(folder).items() if name in names}
+    return {}
+
+
+def _tokenizer_config(c: ModelConfig) -> dict:
+    """What transformers' AutoTokenizer needs to know beyond tokenizer.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,  # transformers 4 would; 5 does not
+        "model_max_length": c.max_position_embeddings,
+    }
+
+
+def _write_weights(folder: Path, pieces: dict[str, Tensor], dtype: torch.dtype, max_shard_bytes: int) -> None:
+    dtypes = {name: torch.float32 if name.endswith("e_score_correction_bias") else dtype for name in pieces}
+    sizes = {name: piece.numel() * dtypes[name].itemsize for name, piece in pieces.items()}
+    shards = _shards(sizes, max_shard_bytes)
+    for file, names in shards.items():
+        # Clones: safetensors takes no two tensors of the same memory. They have no name here, so one file's at a time.
+        save_file({name: _clone(pieces[name], dtypes[name]) for name in names}, folder / file, {"format": "pt"})
+    if len(shards) > 1:
+        places = {name: file for file, names in shards.items() for name in names}
+        _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
+
+
+def _shards(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
+    """Return which tensors go into which file: in order, with a new file whenever the next one does not fit."""
+    shards: list[list[str]] = [[]]
+    room = max_bytes
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, start=1)}
+
+
+def _clone(piece: Tensor, dtype: torch.dtype) -> Tensor:
+    return piece.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

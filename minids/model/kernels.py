@@ -1,0 +1,101 @@
+"""Hand-written kernels: the same functions as their one-line formulas, with less time and memory.
+
+The files beside this one read as equations; what makes them fast stands here. A `torch.autograd.Function` states a
+forward and a backward computation by hand: torch's own backward passes of these two functions go operation by
+operation and keep large tensors in between. Tests hold values and gradients against torch's.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def to_compute_dtype(x: Tensor) -> Tensor:
+    """Return x in the dtype in which autocast multiplies, or as it is where autocast is off.
+
+    Converting once saves every matrix product that follows from doing it again.
+    """
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x²) + eps) · weight over the last dimension, ready for the matrix product that follows.
+
+    In float32 whatever comes in: a mean of squares loses too much in bfloat16.
+    """
+    function = _RMSNorm.apply if torch.is_grad_enabled() else _rms_norm_without_gradient
+    return to_compute_dtype(function(x.float(), weight.float(), eps).to(x.dtype))
+
+
+def _rms_norm_without_gradient(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm with its gradient in one piece.
+
+    With r = 1 / rms(x), n = x r and g = dy · weight: d weight = sum of dy · n, and dx = r (g - n mean(g · n)),
+    because n depends on x through the length, too.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, r = ctx.saved_tensors
+        n = x * r
+        dy_n = dy * n
+        mean = (dy_n @ weight)[..., None].div_(x.shape[-1])
+        return (dy * weight).sub_(n.mul_(mean)).mul_(r), dy_n.reshape(-1, len(weight)).sum(dim=0), None
+
+
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Return -log softmax(logits)[target] of each row, (N,), in float32 nats."""
+    return _CrossEntropy.apply(logits_NV, targets_N)
+
+
+_NO_TARGET = -(2**62)  # torch would skip a target of -100 in silence
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy a few rows at a time; its gradient is softmax minus one at the target.
+
+    The logits are the largest tensor of a training step. In blocks, their float32 copies stay in the
+    processor's cache and never exist whole, and the gradient is rounded to the logits' dtype once, at the end.
+    """
+
+    ROWS = 256
+
+    @staticmethod
+    def forward(ctx, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        ctx.save_for_backward(logits_NV, targets_N)
+        blocks = _CrossEntropy.blocks(logits_NV, targets_N)
+        losses = [
+            F.cross_entropy(logits.float(), target, reduction="none", ignore_index=_NO_TARGET)
+            for logits, target in blocks
+        ]
+        return torch.cat(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_N: Tensor) -> tuple[Tensor, None]:
+        logits_NV, targets_N = ctx.saved_tensors
+        grad_NV = torch.empty_like(logits_NV)
+        for logits, target, grad, out in _CrossEntropy.blocks(logits_NV, targets_N, grad_N, grad_NV):
+            softmax = logits.softmax(dim=-1, dtype=torch.float32)
+            softmax[torch.arange(len(target), device=target.device), target] -= 1
+            torch.mul(softmax, grad[:, None], out=out)
+        return grad_NV, None
+
+    @staticmethod
+    def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*(tensor.split(_CrossEntropy.ROWS) for tensor in tensors), strict=True)

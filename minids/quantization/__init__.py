@@ -1,0 +1,1 @@
+"""Numbers of few bits, and the scales that say what they stand for."""

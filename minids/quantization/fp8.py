@@ -1,0 +1,53 @@
+"""The FP8 format in which DeepSeek-V3 is released: matrices of 8-bit numbers, with one scale per block.
+
+A number is stored in E4M3: 1 bit for the sign, 4 for the exponent, 3 for the mantissa. Its largest value is 448 and
+it has no infinity, so each block of 128 x 128 numbers is scaled to this range before it is rounded (V3 report §3.3):
+
+    value = round(weight · 448 / amax)          amax: the largest absolute value in the block
+    weight ≈ value · scale_inv                  scale_inv = amax / 448
+
+In the file both stand side by side, for a matrix of shape (rows, columns):
+
+    ….weight              (rows, columns)                         float8_e4m3fn
+    ….weight_scale_inv    (⌈rows / 128⌉, ⌈columns / 128⌉)         float32; blocks at the edges may be smaller
+
+and config.json says how to read them:
+
+    "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], …}
+
+V3 stores the matrices of attention and of the feed-forward layers in this way. Embedding, head, gates and norms stay
+in 16 or 32 bits.
+"""
+
+import json
+
+from torch import Tensor
+
+
+def block_size(quantization_config: object) -> tuple[int, int]:
+    """Return the rows and columns of a block, as the `quantization_config` of a config.json has them.
+
+    None or {}, for weights that are not quantised, gives 128 x 128, too. Raises ValueError for any other format.
+    """
+    entry = quantization_config or {}
+    is_fp8 = isinstance(entry, dict) and (entry.get("quant_method"), entry.get("fmt", "e4m3")) == ("fp8", "e4m3")
+    if entry and not is_fp8:
+        raise ValueError(
+            f"quantization_config {json.dumps(entry)} is not supported: it must be fp8 in e4m3, or absent."
+        )
+    block = entry.get("weight_block_size", [128, 128])
+    if not (isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)):
+        raise ValueError(f"weight_block_size={block!r} is not possible: it must be two whole numbers of at least 1.")
+    return tuple(block)
+
+
+def scale_shape(shape: tuple[int, int], block: tuple[int, int] = (128, 128)) -> tuple[int, int]:
+    """Return the shape of the scales of a matrix: one number per block, smaller blocks at the edges included."""
+    return tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
+
+
+def dequantize_blocks(values: Tensor, scale_inv: Tensor, block: tuple[int, int] = (128, 128)) -> Tensor:
+    """Return each value times the scale of its block, in float32: (rows, columns), like `values`."""
+    rows, columns = values.shape
+    scale = scale_inv.float().repeat_interleave(block[0], dim=0)[:rows]
+    return values.float() * scale.repeat_interleave(block[1], dim=1)[:, :columns]

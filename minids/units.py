@@ -1,0 +1,30 @@
+"""Numbers in the unit that fits, as the command line and the pictures print them."""
+
+GIB = 2**30  # bytes
+COUNT = ("", "K", "M", "B", "T")  # as parameters and dollars are counted: thousand, million, billion, trillion
+SI = ("", "k", "M", "G", "T", "P", "E")
+
+
+def in_unit(value: float, base: int, units: tuple[str, ...]) -> tuple[float, str]:
+    """Return the value in the largest unit that leaves at least 1, each unit being `base` times the one before."""
+    for unit in units[:-1]:
+        if value < base:
+            return value, unit
+        value /= base
+    return value, units[-1]
+
+
+def short(number: float, units: tuple[str, ...] = COUNT, zeros: bool = True) -> str:
+    """Return a number with three digits and its unit: 671B, 36.6B, 4.00M; without trailing zeros, 4M.
+
+    A number below 1,000 is rounded to a whole one.
+    """
+    value, unit = in_unit(float(f"{number:.3g}"), 1000, units)
+    if not unit:
+        return f"{number:.0f}"
+    return f"{value:#.3g}{unit}" if zeros and value < 100 else f"{value:g}{unit}"
+
+
+def in_k(tokens: float) -> str:
+    """Return a number of tokens as contexts are named: 512, 4K, 128K, with 1,024 tokens to a K."""
+    return "{:.0f}{}".format(*in_unit(tokens, 1024, ("", "K")))

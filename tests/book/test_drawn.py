@@ -1,0 +1,212 @@
+"""What stands in the pictures, line by line and patch by patch, against the data: areas, places, colours and scales."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from configurations import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from legibility import assert_legible
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from pictures import DOMAINS, PRESETS, RELEASED, V3, arguments, picture, run, title
+
+from minids.book import plots
+from minids.book.plots.architecture import EVERYTHING, LATER, LIT
+from minids.book.plots.style import PARTS
+from minids.cost.attention import mla_multiplications
+from minids.cost.cache import kv_cache_bytes
+from minids.cost.parameters import count_parameters
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+
+
+def points(name: str) -> list:
+    """The first picture's first axes' markers."""
+    return [line for line in picture(name).axes[0].lines if line.get_marker() == "o"]
+
+
+def test_every_chapter_lights_something_that_is_drawn_in_a_picture_of_its_own_and_nothing_moves():
+    assert set().union(*LIT.values()) == EVERYTHING | LATER.keys()
+    assert set(LATER.values()) == set(range(7, 17))
+    drawn = [plots.draw_architecture(chapter).axes[0] for chapter in LIT]
+    colors = [[patch.get_facecolor() for patch in ax.patches] for ax in drawn]
+    assert all(one != other for one, other in itertools.combinations(colors, 2))
+    places = [[(text.get_text(), text.get_position()) for text in ax.texts] for ax in drawn]
+    assert all(of_chapter == places[0] for of_chapter in places)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The bill
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_areas_are_the_parameters(name):
+    config = PRESETS[name]
+    count = count_parameters(config)
+    (ax,) = picture(f"parameters: {name}, None").axes
+    areas = sorted(patch.get_width() * patch.get_height() for patch in ax.patches)
+    parts = sorted(number for field, number in count.breakdown.items() if number and field != "routed_experts")
+    np.testing.assert_allclose(areas, [part / count.total for part in parts])
+    if config.uses_moe:
+        cells = ax.images[0].get_array()
+        layers = config.num_hidden_layers - config.first_k_dense_replace
+        assert cells.shape[:2] == (layers, config.n_routed_experts)
+        lit = (cells == np.array(to_rgb(PARTS["routed"]))).all(axis=-1)
+        assert (lit.sum(axis=1) == config.num_experts_per_tok).all()
+
+
+def test_the_hours_add_up():
+    bars = [(bar.get_x(), bar.get_width()) for bar in picture("hours: V3").axes[0].patches]
+    assert bars == [(0, 2_664_000), (2_664_000, 119_000), (2_783_000, 5_000), (0, 2_788_000)]
+
+
+# ---------------------------------------------------------------------------------------------------
+# The baseline
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16])
+def test_the_wall_is_where_the_bytes_are_equal(batch):
+    config = PRESETS["deepseek-llm-7b"]
+    meet = 2 * count_parameters(config).total / (batch * kv_cache_bytes(config))
+    assert points(f"wall: {batch}")[0].get_xdata()[0] == pytest.approx(meet)
+    assert f"from {meet:,.0f} tokens on" in title(picture(f"wall: {batch}"))
+    assert f"cache as large at {meet:,.0f} tokens" in picture(f"wall: {batch}").alt
+
+
+# ---------------------------------------------------------------------------------------------------
+# Latents
+
+
+@pytest.mark.parametrize("times", ["0.05", "1", "20"])
+def test_the_cut_ranks_say_what_they_cost_and_singular_values_are_drawn_over_the_largest(times):
+    (data,), fig = arguments(f"low_rank: {times}"), picture(f"low_rank: {times}")
+    measured = [row["measured"] for row in data["runs"] if row["arm"] == "MHA"]
+    for rank in ("16", "64", "192"):
+        cost = sum(m["bits_per_byte"][rank] - m["bits_per_byte"]["as trained"] for m in measured) / 3
+        assert f" {rank}: {cost:.3f}" in fig.alt
+        assert rank != "64" or f"rank 64 of 192 cost a trained model {cost:.3f}" in title(fig)
+    values = np.array(measured[0]["singular_values"])[:, :192]
+    np.testing.assert_allclose([line.get_ydata() for line in fig.axes[0].lines], values / values[:, :1])
+
+
+def test_arms_of_equal_cache_stand_together_with_a_dot_for_each_seed_and_a_bar_at_their_mean():
+    (data,), fig = arguments("attention_ablation: 20"), picture("attention_ablation: 20")
+    labels = [tick.get_text().replace("\n", " ") for tick in fig.axes[0].get_xticklabels()]
+    assert labels == ["MHA", "GQA", "MLA 112 + 16", "MLA 96 + 32", "MQA", "MLA 48 + 16", "MLA 32 + 32"]
+    cached = dict(zip(labels, (384, 128, 128, 128, 64, 64, 64), strict=True))
+    dots = [line.get_ydata() for line in points("attention_ablation: 20")]
+    bars = [line.get_ydata()[0] for line in fig.axes[0].lines if line.get_linewidth() == 3]
+    means, ranges = [], []
+    for label, seeds, bar in zip(labels, dots, bars, strict=True):
+        scores = [r["report"]["bits_per_byte"]["prose_and_code"] for r in data["runs"] if r["arm"] == label]
+        low, mean, high = min(scores), sum(scores) / 3, max(scores)
+        assert [*seeds, bar] == pytest.approx([*scores, mean])
+        assert f"{label}: {cached[label]} cached, {mean:.3f} ({low:.3f} to {high:.3f})" in fig.alt
+        means.append(mean)
+        ranges.append(high / low - 1)
+    apart = max(means) / min(means) - 1
+    assert title(fig) == f"Arms lie within {apart:.1%} of each other, seeds of one arm within {max(ranges):.1%}"
+
+
+def test_expanding_and_absorbing_cross_where_both_multiply_as_much():
+    (dot,) = points("absorption: deepseek-v3, 128")
+    assert dot.get_xdata()[0] == pytest.approx(512)
+    count = mla_multiplications(V3, 512, 128)
+    assert dot.get_ydata()[0] * 1e9 == pytest.approx(count["absorbed"]) == pytest.approx(count["expanded"])
+    (line,) = [line for line in picture("crossing: 1").axes[0].lines if line.get_linestyle() == "--"]
+    assert line.get_xdata()[0] == pytest.approx(1 / (1 / 1024 + 768 / (512 * 256)))
+
+
+def bars_of_flow(form: str) -> list[Rectangle]:
+    patches = picture(f"latent_flow: v3, {form}").axes[0].patches
+    return [patch for patch in patches if isinstance(patch, Rectangle) and patch.get_height() == 17]
+
+
+def test_widths_of_the_flow_are_to_scale_and_both_forms_have_one_scale():
+    expanded, absorbed = (np.array([bar.get_width() for bar in bars_of_flow(f)]) for f in ("expanded", "absorbed"))
+    numbers = [7168, 1536, 16384, 8192, 512, 64, 16384, 16384, 8192, 16384, 7168]
+    np.testing.assert_allclose(expanded / expanded[0], np.array(numbers) / 7168)
+    assert absorbed[0] == pytest.approx(expanded[0])
+    assert max(absorbed) / absorbed[0] == pytest.approx(128 * 512 / 7168)
+
+
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+def test_what_is_cached_is_outlined_in_dashes_around_its_two_parts(form):
+    patches = picture(f"latent_flow: v3, {form}").axes[0].patches
+    (outline,) = [p for p in patches if isinstance(p, Rectangle) and p.get_facecolor()[3] == 0]
+    assert outline.get_linestyle() == "--" or outline.get_linestyle()[1]
+    latent, rotated = bars_of_flow(form)[4:6]
+    inside = latent.get_x(), rotated.get_x() + rotated.get_width()
+    assert (outline.get_x(), outline.get_x() + outline.get_width()) == pytest.approx((inside[0] - 4, inside[1] + 4))
+
+
+def test_the_filled_dots_are_the_caches_of_the_models_as_released():
+    dots = points("cache_kinds: released")
+    filled = [dot.get_xdata()[0] for dot in dots if dot.get_markerfacecolor() == dot.get_markeredgecolor()]
+    assert filled == [kv_cache_bytes(PRESETS[name]) * 2**17 / 2**30 for name in RELEASED]
+
+
+@examples(15)
+@given(st.sampled_from(range(64, 2049, 64)), st.sampled_from(range(16, 257, 16)))
+def test_wherever_the_sliders_stand_the_budget_is_legible_and_counts(latent, rope):
+    fig = plots.draw_latent_budget(replace(V3, kv_lora_rank=latent, qk_rope_head_dim=rope))
+    assert_legible(fig)
+    assert f"{61 * 2 * (latent + rope):,} bytes per token" in fig.alt
+    assert f"{(latent + rope) / 256:.2f} groups" in title(fig)
+    marks = [line.get_xdata()[0] for line in fig.axes[0].lines]
+    per_group = 61 * 2 * 256 * 2**17 / 2**30
+    assert marks == pytest.approx([*(2**i * per_group for i in range(8)), (latent + rope) / 256 * per_group])
+
+
+def test_score_parts_are_drawn_less_the_mean_of_their_rows_and_the_weights_are_the_softmax_of_the_sum():
+    content, rotated, *_ = arguments("score_parts: two")
+    drawn = [np.ma.filled(ax.images[0].get_array(), 0) for ax in picture("score_parts: two").axes]
+    for part, image in zip((content, rotated), drawn[:2], strict=True):
+        row = part[0][3, :4]
+        np.testing.assert_allclose(image[3, :4], row - row.mean())
+    for t in range(5):
+        exponentials = np.exp((content[1] + rotated[1])[t, : t + 1])
+        np.testing.assert_allclose(drawn[5][t, : t + 1], exponentials / exponentials.sum())
+        assert not drawn[5][t, t + 1 :].any()
+
+
+# ---------------------------------------------------------------------------------------------------
+# A training run
+
+
+def test_the_line_is_a_running_mean_of_the_training_loss():
+    records, report = run(steps=240)
+    rng = np.random.default_rng(1)
+    for record in records:
+        record["bits_per_byte"] = {d: rng.random() for d in DOMAINS if rng.random() < 0.5}
+    line = plots.draw_loss(records, report).axes[0].lines[0]
+    served = [(r["step"], r["bits_per_byte"]["prose"]) for r in records if "prose" in r["bits_per_byte"]]
+    half = max(1, len(served) // 60)
+    means = [np.mean([y for _, y in served[max(0, i - half) : i + half + 1]]) for i in range(len(served))]
+    np.testing.assert_allclose(line.get_ydata(), means)
+    np.testing.assert_allclose(line.get_xdata(), [(step + 1) * 2048 / 1e6 for step, _ in served])
+
+
+def test_the_experts_say_their_numbers_and_are_drawn_in_the_colours_of_their_labels_and_over_the_average():
+    (records, names), fig = arguments("expert_load: usual"), picture("expert_load: usual")
+    violations = np.array([record["max_violation"] for record in records])
+    first, last = violations[:20].mean(), violations[-20:].mean()
+    assert f"4 MoE layers: {first:.2f} in the first 20 steps, {last:.2f} in the last 20" in fig.alt
+    assert title(fig).endswith(f"from {1 + first:.1f} times the average load to {1 + last:.1f} times")
+    upper, lower, _ = fig.axes
+    colors = {text.get_text(): text.get_color() for text in upper.texts}
+    assert colors == {name: line.get_color() for name, line in zip(names, upper.lines, strict=True)}
+    expected = [[load / np.mean(r["load"][0]) for load in r["load"][0]] for r in records]
+    np.testing.assert_allclose(lower.images[0].get_array(), np.array(expected).T)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "mini", "mini-dense"])
+def test_every_gate_has_a_name(preset):
+    config = ModelConfig.preset(preset)
+    names = config.moe_layer_names()
+    assert len(names) == len(DeepSeek(config).gates)
+    body = [f"layer {i + 1}" for i in range(config.num_hidden_layers) if config.is_moe_layer(i)]
+    assert names == body + ["MTP"] * bool(body)

@@ -1,0 +1,138 @@
+"""Every picture of the book, on data of all shapes, each drawn once: `picture("wall: 8")`."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+from matplotlib.text import Text
+
+from minids.book import plots
+from minids.book.claims import ARTICLES, all_claims
+from minids.book.plots.style import Picture
+from minids.book.recorded import load
+from minids.cost.attention import mla_cached_numbers
+from minids.cost.published import REPORTS
+from minids.model.config import ModelConfig
+
+DOMAINS = ("prose", "code", "arithmetic")
+RELEASED = list(REPORTS)
+PRESETS = {name: ModelConfig.preset(name) for name in (*RELEASED, "mini", "mini-dense")}
+V3, LITE = PRESETS["deepseek-v3"], PRESETS["deepseek-v2-lite"]
+
+
+def run(steps=60, held_out=(1.62, 1.21, 2.05), baseline=(2.31, 1.94, 2.63), domains=DOMAINS, trained=None, layers=4,
+        experts=32):  # fmt: skip
+    """Records and a report like those of a real run; MaxVio falls from 5 to about 0.2."""
+    rng, falling = np.random.default_rng(0), np.exp(-9 * np.arange(steps) / steps)
+    held_out, baseline = (dict(zip(domains, values, strict=False)) for values in (held_out, baseline))
+    records = [
+        {
+            "step": step,
+            "bits_per_byte": {d: held_out[d] + 3 * falling[step] for d in trained or domains},
+            "max_violation": (0.2 + 5 * falling[step] + 0.05 * rng.random(layers)).tolist(),
+            "load": rng.integers(50, 150, (layers, experts)).tolist(),
+        }
+        for step in range(steps)
+    ]
+    together = {"all": 1.6} | ({"prose_and_code": 1.5} if len(domains) > 1 else {})
+    bits = {"bits_per_byte": held_out | together, "baseline_bits_per_byte": baseline | together}
+    return records, {"tokens": steps * 2048} | bits
+
+
+def loads(steps=60, layers=4, experts=32, **changes):
+    """Records, with `changes` made in each, and the names of their layers."""
+    records, _ = run(steps, layers=layers, experts=experts)
+    return [record | changes for record in records], [*(f"layer {i + 2}" for i in range(layers - 1)), "MTP"]
+
+
+def curves(power: float) -> list[dict]:
+    """The recorded curves of growth, with every time multiplied by a power of what changes."""
+    growth = load("bench")["growth"]
+    for point in (point for curve in growth for point in curve["points"]):
+        point["time"]["median_ms"] *= point["value"] ** power
+        point["predicted_ms"] *= point["value"] ** power
+    return growth
+
+
+def experiment(times: float) -> dict:
+    """The recorded results of the attention experiment, with differences in bits per byte so many times as large."""
+    result = load("attention")
+    for row in result["runs"]:
+        for bits in (row["report"]["bits_per_byte"], row.get("measured", {}).get("bits_per_byte", {})):
+            bits |= {name: 1.8 + times * (value - 1.8) for name, value in bits.items()}
+    return result
+
+
+def decoding(*last: float):
+    """Times that grow with the context up to `last`, for each way, and the bytes of V2-Lite's caches."""
+    contexts, ways = [256, 512, 1024, 2048, 4096, 8192], ("full cache", "expanded", "absorbed")
+    times = {way: [end * c / 8192 for c in contexts] for way, end in zip(ways, last, strict=True)}
+    return contexts, times, {way: 4 * mla_cached_numbers(LITE)[way] for way in ("full cache", "absorbed")}
+
+
+def scores(heads: int, tokens: int):
+    parts = np.random.default_rng(2).normal(size=(2, heads, tokens, tokens))
+    return *parts, [f"layer {i}\nhead 0" for i in range(heads)], list("abcdefgh")[:tokens], "What some heads look at"
+
+
+ARGUMENTS = {  # of draw_NAME, by name and variant
+    "architecture": {"all": (), "3": (3,), "12": (12,)},
+    "parameters": {f"{n}, {price}": (c, price) for n, c in PRESETS.items() for price in (None, 2.0)},
+    "hours": {"V3": (REPORTS["deepseek-v3"],)},
+    "models": {"released": (RELEASED,)},
+    "conventions": {"MoE": (RELEASED[2:],)},
+    "claims": {"all": (all_claims(), ARTICLES)},
+    "rotation": {str(width): (10_000.0 ** (-np.arange(0, width, 2) / width),) for width in (8, 64, 128)},
+    "attention": {"even": (np.tril(np.full((4, 4), 0.25)), list("abcd"), "Words look at words before them")},
+    "caches": {"dense": (["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"],)},
+    "wall": {str(batch): (("deepseek-llm-7b", "deepseek-llm-67b"), batch) for batch in (1, 2, 4, 8, 16)},
+    "live_loss": {str(end): (range(1, 101), np.linspace(4, end, 100), 3.9) for end in (0.2, 2.0, 3.7)},
+    "attention_ablation": {str(times): (experiment(times),) for times in (0, 0.05, 1, 20)},
+    "low_rank": {str(times): (experiment(times),) for times in (0.05, 1, 20)},
+    "absorption": {
+        f"{name}, {new}": (PRESETS[name], new)
+        for name in ("deepseek-v3", "mini") for new in (1, 16, 64, 128, 160, 170, 171, 256, 1024)
+    },
+    "crossing": {
+        str(faster): (LITE, 1024, {n: faster * r for n, r in {1: 100, 16: 7, 64: 2, 128: 1.1, 512: 0.5}.items()})
+        for faster in (0.3, 1, 3)
+    },
+    "decoding": {str(last): decoding(*last) for last in ((20, 500, 8), (20, 500, 20), (8, 60, 20), (8, 9, 10))},
+    "latent_flow": {
+        f"{name}, {form}": (PRESETS[f"deepseek-{name}"] if name != "mini" else PRESETS["mini"], form == "absorbed")
+        for name in ("v2-lite", "v2", "v3", "mini") for form in ("expanded", "absorbed")
+    },
+    "cache_kinds": {"released": (RELEASED,), "dense": (RELEASED[:3] * 2,)},
+    "latent_budget": {
+        f"{latent}, {rope}": (replace(V3, kv_lora_rank=latent, qk_rope_head_dim=rope),)
+        for latent in (64, 512, 2048) for rope in (16, 64, 256)
+    },
+    "score_parts": {"two": scores(2, 5), "one": scores(1, 7)},
+    "loss": {
+        "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),
+        "own text": run(domains=("text",)), "equal": run(held_out=(1.5,) * 3), "above": run(held_out=(4.1, 3.9, 6.0)),
+        "mixed": run(held_out=(2.5, 1.2, 2.0)), "far apart": run(held_out=(0.9, 0.5, 0.1)),
+        "arithmetic never reached": run(3, trained=("prose", "code")),
+    },
+    "expert_load": {
+        "usual": loads(), "long": loads(640), "one step": loads(1), "eight layers": loads(3, layers=8, experts=8),
+        "one layer": loads(layers=1, experts=8), "equal": loads(max_violation=[0.5] * 4),
+    },
+    "growth": {str(power): (curves(power),) for power in (-0.5, 0, 0.5)},
+}  # fmt: skip
+NAMES = [f"{draw}: {variant}" for draw, variants in ARGUMENTS.items() for variant in variants]
+
+
+def arguments(name: str) -> tuple:
+    draw, _, variant = name.partition(": ")
+    return ARGUMENTS[draw][variant]
+
+
+@cache
+def picture(name: str) -> Picture:
+    return getattr(plots, f"draw_{name.partition(': ')[0]}")(*arguments(name))
+
+
+def title(fig: Picture) -> str:
+    """What stands in the size of titles; both where there are two."""
+    return " ".join(text.get_text() for text in fig.findobj(Text) if text.get_size() == 14 and text.get_text())

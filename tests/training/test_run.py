@@ -1,0 +1,71 @@
+"""A run assembled: what it starts from, where it goes on from, and what it leaves."""
+
+import pytest
+import torch
+from helpers_training import assert_bitwise_equal, small_config, small_corpus, small_train_config, small_trainer, state
+
+from minids.text.tokenizer import Tokenizer
+from minids.training.run import load_run, start_run
+from minids.training.trainer import language_model_loss
+
+CORPUS = small_corpus()
+MODEL, CONFIG = small_config(), small_train_config(steps=2)
+
+
+def test_model_and_batches_follow_from_the_configurations_the_text_and_the_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(99)
+        runs.append(start_run(MODEL, small_train_config(seed=seed), CORPUS))
+    first, same, other = runs
+    assert first.tokenizer.decode(first.batches.row(0)) in "".join(CORPUS.train["prose"])
+    assert_bitwise_equal(state(first.model), state(same.model))
+    assert not torch.equal(first.model.lm_head.weight, other.model.lm_head.weight)
+    rows = [[run.batches.row(i).tolist() for i in range(9)] for run in runs]
+    assert rows[0] == rows[1] != rows[2]
+    first.trainer.run()
+    assert not list(tmp_path.iterdir()), "without a folder nothing is written"
+
+
+def test_a_given_tokenizer_and_loss_are_used_and_the_run_is_found_again_with_what_has_changed(tmp_path):
+    tokenizer, steps = Tokenizer.train(CORPUS.train["prose"], 280), []
+
+    def loss(model, rows, whole, config, step):
+        steps.append(step)
+        return language_model_loss(model, rows, whole, config, step)
+
+    run = start_run(MODEL, CONFIG, CORPUS, tmp_path, tokenizer=tokenizer, loss=loss)
+    run.trainer.run()
+    assert steps == [0, 1]
+    assert run.tokenizer is tokenizer
+    resumed = start_run(MODEL, CONFIG, CORPUS, tmp_path, resume=True)
+    assert (resumed.tokenizer.to_json(), resumed.trainer.step, resumed.differences) == (tokenizer.to_json(), 2, ())
+    model, loaded_tokenizer = load_run(tmp_path)
+    for again in (resumed.model, model):
+        assert_bitwise_equal(state(again), state(run.model))
+    assert (model.config, model.training, loaded_tokenizer.to_json()) == (MODEL, False, tokenizer.to_json())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:  # the last bits of a sum depend on how many threads share it
+        resumed = start_run(MODEL, CONFIG, CORPUS, tmp_path, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert resumed.differences == (f"threads was {threads} and is {threads + 1}",)
+
+
+def test_a_report_is_of_a_run_that_was_trained_to_its_end_in_a_folder(tmp_path):
+    run, in_memory = start_run(MODEL, CONFIG, CORPUS, tmp_path), start_run(MODEL, CONFIG, CORPUS)
+    in_memory.trainer.run()
+    for unfinished in (run, in_memory):
+        with pytest.raises(ValueError, match="the log has 0 of 2 steps"):
+            unfinished.report()
+    run.trainer.run()
+    assert run.report()["train"]["steps"] == 2
+
+
+def test_a_checkpoint_that_names_no_model_is_refused(tmp_path):
+    start_run(MODEL, CONFIG, CORPUS, tmp_path)
+    small_trainer(tmp_path).save()
+    with pytest.raises(ValueError, match="holds a checkpoint without a configuration"):
+        load_run(tmp_path)
