@@ -95,7 +95,7 @@ def train(
         from minids.device import best_dtype, choose_device
         from minids.text.corpus import CORPUS_SHA256, load_corpus
         from minids.text.own_text import read_texts
-        from minids.training.run import start_run
+        from minids.training.run import check_start, start_run
 
         _set_up(threads)
         torch_device = choose_device(device)
@@ -103,6 +103,7 @@ def train(
         given = {name: value for name, value in settings.items() if value is not None}
         train_config = TrainConfig(**{"dtype": best_dtype(torch_device)} | given)
         folder = out or Path("runs") / (config if config in ModelConfig.preset_names() else Path(config).stem)
+        check_start(model_config, folder, resume, torch_device)
         if data is None:
             typer.echo("reading the corpus ...")
         corpus = load_corpus() if data is None else read_texts(data)
@@ -316,12 +317,12 @@ def _train(run: Run) -> None:
 
 def _write_results(run: Run, report: dict) -> None:
     """Write report and pictures into the folder of the run, and print the report."""
-    from minids.book.plots.c10_training import draw_expert_load, draw_loss
     from minids.training.report import format_report
-    from minids.training.trainer import read_log
 
-    folder, records = run.trainer.folder, read_log(run.trainer.log_path)
+    folder, records = run.trainer.folder, run.trainer.records
     write_atomically(folder / "report.json", json.dumps(report, indent=2, default=float) + "\n")
+    from minids.book.plots.c10_training import draw_expert_load, draw_loss  # after the report is safe
+
     pictures = {"loss.png": draw_loss(records, report)}
     if report["max_violation"] is not None:
         pictures["experts.png"] = draw_expert_load(records, run.model.config.moe_layer_names())

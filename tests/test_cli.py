@@ -200,14 +200,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_the_resumed_run_is_the_straight_
 ):
     """`--resume` begins a run where there is none."""
     monkeypatch.chdir(tmp_path)
-    run, steps, real = Path("runs/small"), iter(range(3)), trainer.take_step
+    run, steps, real = Path("runs/small"), iter(range(3)), trainer.update_weights
 
-    def take_step(*arguments, **options):
+    def update_weights(*arguments, **options):
         if next(steps, None) == 1:
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(trainer, "take_step", take_step)
+    monkeypatch.setattr(trainer, "update_weights", update_weights)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     result = train(folder, "--steps", 3, "--resume")
     signal.signal(signal.SIGINT, before)

@@ -3,9 +3,9 @@
 The articles and their claims are data, in figures/data/claims.json. A claim has
 
     article, quote      which article, and a few of its words
-    stated, compared    a number as printed, with its unit, and the name of the quantity that it is compared with;
-    holds, partly       or, for a statement without a number of its own, what must be true of the quantities: all of
-                        it, as `layers > 60 and prices has (0.14, 0.28)`, or at least `partly`
+    stated, compared    a number as printed, with its unit, and the name of the quantity that it is compared with; or
+    holds               a condition on quantities, such as `layers > 60 and prices has (0.14, 0.28)`
+    partly              optionally, a weaker condition
     because             what explains the verdict, with quantities filled in by name: {dollars:,.0f}
 
 A number is right if the quantity rounds to it, imprecise if the two are within 5%, else wrong. A statement is right

@@ -212,7 +212,7 @@ _GALLERY = (
     ),
     WrongVariant(
         "a query sees one token ahead",
-        "The mask is off by one, and every token sees the token that it should predict. No loss is as good.",
+        "The mask is off by one, and every token sees the token that it should predict. The loss is far too low.",
         ((_attend_block, ".triu(S - t + 1)", ".triu(S - t + 2)"),),
     ),
     # Multi-token prediction
@@ -224,8 +224,8 @@ _GALLERY = (
     ),
     WrongVariant(
         "MTP predicts what it was told",
-        "Targets one token early ask the module for the token whose embedding it was just given. Trained so, its loss "
-        "is superb.",
+        "Targets one token early ask the module for the token whose embedding it was just given. Its training "
+        "loss is very low.",
         ((DeepSeek.token_losses, "tokens_BT[:, k + 1 :]", "tokens_BT[:, k:-1]"),),
     ),
     WrongVariant(

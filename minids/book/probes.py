@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from minids.model.deepseek import DeepSeek
 from minids.model.mla import MLA
+from minids.validation import require
 
 # ---------------------------------------------------------------------------------------------------
 # The two parts of a score
@@ -41,6 +42,7 @@ def share_of_distance(part: np.ndarray) -> float:
 @torch.no_grad()
 def silence(attention: MLA, part: str) -> None:
     """Remove one part of an MLA layer's scores, "content" or "rotated", by setting its queries to zero."""
+    require("part", part, part in ("content", "rotated"), "content or rotated")
     rows = attention.q_up.weight.unflatten(0, (attention.heads, -1))
     content, rotated = rows.split_with_sizes([attention.nope_dim, attention.rope_dim], dim=1)
     (content if part == "content" else rotated).zero_()
@@ -63,9 +65,11 @@ def keys_and_values_svd(model: DeepSeek, rows: np.ndarray) -> list[tuple[Tensor,
         for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)
     ]
     model.eval()
-    model(torch.from_numpy(rows[:, :-1].astype(np.int64)))
-    for hook in hooks:
-        hook.remove()
+    try:
+        model(torch.from_numpy(rows[:, :-1].astype(np.int64)))
+    finally:
+        for hook in hooks:
+            hook.remove()
     stacked = (torch.cat(keys_values, dim=1) for keys_values in collected)
     return [
         (values, directions.T) for _, values, directions in (torch.linalg.svd(x, full_matrices=False) for x in stacked)

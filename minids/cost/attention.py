@@ -18,20 +18,20 @@ def mla_multiplications(config: ModelConfig, context: int, new_tokens: int = 1) 
 
     "full cache": only the new tokens are expanded. "expanded": the whole context is, at every step. "absorbed": no
     token is, but to absorb a query and its output takes as many multiplications as to expand a token.
-    `context` includes the new tokens. Every query meets every key, as in decoding one token: the causal mask among
+    `context` includes the new tokens. Every query attends to every key, as in decoding one token: the causal mask among
     many new tokens is not subtracted. The other projections are the same in all three ways.
     Raises ValueError for a model without latents.
     """
     _require_latents(config)
     c = config
     expand = c.num_attention_heads * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim)  # also: to absorb a query
-    meetings = new_tokens * context * c.num_attention_heads
-    meet_expanded = meetings * (c.qk_head_dim + c.v_head_dim)
-    meet_latent = meetings * (2 * c.kv_lora_rank + c.qk_rope_head_dim)
+    pairs = new_tokens * context * c.num_attention_heads
+    attend_expanded = pairs * (c.qk_head_dim + c.v_head_dim)
+    attend_latent = pairs * (2 * c.kv_lora_rank + c.qk_rope_head_dim)
     return {
-        "full cache": new_tokens * expand + meet_expanded,
-        "expanded": context * expand + meet_expanded,
-        "absorbed": new_tokens * expand + meet_latent,
+        "full cache": new_tokens * expand + attend_expanded,
+        "expanded": context * expand + attend_expanded,
+        "absorbed": new_tokens * expand + attend_latent,
     }
 
 
@@ -51,9 +51,9 @@ def mla_cached_numbers(config: ModelConfig) -> dict[str, int]:
 def expansion_pays_from(config: ModelConfig, context: float = math.inf) -> float:
     """Return the number T* of new tokens at once above which expanding takes fewer multiplications than absorbing.
 
-    With H heads, latents of width L, and N and V dimensions per key (without position) and value: to expand a token
-    costs H L (N + V), once for all queries, and to absorb a query costs as much. Each query that meets a latent
-    instead of a key and a value costs H (2 L - N - V) more. In an endless context T* = L (N + V) / (2 L - N - V), for
+    With H heads, latents of width L, and M and A dimensions per key (without position) and value: to expand a token
+    costs H L (M + A), once for all queries, and to absorb a query costs as much. Each query that attends to a latent
+    instead of a key and a value costs H (2 L - M - A) more. In an endless context T* = L (M + A) / (2 L - M - A), for
     any number of heads: 171 for V2 and V3. Over a context of S tokens the number is 1 / (1 / S + 1 / T*).
     Raises ValueError for a model without latents.
     """

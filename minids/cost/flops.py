@@ -16,26 +16,26 @@ from minids.model.config import ModelConfig
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """FLOPs to train the main model on one token: forward, and twice that for backward.
 
-    Six per active weight, plus causal attention: a query meets (sequence_length / 2) keys on
-    average, and each meeting costs a multiply-add per key and per value dimension and head. For V3
+    Six per active weight, plus causal attention: a query attends to (sequence_length / 2) keys on
+    average, and each pair costs a multiply-add per key and per value dimension and head. For V3
     at 4096 tokens this is the 250 GFLOP per token of "Insights into DeepSeek-V3" (2025).
     """
     c = config
     key_dim, value_dim = (c.qk_head_dim, c.v_head_dim) if c.uses_mla else (c.head_dim, c.head_dim)
-    meetings = sequence_length / 2
-    attention = 3 * c.num_hidden_layers * c.num_attention_heads * (key_dim + value_dim) * 2 * meetings
+    keys = sequence_length / 2
+    attention = 3 * c.num_hidden_layers * c.num_attention_heads * (key_dim + value_dim) * 2 * keys
     return 6 * count_parameters(c).active + attention
 
 
 def decoding_flops_per_token(config: ModelConfig, context: int) -> float:
     """FLOPs to decode one token over `context` cached ones: two per active weight, and attention.
 
-    With MLA in its absorbed form every head meets each cached latent twice: once, with the rotated key, for
+    With MLA in its absorbed form every head uses each cached latent twice: once, with the rotated key, for
     the score, and once as a value.
     """
     c = config
-    meeting = 2 * c.kv_lora_rank + c.qk_rope_head_dim if c.uses_mla else 2 * c.head_dim
-    return 2 * (count_parameters(c).active + c.num_hidden_layers * c.num_attention_heads * context * meeting)
+    score_and_value = 2 * c.kv_lora_rank + c.qk_rope_head_dim if c.uses_mla else 2 * c.head_dim
+    return 2 * (count_parameters(c).active + c.num_hidden_layers * c.num_attention_heads * context * score_and_value)
 
 
 def pre_training_hours_like_v3(config: ModelConfig) -> float:

@@ -1,8 +1,8 @@
 """Reading the released layout: a folder becomes a model, or one sentence says why it cannot.
 
-A file may be torn, a tensor may be missing, and a configuration may describe another model. A wrong model that runs
-is worse than an error, so everything is compared with the configuration before a weight is read: the names (names.py),
-the shapes, the dtypes and the scales of FP8 matrices. Then the values are read, and must be finite numbers.
+A file may be torn, a tensor may be missing, and a configuration may describe another model. Loading must fail rather
+than give a wrong model, so everything is compared with the configuration before a weight is read: the names
+(names.py), the shapes, the dtypes and the scales of FP8 matrices. Then the values are read, and must be finite.
 """
 
 import re
@@ -56,10 +56,9 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
         if config.tie_word_embeddings:  # to_empty makes two of the one
             model.lm_head.weight = model.embed_tokens.weight
         for name, piece in released_tensors(model).items():
-            tensor = _read(stored, name, block)
-            if not tensor.isfinite().all():
+            piece.copy_(_read(stored, name, block))
+            if not piece.isfinite().all():  # in the dtype asked for: float16 ends at 65,504
                 raise ValueError(f"{name} in {stored[name].file} is NaN or infinite in places: it must be finite.")
-            piece.copy_(tensor)
         for copy, original in _accepted_copies(config).items():
             if copy in stored and not torch.equal(_read(stored, copy, block), _read(stored, original, block)):
                 raise ValueError(f"{copy} in {stored[copy].file} must equal {original}, which it copies.")

@@ -78,6 +78,8 @@ def _require_target(folder: Path, overwrite: bool) -> None:
     """Raise ValueError unless the folder is new or empty, or an earlier export that may be replaced."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the name of a folder.")
+    if folder.resolve().is_mount():  # nothing can be renamed across its border
+        raise ValueError(f"{folder} is a mount point: give the name of a folder in it.")
     if folder.resolve() == Path.cwd():  # it would be replaced under our feet
         raise ValueError(f"{folder} is the working directory: give the name of a folder in it.")
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []

@@ -14,5 +14,6 @@ a column for each expert. The letters mean the same in the whole library:
     and in MLA   L  width of the latent      M  width of a head's part without position (nope)
                  P  width of the part that carries position (rope)     W  width of what is cached, L + P
 
-A lower-case letter is a piece of that dimension: t of the T positions.
+A lower-case letter is a piece of that dimension: t of the T positions. (einops patterns, such as "b t (h c)", are
+lower case throughout.)
 """

@@ -72,7 +72,7 @@ class ModelConfig:
     bos_token_id: int = 0
     eos_token_id: int = 1
 
-    # Attention. num_key_value_heads and head_dim speak of MHA, GQA and MQA only: MLA ignores them.
+    # Attention. num_key_value_heads and head_dim are for MHA, GQA and MQA only: MLA ignores them.
     num_attention_heads: int
     num_key_value_heads: int | None = None  # None: one per head
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
@@ -94,8 +94,8 @@ class ModelConfig:
     moe_intermediate_size: int | None = None  # width of one expert
     first_k_dense_replace: int = 0
     moe_layer_freq: int = 1
-    n_group: int = 1  # experts stand in so many groups,
-    topk_group: int = 1  # and a token may use so many of them
+    n_group: int = 1  # in how many groups the experts are,
+    topk_group: int = 1  # and how many of them a token may use
     routed_scaling_factor: float = 1.0  # on the sum of the routed experts
     scoring_func: str = "sigmoid"  # V3; DeepSeekMoE and V2: softmax
     # noaux_tc (V3): by score plus bias; greedy: by score; group_limited_greedy (V2): by score, within groups

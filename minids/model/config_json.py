@@ -2,9 +2,9 @@
 
 A configuration names a `model_type`, and the class of that family decides what the other keys mean:
 which of them it reads at all, and what it assumes for one that is missing. transformers' V3 class, for
-one, has no `scoring_func`, because it can do nothing but sigmoid.
+one, has no `scoring_func`, because it knows only the sigmoid.
 
-Written is therefore the family whose class computes *exactly* what the model computes. A mixture that
+So a model is written as the family whose class computes *exactly* what the model computes. A mixture that
 no family has (MLA over dense layers, a softmax gate with a balancing bias, ...) is written as
 "minids": transformers then refuses the folder, where under a borrowed name it would silently compute
 something else.
@@ -45,7 +45,7 @@ DEFAULTS = {
 FLOATS = (  # transformers refuses 1 for 1.0
     "rms_norm_eps", "initializer_range", "embedding_initializer_range", "routed_scaling_factor",
 )  # fmt: skip
-# What a family's own code can do nothing else about: another value would compute another function here than there.
+# Values that are fixed in a family's own code: with another one, ours and theirs would compute different functions.
 FIXED = {
     "llama": {"n_routed_experts": [None], "kv_lora_rank": [None]},
     "deepseek": {
@@ -78,7 +78,7 @@ def _is_v3(c) -> bool:
 
 def _is_v2(c) -> bool:
     gate = c.scoring_func == "softmax" and c.topk_method != "noaux_tc" and not c.norm_topk_prob
-    # transformers takes V2's pairs for complex numbers where they stand, and torch wants those at even places.
+    # transformers views V2's pairs as complex numbers, which torch allows only at even offsets.
     even = c.uses_mla and c.kv_lora_rank % 2 == c.qk_nope_head_dim % 2 == 0
     return _is_mla_moe(c) and gate and even and not c.num_nextn_predict_layers and _heads_divide(c)
 

@@ -68,7 +68,7 @@ class DeepSeek(nn.Module):
         if c.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = nn.ModuleList(MTPModule(c, c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers))
-        if not self.lm_head.weight.is_meta:  # there, nothing is drawn
+        if not self.lm_head.weight.is_meta:  # a model without memory has nothing to draw
             self.reset_parameters()
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class DeepSeek(nn.Module):
     def mtp_hidden_states(self, tokens_BT: Tensor, hidden_BTD: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Return, for each depth k, its hidden states (B, T - k, hidden) and its balance loss.
 
-        Position i of depth k has seen tokens 0 ... i+k, so the head reads token i+k+1 off it.
+        Position i of depth k has seen tokens 0 ... i+k, so the head predicts token i+k+1 from it.
         """
         out = []
         for k, module in enumerate(self.mtp, start=1):
@@ -133,8 +133,10 @@ class DeepSeek(nn.Module):
         """Return what each of the tokens (B, T) cost to predict, at every depth.
 
         `mask_BT` says which tokens count as targets, at every depth alike; without it all do. (Token 0 is never
-        predicted, and depth k predicts no token before k + 1.) In training mode the gates count their load
-        meanwhile; in evaluation mode the balance loss is 0. Raises ValueError for rows too short to predict anything.
+        predicted, and depth k predicts no token before k + 1.) The mask is about targets alone. Every token is read and
+        counts for the loads of the gates and the balance loss, so rows are to be packed, not padded. In training mode
+        the gates count their load meanwhile; in evaluation mode the balance loss is 0. Raises ValueError for rows too
+        short to predict anything.
         """
         shortest = 2 + len(self.mtp)
         if tokens_BT.ndim != 2 or tokens_BT.shape[1] < shortest:
@@ -151,22 +153,23 @@ class DeepSeek(nn.Module):
 
     def loss(
         self, tokens_BT: Tensor, mask_BT: Tensor | None = None, *, mtp_weight: float = 0.3,
-        balance_weight: float = 1e-4, whole_BT: Tensor | None = None,
+        balance_weight: float = 1e-4, whole_mask_BT: Tensor | None = None,
     ) -> LossTerms:  # fmt: skip
         """Return the training loss on tokens (B, T): means over the tokens that `mask_BT` lets count, or over all.
 
-        Where these rows are a micro-batch, `whole_BT` is the mask of the whole batch, and every term is this part's
-        share of the mean over the whole: the terms of all parts add up to those of the batch, however unequal the
-        parts are. Modes and errors are those of `token_losses`.
+        Where these rows are a micro-batch, `whole_mask_BT` is the mask of the whole batch, and every term is the
+        share of these rows in the mean over the whole: the terms of all parts add up to those of the batch, however
+        unequal the parts are. Modes and errors are those of `token_losses`.
 
-        (Where T is the length of the input, the report divides depth k's T - k terms by T; dividing by their number
-        gives λ the same weight at every length.)
+        (The report divides the sum of every depth by the same length; dividing by the number of its terms gives λ the
+        same weight at every length.)
         """
         losses = self.token_losses(tokens_BT, mask_BT)
         own_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if mask_BT is None else mask_BT
-        whole_BT = own_BT if whole_BT is None else whole_BT
-        # A depth at which nothing counts has nothing to learn: 0, not 0 / 0.
-        means = [nats.sum() / whole_BT[:, k + 1 :].sum().clamp(min=1) for k, nats in enumerate(losses.nats)]
+        whole_BT = own_BT if whole_mask_BT is None else whole_mask_BT
+        counts = [whole_BT[:, k + 1 :].sum() for k in range(len(losses.nats))]
+        # Where no token counts there is nothing to learn: 0, not 0 / 0.
+        means = [nats.sum() / count.where(count > 0, 1) for nats, count in zip(losses.nats, counts, strict=True)]
         next_token, *depths = means
         mtp = torch.stack(depths).mean() if depths else next_token.new_zeros(())
         balance = losses.balance * (len(tokens_BT) / len(whole_BT))

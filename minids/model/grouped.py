@@ -24,10 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from minids.model.kernels import to_compute_dtype
+
 
 def grouped_linear(x_RX: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tensor:
     """Return each row times its expert's matrix, (R, Y); the first `counts[0]` rows are expert 0's, and so on."""
-    if not torch.is_grad_enabled():  # a decoding step is short enough to feel autograd's overhead
+    x_RX, weight_EYX = to_compute_dtype(x_RX), to_compute_dtype(weight_EYX)
+    if not torch.is_grad_enabled():  # in a short decoding step autograd's overhead would count
         return _rows_times_matrices(x_RX, weight_EYX.mT, counts)
     return _GroupedLinear.apply(x_RX, weight_EYX, counts)
 

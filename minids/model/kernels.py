@@ -63,7 +63,7 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return _CrossEntropy.apply(logits_NV, targets_N)
 
 
-_NO_TARGET = -(2**62)  # torch would skip a target of -100 in silence
+_NO_TARGET = -(2**62)  # torch would skip a target of -100 without a word
 
 
 class _CrossEntropy(torch.autograd.Function):

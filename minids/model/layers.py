@@ -1,7 +1,7 @@
 """The small parts that every transformer of the family is built from.
 
-RMSNorm (Zhang & Sennrich 2019) divides a vector by its root mean square, so that the vector keeps its direction and
-loses its length, and then scales each entry by a learned weight:
+RMSNorm (Zhang & Sennrich 2019) divides a vector by its root mean square, so that its direction stays and its
+length becomes the square root of its width, and then scales each entry by a learned weight:
 
     RMSNorm(x) = x / sqrt(mean(x²) + eps) · w
 

@@ -25,8 +25,8 @@ then a masked expert would win.
     experts     the rows of one expert go through it in one product
     combine     the rows of a token are added up
 
-Expert parallelism sends the rows between machines in `dispatch` and `combine`, and a pipeline may cut between two
-stages. FP8 changes only the products of the experts (`Experts.product`).
+Expert parallelism puts its own `dispatch` and `combine` into a layer, which send the rows to other machines and back.
+FP8 changes only the products of the experts (`Experts.product`).
 
     paper     code                    released weight (mlp.…)
     e_i       gate.weight             gate.weight                       (N_r, hidden)
@@ -111,45 +111,49 @@ class Gate(nn.Module):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What the experts work on: a row for each choice of each token, sorted by expert."""
+class Route:
+    """Where the rows that the experts work on come from: a row for each choice of each token, sorted by expert."""
 
-    x_RD: Tensor
     weight_R: Tensor  # g_i of the choice
     token_R: Tensor  # which of the N tokens the row belongs to
     counts_E: Tensor  # how many rows each expert gets
 
 
-def dispatch(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> Rows:
-    """Return the tokens as rows sorted by expert, in the dtype in which the experts multiply."""
+def dispatch(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> tuple[Tensor, Route]:
+    """Return the tokens as rows sorted by expert, (R, D), in the dtype of the experts' products, and their route."""
+    route, x_ND = sort_by_expert(weights_NK, experts_NK, n_experts), to_compute_dtype(x_ND)
+    many_rows = len(route.token_R) >= ROW_MULTIPLE * n_experts
+    if x_ND.dtype == torch.bfloat16 and x_ND.device.type == "cpu" and many_rows:
+        route = fill_up(route)
+    return x_ND.index_select(0, route.token_R), route
+
+
+def sort_by_expert(weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> Route:
+    """Return the choices of all tokens in the order of their experts."""
     expert_of_choice = experts_NK.flatten()
     order = expert_of_choice.argsort(stable=True)
-    token_R, weight_R = order // experts_NK.shape[1], weights_NK.flatten().index_select(0, order)
     counts_E = expert_of_choice.bincount(minlength=n_experts)
-    x_ND = to_compute_dtype(x_ND)
-    many_rows = len(token_R) >= ROW_MULTIPLE * n_experts
-    if x_ND.dtype == torch.bfloat16 and x_ND.device.type == "cpu" and many_rows:
-        token_R, weight_R, counts_E = fill_up(token_R, weight_R, counts_E)
-    return Rows(x_ND.index_select(0, token_R), weight_R, token_R, counts_E)
+    return Route(weights_NK.flatten().index_select(0, order), order // experts_NK.shape[1], counts_E)
 
 
-def combine(outs_RD: Tensor, rows: Rows, n_tokens: int) -> Tensor:
+def combine(outs_RD: Tensor, route: Route, n_tokens: int) -> Tensor:
     """Return for each token the sum of the outputs of its rows, (N, D)."""
-    return outs_RD.new_zeros(n_tokens, outs_RD.shape[1]).index_add_(0, rows.token_R, outs_RD)
+    return outs_RD.new_zeros(n_tokens, outs_RD.shape[1]).index_add_(0, route.token_R, outs_RD)
 
 
-def fill_up(token_R: Tensor, weight_R: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same with rows of token 0 and weight 0 after each expert's, up to a multiple of `ROW_MULTIPLE`.
+def fill_up(route: Route) -> Route:
+    """Return the route with rows of token 0 and weight 0 after each expert's, up to a multiple of `ROW_MULTIPLE`.
 
     Without them every training step would bring matrix products of new shapes, and for each of those the CPU's
     bfloat16 library prepares a kernel anew. (Few rows, as in decoding, have few shapes and stay as they are.)
     """
+    token_R, counts_E = route.token_R, route.counts_E
     filled_E = (counts_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
     shift_E = (filled_E - counts_E).cumsum(0) - (filled_E - counts_E)  # rows filled in before each expert's
     place_R = torch.arange(len(token_R), device=token_R.device) + shift_E.repeat_interleave(counts_E)
     rows = int(filled_E.sum())
     token = token_R.new_zeros(rows).index_copy(0, place_R, token_R)
-    return token, weight_R.new_zeros(rows).index_copy(0, place_R, weight_R), filled_E
+    return Route(route.weight_R.new_zeros(rows).index_copy(0, place_R, route.weight_R), token, filled_E)
 
 
 class Experts(nn.Module):
@@ -157,21 +161,18 @@ class Experts(nn.Module):
 
     product: Callable[[Tensor, Tensor, list[int]], Tensor] = staticmethod(grouped_linear)  # of rows, matrices, counts
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, n_experts: int, hidden_size: int, width: int):
         super().__init__()
-        E, D, I = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * I, D))
-        self.down_proj = nn.Parameter(torch.empty(E, D, I))
+        self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * width, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(n_experts, hidden_size, width))
 
     def forward(self, x_RD: Tensor, weight_R: Tensor, counts_E: Tensor) -> Tensor:
         """Return g_i FFN_i(x) for each row, (R, D); the first `counts_E[0]` rows are expert 0's, and so on."""
         counts = counts_E.tolist()
-        # Converted once; autocast would do it at every product.
-        gate_up_proj, down_proj = map(to_compute_dtype, (self.gate_up_proj, self.down_proj))
-        gate, up = self.product(x_RD, gate_up_proj, counts).chunk(2, dim=-1)
+        gate, up = self.product(x_RD, self.gate_up_proj, counts).chunk(2, dim=-1)
         # g_i could multiply the outputs instead, but these rows are narrower.
         hidden_RI = F.silu(gate) * up * weight_R[:, None].to(x_RD.dtype)
-        return self.product(hidden_RI, down_proj, counts)
+        return self.product(hidden_RI, self.down_proj, counts)
 
 
 class MoE(nn.Module):
@@ -183,7 +184,7 @@ class MoE(nn.Module):
         super().__init__()
         c = self.config = config
         self.gate = Gate(c)
-        self.experts = Experts(c)
+        self.experts = Experts(c.n_routed_experts, c.hidden_size, c.moe_intermediate_size)
         if c.n_shared_experts is not None:
             self.shared_experts = SwiGLU(c.hidden_size, c.n_shared_experts * c.moe_intermediate_size)
 
@@ -191,9 +192,10 @@ class MoE(nn.Module):
         """Return the output and the sequence-wise balance loss (a scalar, 0 outside training mode)."""
         x_ND = x_BTD.flatten(0, 1)
         weights_NK, experts_NK, scores_NE = self.gate(x_ND)
-        rows = self.dispatch(x_ND, weights_NK, experts_NK, self.config.n_routed_experts)
-        outs_RD = self.experts(rows.x_RD, rows.weight_R, rows.counts_E)
-        out = self.combine(outs_RD, rows, len(x_ND)).view_as(x_BTD)
+        rows_RD, route = self.dispatch(x_ND, weights_NK, experts_NK, self.config.n_routed_experts)
+        rows_RD = self.experts(rows_RD, route.weight_R, route.counts_E)
+        out = self.combine(rows_RD, route, len(x_ND)).view_as(x_BTD)
+        del rows_RD  # many more numbers than the tokens; without gradients the shared experts can have the memory
         if self.config.n_shared_experts is not None:
             out = out + self.shared_experts(x_BTD)
         return out, self.balance_loss(scores_NE.unflatten(0, x_BTD.shape[:2]))

@@ -23,8 +23,8 @@ deepseek.py calls the modules and aligns hidden states, embeddings and targets.
 
 Where the released weights and Hugging Face's MtpModel go beyond the equations, we follow them: the
 weights take [embedding ; hidden], the other way round; h^k is normalised before the head, and it is
-the normalised h^k that module k+1 receives; and h^0, of which the report does not say, comes after the
-main model's final norm.
+the normalised h^k that module k+1 receives; and h^0, which the report does not define, is taken
+after the main model's final norm.
 """
 
 import torch

@@ -7,7 +7,7 @@ distance alone, so position enters through the score and nowhere else.
 **Two layouts.** Which entries form a pair is a convention of the weights. MLA's released weights are
 interleaved, (x_0, x_1), (x_2, x_3), ...; the dense models and DeepSeekMoE-16B are half-split,
 (x_0, x_{d/2}), (x_1, x_{d/2+1}), .... Read with the wrong one, a checkpoint still runs and still
-writes words; only its loss tells.
+writes words; only its loss shows the mistake.
 
 **YaRN** (Peng et al. 2023; V3 report §4.3). A pair that turns many times within the trained length has
 met every angle; one that never completes a turn would, in a longer text, come to angles it has never
@@ -83,7 +83,7 @@ def rope_rotation(config: ModelConfig, positions: Tensor) -> Tensor:
     angles = positions[:, None].float() * rope_frequencies(config).to(positions.device)
     yarn, radius = config.rope_scaling, 1.0
     if yarn is not None and yarn.mscale != yarn.mscale_all_dim:
-        # No released model takes this way: m(mscale) / m(mscale_all_dim) rides on the rotation.
+        # No released model needs this: the rotation is multiplied by m(mscale) / m(mscale_all_dim).
         radius = yarn_temperature(yarn.factor, yarn.mscale) / yarn_temperature(yarn.factor, yarn.mscale_all_dim)
     return torch.polar(torch.full_like(angles, radius), angles)
 

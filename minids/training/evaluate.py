@@ -21,7 +21,7 @@ BATCH = 16
 
 @torch.no_grad()
 def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, context: int = 1) -> tuple[float, int]:
-    """Return the bits that the model needs for packed rows (N, T + 1), and their bytes; bits per byte is the ratio.
+    """Return the bits that the model needs for packed rows (B, T + 1), and their bytes; bits per byte is the ratio.
 
     The first `context` tokens of each row are given, the others scored. Tokens of no bytes (end of
     text) count on neither side. `bytes_per_token` goes by token id.

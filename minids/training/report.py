@@ -114,7 +114,7 @@ def accuracy_by_digits(solved: list[tuple[str, bool]]) -> dict[str, float]:
 
 
 def best_constant(problems: list[str]) -> float:
-    """Return the share of problems that share the commonest answer: what always saying the same would get."""
+    """Return the fraction of problems whose answer is the most common one: what always giving it would solve."""
     answers = Counter(solve(int(a), op, int(b)) for a, op, b in (re.split(r"(\D)", problem) for problem in problems))
     return answers.most_common(1)[0][1] / len(problems)
 
@@ -127,7 +127,7 @@ def baseline_scores(
 ) -> dict[str, tuple[float, int]]:
     """Train a byte 5-gram on exactly the rows that the run consumed; return its bits and bytes by domain.
 
-    Scored are the bytes on which the model is scored: those of the second half of each row.
+    It is scored on the same bytes as the model: those of the second half of each row.
     """
     consumed = (batches.row(index) for index in range(config.steps * config.batch_size))
     ngram = ByteNGram(np.concatenate([_symbols(row, token_bytes, 1)[0] for row in consumed]))

@@ -30,7 +30,8 @@ from minids.text.tokenizer import Tokenizer
 from minids.training.checkpoint import load_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.report import make_report
-from minids.training.trainer import Loss, Trainer, language_model_loss, read_log
+from minids.training.trainer import BatchSource, Loss, Trainer, language_model_loss
+from minids.units import GIB
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Run:
 
     corpus: Corpus
     tokenizer: Tokenizer
-    batches: Batches
+    batches: BatchSource
     trainer: Trainer
     differences: tuple[str, ...] = ()
 
@@ -50,41 +51,42 @@ class Run:
     def report(self) -> dict:
         """Evaluate the finished run on held-out text and return its report (report.py).
 
-        Raises ValueError unless its log, in its folder, has a record of every step.
+        Raises ValueError for a run that was not trained to its end.
         """
-        trainer = self.trainer
-        records = [] if trainer.folder is None else read_log(trainer.log_path)
-        if len(records) < trainer.config.steps:
-            raise ValueError(
-                f"the log has {len(records)} of {trainer.config.steps} steps: a report is of a run that was trained to "
-                "its end, in a folder."
-            )
-        return make_report(self.model, self.tokenizer, self.corpus, self.batches, trainer.config, records)
+        steps, records = self.trainer.config.steps, self.trainer.records
+        if len(records) < steps:
+            raise ValueError(f"the run has taken {len(records)} of {steps} steps: train it to its end first.")
+        return make_report(self.model, self.tokenizer, self.corpus, self.batches, self.trainer.config, records)
 
 
 def start_run(
-    model_config: ModelConfig, config: TrainConfig, corpus: Corpus, folder: Path | None = None, *,
-    tokenizer: Tokenizer | None = None, device: torch.device | str = "cpu", resume: bool = False,
-    loss: Loss = language_model_loss,
+    model: ModelConfig | DeepSeek, config: TrainConfig, corpus: Corpus, folder: Path | None = None, *,
+    tokenizer: Tokenizer | None = None, batches: BatchSource | None = None, loss: Loss = language_model_loss,
+    device: torch.device | str = "cpu", resume: bool = False,
 ) -> Run:  # fmt: skip
-    """Return a run with fresh weights; with `resume`, one that goes on from the checkpoint in the folder, if any.
+    """Return a run that begins; with `resume`, one that goes on from the checkpoint in the folder, if there is one.
 
-    The tokenizer is trained on the training text unless one is given; a resumed run has its own. Raises ValueError,
-    one sentence, for a model that does not fit into memory, and for a folder that is a file, holds a saved model, holds
-    a run which is not to be resumed or had other settings, or cannot be written.
+    It begins with fresh weights for a configuration, or with those of a trained model. The tokenizer is trained on the
+    training text unless one is given; a resumed run has its own. `batches` are packed rows of the training text unless
+    given. Raises ValueError, one sentence, for what `check_start` refuses, for a folder whose run had other settings,
+    and for one that cannot be written.
     """
-    _require_memory(model_config)
-    continues = folder is not None and _has_run(folder, resume)
+    model_config = model if isinstance(model, ModelConfig) else model.config
+    check_start(model_config, folder, resume, device)
+    continues = folder is not None and _has_run(folder)
     if continues:
         tokenizer = Tokenizer.load(folder)
     elif tokenizer is None:
         texts = [text for documents in corpus.train.values() for text in documents]
         tokenizer = Tokenizer.train(texts, model_config.vocab_size)
-    batches = Batches(encode_split(tokenizer, corpus.train), corpus.mixture, config.sequence_length, config.seed)
+    if batches is None:
+        batches = Batches(encode_split(tokenizer, corpus.train), corpus.mixture, config.sequence_length, config.seed)
     torch.manual_seed(config.seed)
     trainer = Trainer(
-        DeepSeek(model_config).to(device), batches, config, folder,
-        settings={"model": model_config.to_hf(), "corpus_sha256": corpus.sha256},
+        (DeepSeek(model) if model is model_config else model).to(device), batches, config, folder,
+        settings={
+            "model": model_config.to_hf(), "corpus_sha256": corpus.sha256, "mixture": dict(corpus.mixture),
+        },
         bytes_per_token=torch.tensor([len(b) for b in tokenizer.token_bytes()]), loss=loss,
     )  # fmt: skip
     run = Run(corpus, tokenizer, batches, trainer)
@@ -95,10 +97,35 @@ def start_run(
     return run
 
 
+def check_start(
+    model_config: ModelConfig, folder: Path | None, resume: bool = False, device: torch.device | str = "cpu"
+) -> None:
+    """Raise ValueError, one sentence, for a run that could not begin: before any text is read.
+
+    The model must fit into memory with its gradients and moments. The folder must not be a file, hold a saved model,
+    or, without `resume`, hold a run.
+    """
+    parameters = count_parameters(model_config)
+    needed, there = 16 * (parameters.total + parameters.mtp), total_memory(torch.device(device))
+    if needed > there:
+        raise ValueError(
+            f"training this model takes at least {needed / GIB:,.0f} GiB and this machine has {there / GIB:,.0f}: "
+            "choose a smaller one, such as mini."
+        )
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: a run needs a folder.")
+    if _has_run(folder) and not resume:
+        raise ValueError(f"{folder} already holds a run: go on with it (--resume), or choose another folder (--out).")
+    if not _has_run(folder) and any((folder / name).exists() for name in (SINGLE, INDEX)):
+        raise ValueError(f"{folder} holds a saved model: choose another folder (--out).")
+
+
 def load_run(folder: Path) -> tuple[DeepSeek, Tokenizer]:
     """Return model and tokenizer of a run's folder, or of a saved model's; ValueError if it holds neither."""
     tokenizer = Tokenizer.load(folder)  # first: it is small
-    if not (folder / "checkpoint.safetensors").exists():
+    if not _has_run(folder):
         return load_pretrained(folder), tokenizer
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     if "model" not in checkpoint.settings:
@@ -108,27 +135,8 @@ def load_run(folder: Path) -> tuple[DeepSeek, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def _require_memory(config: ModelConfig) -> None:
-    """Refuse a model whose weights, gradients and moments in float32 exceed the memory of the machine."""
-    parameters = count_parameters(config)
-    needed, there = 16 * (parameters.total + parameters.mtp), total_memory()
-    if needed > there:
-        raise ValueError(
-            f"training this model takes at least {needed / 2**30:,.0f} GiB and this machine has {there / 2**30:,.0f}: "
-            "choose a smaller one, such as mini."
-        )
-
-
-def _has_run(folder: Path, resume: bool) -> bool:
-    """Return whether the folder holds a run to go on with; refuse a folder that a new run would spoil."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: a run needs a folder.")
-    exists = (folder / "checkpoint.safetensors").exists()
-    if exists and not resume:
-        raise ValueError(f"{folder} already holds a run: go on with it (--resume), or choose another folder (--out).")
-    if not exists and any((folder / name).exists() for name in (SINGLE, INDEX)):
-        raise ValueError(f"{folder} holds a saved model: choose another folder (--out).")
-    return exists
+def _has_run(folder: Path) -> bool:
+    return (folder / "checkpoint.safetensors").exists()
 
 
 def _begin_folder(folder: Path, tokenizer: Tokenizer) -> None:

@@ -1,10 +1,11 @@
 """The training step and the loop around it: clipping, the bias update, a log line per step, and exact resume.
 
-One step is one optimizer step (`take_step`): its rows may pass in several micro-batches whose gradients add up, and
-the biases of the gates move once, after the last. Weights and optimizer stay in float32; with `dtype` bfloat16 the
+One step is one optimizer step: the rows of a batch may pass in several micro-batches whose gradients add up
+(`accumulate_gradients`), then the weights move (`update_weights`), and the biases of the gates move
+once, after the last. Weights and optimizer stay in float32; with `dtype` bfloat16 the
 matrix products of forward and backward run in bfloat16 (autocast), the gates and the losses in float32.
 
-What is learned is a parameter: `Trainer(loss=...)` takes a function that turns some rows of a batch into terms. The
+The loss is an argument: `Trainer(loss=...)` takes a function that turns some rows of a batch into terms. The
 default, `language_model_loss`, is pre-training. A batch is a dict of tensors with one row per sequence: "tokens", and
 optionally "mask", which says which tokens count; other losses bring entries of their own.
 """
@@ -19,10 +20,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +39,21 @@ from minids.validation import require
 Batch = dict[str, Tensor]
 
 
-class Batches(Protocol):
+class BatchSource(Protocol):
     """Where batches come from: a function of the step, so that a resumed run sees the same ones (text/batches.py)."""
 
     def batch(self, step: int, batch_size: int) -> dict: ...
 
-    def domain(self, index: int) -> str: ...
+    def domain(self, index: int) -> str:
+        """Return the domain of a row of training, for the bits per byte in the log."""
 
 
 class Terms(Protocol):
-    """What a loss returns: `total`, which is minimised, and other scalar tensors, which are logged by their names."""
+    """What a loss returns: a dataclass of tensors.
+
+    `total` is minimised, and every scalar is logged under its name. `nats_B`, if there, are the nats of each sequence,
+    for the bits per byte in the log.
+    """
 
     total: Tensor
 
@@ -59,9 +65,9 @@ Loss = Callable[[DeepSeek, Batch, Batch, TrainConfig, int], Terms]
 
 def language_model_loss(model: DeepSeek, rows: Batch, whole: Batch, config: TrainConfig, step: int) -> LossTerms:
     """Return the pre-training loss: next token, MTP and balance, of tokens that count (V3 report eq. 17, 24, 25)."""
-    every_token = torch.ones_like(whole["tokens"], dtype=torch.bool)
+    whole_mask_BT = whole["mask"] if "mask" in whole else torch.ones_like(whole["tokens"], dtype=torch.bool)
     return model.loss(
-        rows["tokens"], rows.get("mask"), whole_BT=whole.get("mask", every_token),
+        rows["tokens"], rows.get("mask"), whole_mask_BT=whole_mask_BT,
         mtp_weight=config.mtp_weight_at(step), balance_weight=config.balance_weight,
     )  # fmt: skip
 
@@ -82,14 +88,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def take_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, terms_of: Callable[[Batch], Terms], batch: Batch, *,
-    clip_norm: float, dtype: str, micro_batch_size: int | None = None,
-) -> tuple[list[Terms], float]:  # fmt: skip
-    """Take one optimizer step on a batch; return the terms of each micro-batch, and the norm of the gradient.
+def accumulate_gradients(
+    terms_of: Callable[[Batch], Terms], batch: Batch, dtype: str, micro_batch_size: int | None = None
+) -> list[Terms]:
+    """Run a batch forward and backward, micro-batch by micro-batch, and return the terms of each, without gradients.
 
-    `terms_of` some rows is their share of the loss of the batch. Raises TrainingDiverged, and leaves the weights as
-    they are, if loss or norm are not finite numbers.
+    `terms_of` some rows is their share in the loss of the batch, so the gradients of all add up to that of the batch.
     """
     parts, size = [], micro_batch_size or len(batch["tokens"])
     for start in range(0, len(batch["tokens"]), size):
@@ -97,7 +101,16 @@ def take_step(
         with autocast(batch["tokens"].device, dtype):
             terms = terms_of(rows)
         terms.total.backward()
-        parts.append(terms)
+        # Detached, so that no activation of this micro-batch is in memory during the next.
+        parts.append(replace(terms, **{field.name: getattr(terms, field.name).detach() for field in fields(terms)}))
+    return parts
+
+
+def update_weights(model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Terms], clip_norm: float) -> float:
+    """Clip the gradient, let the optimizer move the weights, and return the norm that the gradient had.
+
+    Raises TrainingDiverged, and leaves the weights as they are, if loss or norm are not finite numbers.
+    """
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
     loss = sum(terms.total.item() for terms in parts)
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -105,21 +118,22 @@ def take_step(
         raise TrainingDiverged(f"the loss is {loss} and the gradient norm {norm}")
     optimizer.step()
     optimizer.zero_grad()
-    return parts, norm
+    return norm
 
 
 class Trainer:
     """One run: the model, its optimizer, and where the run stands.
 
     With a `folder`, `run` keeps `log.jsonl` (a line per step) and `checkpoint.safetensors` there; without one it only
-    trains. `settings` (plain JSON: configuration, data) goes into every checkpoint; a run resumes only with
-    the settings it began with. The environment (threads, torch, machine) goes there too, because the
-    last bits of every sum depend on it. `bytes_per_token`, by token id, is for the bits per byte in the log.
+    trains. `records` are the log records of all steps so far. `settings` (plain JSON: configuration, data) goes into
+    every checkpoint, with the name of the loss; a run resumes only with the settings it began with. The environment
+    (threads, torch, machine) goes there too, because the last bits of every sum depend on it. `bytes_per_token`, by
+    token id, is for the bits per byte in the log.
     Raises ValueError for sequences that are too short for the model.
     """
 
     def __init__(
-        self, model: DeepSeek, batches: Batches, config: TrainConfig, folder: Path | None = None, *,
+        self, model: DeepSeek, batches: BatchSource, config: TrainConfig, folder: Path | None = None, *,
         settings: dict | None = None, bytes_per_token: Tensor | None = None, loss: Loss = language_model_loss,
     ):  # fmt: skip
         self.model, self.batches, self.config, self.folder, self.loss = model, batches, config, folder, loss
@@ -132,11 +146,13 @@ class Trainer:
             "machine": platform.machine(), "device": self.device.type,
         }  # fmt: skip
         train = json.loads(json.dumps(asdict(config)))
-        self.settings = (settings or {}) | {"train": train, "environment": environment}
+        own = {"train": train, "loss": getattr(loss, "__qualname__", repr(loss)), "environment": environment}
+        self.settings = (settings or {}) | own
         self.bytes_per_token = None if bytes_per_token is None else bytes_per_token.to(self.device)
         self.optimizer = make_optimizer(model, config)
         self.step = 0
         self.seconds = 0.0
+        self.records: list[dict] = []
 
     @property
     def checkpoint_path(self) -> Path:
@@ -171,47 +187,52 @@ class Trainer:
                 "bring it back, or choose another folder."
             )
         checkpoint.restore(self.model, self.optimizer)
-        self.step = checkpoint.step
+        self.step, self.records = checkpoint.step, records
         write_atomically(self.log_path, "".join(json.dumps(record) + "\n" for record in records))
         self.seconds = records[-1]["seconds"] if records else 0.0
         return differences
 
     def save(self) -> None:
+        """Write the checkpoint into the folder."""
         save_checkpoint(self.checkpoint_path, self.model, self.optimizer, step=self.step, settings=self.settings)
 
     def run(self, on_step: Callable[[dict], None] = lambda record: None) -> list[dict]:
-        """Train from where the run stands to its last step and return the log records of these steps.
+        """Train from where the run stands to its last step and return the log records of all steps.
 
-        With a folder it saves on the way and at the end; Ctrl-C lets the step finish, saves, and raises
-        TrainingInterrupted. Without one, Ctrl-C interrupts the step, and calling `run` again begins with that step.
-        Raises TrainingDiverged, and ValueError if the folder holds a run that was not resumed.
+        With a folder it saves on the way and at the end. Ctrl-C lets the step finish, saves if there is a folder, and
+        raises TrainingInterrupted; calling `run` again goes on. Raises TrainingDiverged, and ValueError if the folder
+        holds a run that was not resumed.
         """
-        if self.folder is None:
-            records = []
+        with _stop_requested() as stop, self._open_log() as log:
             while self.step < self.config.steps:
-                records.append(self.train_step())
-                on_step(records[-1])
-            return records
-        return self._run_in_folder(on_step)
-
-    def _run_in_folder(self, on_step: Callable[[dict], None]) -> list[dict]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.step == 0 and self.checkpoint_path.exists():
-            raise ValueError(f"{self.folder} already holds a run: resume it, or choose another folder.")
-        mode, records = "a" if self.step else "w", []  # a run that died before its first checkpoint left lines behind
-        with _stop_requested() as stop, self.log_path.open(mode, encoding="utf-8") as log:
-            while self.step < self.config.steps:
-                records.append(self.train_step())
-                log.write(json.dumps(records[-1]) + "\n")
-                log.flush()
-                on_step(records[-1])
+                record = self.train_step()
+                if log:
+                    log.write(json.dumps(record) + "\n")
+                    log.flush()
+                on_step(record)
                 done = self.step == self.config.steps
-                if done or stop.is_set() or self.step % self.config.save_every == 0:
+                if log and (done or stop.is_set() or self.step % self.config.save_every == 0):
                     os.fsync(log.fileno())  # the log is never behind the checkpoint
                     self.save()
                 if stop.is_set() and not done:
                     raise TrainingInterrupted(f"stopped after step {self.step} of {self.config.steps}")
-        return records
+        return self.records
+
+    def _open_log(self) -> AbstractContextManager[IO[str] | None]:
+        if self.folder is None:
+            return nullcontext()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.step == 0 and self.checkpoint_path.exists():
+            raise ValueError(f"{self.folder} already holds a run: resume it, or choose another folder.")
+        # A run that died before its first checkpoint left lines behind.
+        return self.log_path.open("a" if self.step else "w", encoding="utf-8")
+
+    def accumulate(self, batch: Batch) -> list[Terms]:
+        """Run this step's batch forward and backward. A trainer that splits the model among machines replaces this."""
+        config, step = self.config, self.step
+        return accumulate_gradients(
+            lambda rows: self.loss(self.model, rows, batch, config, step), batch, config.dtype, config.micro_batch_size
+        )
 
     def train_step(self) -> dict:
         """Take one optimizer step and return its log record."""
@@ -224,11 +245,9 @@ class Trainer:
             gate.load.zero_()  # gradients and loads of a step that was interrupted
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
+        parts = self.accumulate(batch)
         try:
-            parts, norm = take_step(
-                self.model, self.optimizer, lambda rows: self.loss(self.model, rows, batch, config, step), batch,
-                clip_norm=config.clip_norm, dtype=config.dtype, micro_batch_size=config.micro_batch_size,
-            )  # fmt: skip
+            norm = update_weights(self.model, self.optimizer, parts, config.clip_norm)
         except TrainingDiverged as reason:
             advice = f"Try a learning rate below {config.learning_rate:g}, or a longer warm-up"
             raise TrainingDiverged(f"step {step}: {reason}. {advice}") from None
@@ -245,6 +264,7 @@ class Trainer:
             "seconds": self.seconds,
         }
         self.step += 1
+        self.records.append(record)
         return record
 
     def _bits_per_byte(self, batch: Batch, parts: list[Terms]) -> dict[str, dict[str, float]]:

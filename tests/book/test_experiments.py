@@ -14,7 +14,7 @@ from torch import Tensor
 from minids.book.experiments import miniature
 from minids.book.experiments.__main__ import EXPERIMENTS
 from minids.book.experiments.attention import MODELS, RANKS, cut_to_ranks, without_parts
-from minids.book.experiments.recorded import SEEDS, changed_arms
+from minids.book.experiments.runner import SEEDS, changed_arms
 from minids.book.probes import keys_and_values_svd, project_keys_and_values, silence
 from minids.book.recorded import cached_per_layer, load, reports_of
 from minids.cost.parameters import count_parameters

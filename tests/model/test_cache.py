@@ -25,7 +25,7 @@ from minids.model.cache import Cache
 TINY = replace(ModelConfig.preset("tiny"), num_hidden_layers=3)
 
 
-@examples(50)
+@examples(40)
 @given(configurations(mixture=mixtures(), mtp_depth=st.just(0)), st.integers(1, 3), splits(8))
 def test_decoding_equals_one_pass_in_the_logits_and_gradients_of_the_whole_model(config, batch_size, cuts):
     model, tokens = random_model(config).double(), random_tokens(config, batch_size, 8)

@@ -86,7 +86,7 @@ def test_unequal_micro_batches_add_up_to_the_terms_gradients_and_loads_of_the_ba
         expected.total.backward()
         parts = []
         for rows in (slice(0, cut), slice(cut, 4)):
-            parts.append(in_parts.loss(tokens[rows], mask[rows] if masked else None, whole_BT=whole, **weights))
+            parts.append(in_parts.loss(tokens[rows], mask[rows] if masked else None, whole_mask_BT=whole, **weights))
             parts[-1].total.backward()
     for name in ("total", "next_token", "mtp", "balance"):
         assert_close(sum(getattr(part, name) for part in parts), getattr(expected, name))

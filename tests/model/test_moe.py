@@ -177,11 +177,11 @@ def test_dispatch_makes_a_row_of_every_choice_sorted_by_expert(choices, dtype, r
     x, weights = torch.randn(len(experts_NK), 3), torch.rand(experts_NK.shape) + 1
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         patch.setattr(*row_multiple)
-        rows = dispatch(x, weights, experts_NK, E)
-    assert torch.equal(rows.x_RD, x[rows.token_R].to(dtype))
-    counts = rows.counts_E.tolist()
+        rows_RD, route = dispatch(x, weights, experts_NK, E)
+    assert torch.equal(rows_RD, x[route.token_R].to(dtype))
+    counts = route.counts_E.tolist()
     fill = dtype == torch.bfloat16 and experts_NK.numel() >= multiple * E
-    for e, tokens, of_expert in zip(range(E), rows.token_R.split(counts), rows.weight_R.split(counts), strict=True):
+    for e, tokens, of_expert in zip(range(E), route.token_R.split(counts), route.weight_R.split(counts), strict=True):
         expected = [(t, weights[t, k].item()) for t, k in (experts_NK == e).nonzero().tolist()]
         expected += [(0, 0.0)] * (-len(expected) % multiple if fill else 0)
         assert sorted(zip(tokens.tolist(), of_expert.tolist(), strict=True)) == sorted(expected)
@@ -191,13 +191,14 @@ def test_dispatch_makes_a_row_of_every_choice_sorted_by_expert(choices, dtype, r
 @given(choices(), dtypes, row_multiples)
 def test_dispatch_experts_and_combine_and_their_gradients_equal_a_loop(choices, dtype, row_multiple):
     experts_NK, E = choices
-    experts = make(Experts, replace(CONFIG, n_routed_experts=E, num_experts_per_tok=experts_NK.shape[1]))
+    experts = Experts(E, CONFIG.hidden_size, CONFIG.moe_intermediate_size)
+    randomize(experts)
     x = torch.randn(len(experts_NK), CONFIG.hidden_size, requires_grad=True)
     weights = torch.rand(experts_NK.shape, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         patch.setattr(*row_multiple)
-        rows = dispatch(x, weights, experts_NK, E)
-        out = combine(experts(rows.x_RD, rows.weight_R, rows.counts_E), rows, len(x)).float()
+        rows_RD, route = dispatch(x, weights, experts_NK, E)
+        out = combine(experts(rows_RD, route.weight_R, route.counts_E), route, len(x)).float()
     by_hand = [
         sum(w * swiglu_by_hand(u, *experts.gate_up_proj[e].chunk(2), experts.down_proj[e]) for w, e in pairs)
         for u, pairs in zip(x, map(zip, weights, experts_NK), strict=True)
@@ -207,7 +208,7 @@ def test_dispatch_experts_and_combine_and_their_gradients_equal_a_loop(choices, 
     if dtype == torch.float32:
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     else:
-        assert all((a - b).norm() <= 0.03 * b.norm() for a, b in zip(ours, theirs, strict=True))
+        assert all((a - b).norm() <= 0.03 * (b.norm() + 1) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_no_tokens_give_no_rows():
@@ -223,15 +224,15 @@ def test_another_pair_of_dispatch_and_combine_that_fit_each_other_changes_nothin
         direction = torch.linspace(-1, 1, out.numel()).view_as(out)
         return [out, *torch.autograd.grad((out * direction).sum(), [x, *moe.parameters()])]
 
-    def shuffle(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> SimpleNamespace:
-        rows = dispatch(x_ND, weights_NK, experts_NK, n_experts)
-        expert_R = torch.arange(n_experts).repeat_interleave(rows.counts_E)
+    def shuffle(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> tuple[Tensor, SimpleNamespace]:
+        rows_RD, route = dispatch(x_ND, weights_NK, experts_NK, n_experts)
+        expert_R = torch.arange(n_experts).repeat_interleave(route.counts_E)
         order = (expert_R + torch.rand(len(expert_R))).argsort()
-        shuffled = dict(x_RD=rows.x_RD[order], weight_R=rows.weight_R[order], counts_E=rows.counts_E)
-        return SimpleNamespace(**shuffled, order=order, rows=rows)
+        shuffled = dict(weight_R=route.weight_R[order], counts_E=route.counts_E)
+        return rows_RD[order], SimpleNamespace(**shuffled, order=order, route=route)
 
     def restore(outs_RD: Tensor, shuffled: SimpleNamespace, n_tokens: int) -> Tensor:
-        return combine(outs_RD[shuffled.order.argsort()], shuffled.rows, n_tokens)
+        return combine(outs_RD[shuffled.order.argsort()], shuffled.route, n_tokens)
 
     expected = output_and_gradients()
     moe.dispatch, moe.combine = shuffle, restore

@@ -151,20 +151,32 @@ SPLITS = {split: {domain: [f"{split} {domain}", "深"] for domain in MIXTURE} fo
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDS_CACHE", str(tmp_path / "new" / "folder"))
     monkeypatch.setattr(module, "extract_documents", Mock(return_value=SPLITS))
+    monkeypatch.setattr(module, "CORPUS_SHA256", Corpus(*SPLITS.values(), MIXTURE).sha256)
     return tmp_path / "new" / "folder"
 
 
-@pytest.mark.parametrize(("constant", "value"), [("EXTRACTION", 10**6), ("CORPUS_SHA256", "0" * 64)])
-def test_each_extraction_is_cached_once_and_leaves_the_others_alone(cache, monkeypatch, constant, value):
+def test_each_extraction_is_cached_once_and_leaves_the_others_alone(cache, monkeypatch):
     first, again = load_corpus(), load_corpus()
     assert (first.train, first.validation) == (again.train, again.validation) == tuple(SPLITS.values())
     assert module.extract_documents.call_count == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(module, constant, value)
-        load_corpus()
-    load_corpus()
-    assert module.extract_documents.call_count == 2
+    other = {split: {domain: ["another text"] for domain in MIXTURE} for split in SPLITS}
+    with monkeypatch.context() as patch:  # another checkout, with another extraction
+        patch.setattr(module, "extract_documents", Mock(return_value=other))
+        patch.setattr(module, "CORPUS_SHA256", Corpus(*other.values(), MIXTURE).sha256)
+        assert load_corpus().train == other["train"]
+    assert load_corpus().train == SPLITS["train"]
+    assert module.extract_documents.call_count == 1
     assert len(list(cache.iterdir())) == 2
+
+
+def test_what_does_not_have_the_recorded_hash_is_neither_cached_nor_read_from_a_cache(cache, monkeypatch):
+    load_corpus()
+    (path,) = cache.iterdir()
+    monkeypatch.setattr(module, "CORPUS_SHA256", "0" * 64)
+    path.rename(cache / f"corpus-{'0' * 16}.json")
+    for _ in range(2):
+        assert load_corpus().train == SPLITS["train"]
+    assert module.extract_documents.call_count == 3
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def held_out(tokenizer):
 
 @pytest.fixture(scope="module")
 def report(tokenizer, batches):
-    model = small_model()
+    model = small_model(initializer_range=0.3)
     before = state(model)
     report = make_report(model, tokenizer, CORPUS, batches, CONFIG, RECORDS)
     assert_bitwise_equal(state(model), before)
@@ -123,7 +123,7 @@ def test_validation_rows_do_not_overlap_and_are_spread_over_the_text(length, tok
 
 def test_the_report_holds_what_the_single_measures_say(report, tokenizer, held_out):
     lengths = torch.tensor([len(piece) for piece in tokenizer.token_bytes()])
-    model = small_model()
+    model = small_model(initializer_range=0.3)  # with it the MTP module agrees more in some domains than in others
     scores = {domain: score_rows(model, rows, lengths, context=8) for domain, rows in held_out.items()}
     together = {"prose_and_code": ["prose", "code"], "all": list(scores)} | {domain: [domain] for domain in scores}
     sums = {name: [sum(scores[d][i] for d in domains) for i in (0, 1)] for name, domains in together.items()}

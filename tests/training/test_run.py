@@ -1,5 +1,6 @@
 """A run assembled: what it starts from, where it goes on from, and what it leaves."""
 
+import numpy as np
 import pytest
 import torch
 from helpers_training import assert_bitwise_equal, small_config, small_corpus, small_train_config, small_trainer, state
@@ -39,7 +40,9 @@ def test_a_given_tokenizer_and_loss_are_used_and_the_run_is_found_again_with_wha
     run.trainer.run()
     assert steps == [0, 1]
     assert run.tokenizer is tokenizer
-    resumed = start_run(MODEL, CONFIG, CORPUS, tmp_path, resume=True)
+    with pytest.raises(ValueError, match="was made with loss="):
+        start_run(MODEL, CONFIG, CORPUS, tmp_path, resume=True)
+    resumed = start_run(MODEL, CONFIG, CORPUS, tmp_path, loss=loss, resume=True)
     assert (resumed.tokenizer.to_json(), resumed.trainer.step, resumed.differences) == (tokenizer.to_json(), 2, ())
     model, loaded_tokenizer = load_run(tmp_path)
     for again in (resumed.model, model):
@@ -48,20 +51,40 @@ def test_a_given_tokenizer_and_loss_are_used_and_the_run_is_found_again_with_wha
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:  # the last bits of a sum depend on how many threads share it
-        resumed = start_run(MODEL, CONFIG, CORPUS, tmp_path, resume=True)
+        resumed = start_run(MODEL, CONFIG, CORPUS, tmp_path, loss=loss, resume=True)
     finally:
         torch.set_num_threads(threads)
     assert resumed.differences == (f"threads was {threads} and is {threads + 1}",)
 
 
-def test_a_report_is_of_a_run_that_was_trained_to_its_end_in_a_folder(tmp_path):
-    run, in_memory = start_run(MODEL, CONFIG, CORPUS, tmp_path), start_run(MODEL, CONFIG, CORPUS)
-    in_memory.trainer.run()
-    for unfinished in (run, in_memory):
-        with pytest.raises(ValueError, match="the log has 0 of 2 steps"):
-            unfinished.report()
-    run.trainer.run()
-    assert run.report()["train"]["steps"] == 2
+def test_a_report_is_of_a_run_that_was_trained_to_its_end_in_a_folder_or_in_memory(tmp_path):
+    reports = []
+    for folder in (tmp_path, None):
+        run = start_run(MODEL, CONFIG, CORPUS, folder)
+        with pytest.raises(ValueError, match="the run has taken 0 of 2 steps"):
+            run.report()
+        run.trainer.run()
+        reports.append(run.report()["bits_per_byte"])
+    assert reports[0] == reports[1] == start_run(MODEL, CONFIG, CORPUS, tmp_path, resume=True).report()["bits_per_byte"]
+
+
+def test_a_run_may_begin_with_a_trained_model_and_batches_of_its_own():
+    first = start_run(MODEL, CONFIG, CORPUS)
+    first.trainer.run()
+    weights = state(first.model)
+    answers = {"tokens": first.batches.batch(0, 4)["tokens"], "mask": np.arange(17) > 8}
+
+    class Answers:
+        def batch(self, step, batch_size):
+            return {"tokens": answers["tokens"], "mask": np.tile(answers["mask"], (batch_size, 1))}
+
+        def domain(self, index):
+            return "answers"
+
+    second = start_run(first.model, CONFIG, CORPUS, tokenizer=first.tokenizer, batches=Answers())
+    assert_bitwise_equal(state(second.model), weights)
+    assert [set(record["bits_per_byte"]) for record in second.trainer.run()] == [{"answers"}] * 2
+    assert not torch.equal(second.model.lm_head.weight, weights["lm_head.weight"])
 
 
 def test_a_checkpoint_that_names_no_model_is_refused(tmp_path):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from minids.book.bench.measure import alternate, ratio, summary
-from minids.model.config import ModelConfig
 from minids.model.moe import Experts, combine, dispatch
 
 TOKENS, HIDDEN, WIDTH, CHOSEN = 4096, 256, 64, 8
@@ -53,12 +52,8 @@ class Layer:
     """minids' experts, forward and backward, under a dozen routings in turn."""
 
     def __init__(self, n_experts: int, skew: float = 0.01):
-        config = ModelConfig(
-            vocab_size=8, hidden_size=HIDDEN, num_hidden_layers=1, intermediate_size=8, num_attention_heads=1,
-            n_routed_experts=n_experts, num_experts_per_tok=CHOSEN, moe_intermediate_size=WIDTH,
-        )  # fmt: skip
         torch.manual_seed(0)
-        self.experts = Experts(config)
+        self.experts = Experts(n_experts, HIDDEN, WIDTH)
         for weight in self.experts.parameters():
             weight.data.normal_(std=0.06)
         self.x = torch.randn(TOKENS, HIDDEN, requires_grad=True)
@@ -70,9 +65,9 @@ class Layer:
     def __call__(self) -> None:
         weights_NK, experts_NK = self.routings[self.calls % len(self.routings)]
         self.calls += 1
-        rows = dispatch(self.x, weights_NK.detach().requires_grad_(), experts_NK, len(self.experts.down_proj))
-        outs_RD = self.experts(rows.x_RD, rows.weight_R, rows.counts_E)
-        combine(outs_RD, rows, TOKENS).backward(self.dy)
+        n_experts = len(self.experts.down_proj)
+        rows_RD, route = dispatch(self.x, weights_NK.detach().requires_grad_(), experts_NK, n_experts)
+        combine(self.experts(rows_RD, route.weight_R, route.counts_E), route, TOKENS).backward(self.dy)
         self.x.grad = self.experts.gate_up_proj.grad = self.experts.down_proj.grad = None
 
     def imbalance(self) -> float:

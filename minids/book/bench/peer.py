@@ -21,7 +21,7 @@ from minids.hub.save import save_pretrained
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 from minids.training.config import TrainConfig
-from minids.training.trainer import make_optimizer, take_step
+from minids.training.trainer import accumulate_gradients, make_optimizer, update_weights
 
 _BASE = ModelConfig(
     vocab_size=2048, hidden_size=256, num_hidden_layers=6, intermediate_size=1024, initializer_range=0.02,
@@ -92,8 +92,8 @@ def assert_equal_logits(model: DeepSeek, peer: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A loss as `take_step` wants it."""
+class Total:
+    """A loss in the form of the terms that a training step takes."""
 
     total: Tensor
 
@@ -120,10 +120,9 @@ class Training:
     def __call__(self) -> None:
         shape = (self.batch, self.length + 1)
         tokens = torch.multinomial(self.frequency, shape[0] * shape[1], replacement=True, generator=self.generator)
-        take_step(
-            self.model, self.optimizer, lambda rows: Loss(self.loss(rows["tokens"])), {"tokens": tokens.view(shape)},
-            clip_norm=self.config.clip_norm, dtype=self.dtype,
-        )  # fmt: skip
+        batch = {"tokens": tokens.view(shape)}
+        parts = accumulate_gradients(lambda rows: Total(self.loss(rows["tokens"])), batch, self.dtype)
+        update_weights(self.model, self.optimizer, parts, self.config.clip_norm)
         self.after_step()
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from minids.book.experiments import attention, miniature, recorded
+from minids.book.experiments import attention, miniature, runner
 from minids.book.recorded import load
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
@@ -28,21 +28,21 @@ def main(arguments: list[str] | None = None) -> None:
     folder = chosen.folder or Path("runs") / "experiments" / chosen.name
     print(f"runs are kept in {folder}; each tells how far it is in its stderr.txt", flush=True)
     try:
-        seeds = tuple(chosen.seeds or recorded.SEEDS)
-        _, path = recorded.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)
+        seeds = tuple(chosen.seeds or runner.SEEDS)
+        _, path = runner.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)
     except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"minids: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "minids: stopped; the same command goes on from here.\n")
-    print(f"wrote {path}" + ("; `make figures book` draws it" if path.parent == recorded.DATA else ""))
+    print(f"wrote {path}" + ("; `make figures book` draws it" if path.parent == runner.DATA else ""))
 
 
 def listing() -> str:
     """Return what there is, and how long it took when it was recorded."""
     lines = []
     for name, experiment in EXPERIMENTS.items():
-        runs = len(experiment.arms) * len(recorded.SEEDS)
-        there = (recorded.DATA / f"{name}.json").exists()
+        runs = len(experiment.arms) * len(runner.SEEDS)
+        there = (runner.DATA / f"{name}.json").exists()
         took = f"{load(name)['minutes']:,.0f} minutes of one core" if there else "not yet recorded"
         lines.append(f"{name:<12} {runs} runs, {took}: {' · '.join(experiment.arms)}")
     return "\n".join(lines)

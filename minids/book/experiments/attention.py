@@ -5,7 +5,7 @@ steps. GQA caches 128 numbers per token and layer, MQA 64, and MLA comes at both
 latent + rotated key. What an arm saves or spends on attention it gets back in the width of its feed-forward layers,
 so that all have the same number of parameters to within 0.1%. Embeddings start at a standard deviation of 1, as
 torch's own do. In a first try with one seed they started as small as the other weights. Then all five arms tried
-were worse, by 0.02 to 0.12 bits per byte, and stood in another order; why, was not found out.
+were worse, by 0.02 to 0.12 bits per byte, and ranked differently; we did not find out why.
 
 Two more things are measured on the trained models, in held-out bits per byte:
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minids.book.experiments.recorded import Arm, Experiment
+from minids.book.experiments.runner import Arm, Experiment
 from minids.book.probes import keys_and_values_svd, project_keys_and_values, silence
 from minids.cost.parameters import attention_parameters
 from minids.model.config import ModelConfig

@@ -14,7 +14,7 @@ import torch
 
 from minids.book.bench.measure import alternate, ratio
 from minids.book.bench.peer import training_of_ours
-from minids.book.experiments.recorded import Arm, Experiment
+from minids.book.experiments.runner import Arm, Experiment
 from minids.book.recorded import reports_of
 from minids.device import best_dtype
 from minids.model.config import ModelConfig

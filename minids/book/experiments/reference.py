@@ -27,7 +27,6 @@ from minids.text.tokenizer import Tokenizer
 from minids.training.config import TrainConfig
 from minids.training.report import format_report, make_report, score_held_out, spread, validation_rows
 from minids.training.run import start_run
-from minids.training.trainer import read_log
 
 
 def main(folder: Path) -> None:
@@ -40,8 +39,8 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as exported:
         save_pretrained(run.model, f"{exported}/mini", dtype=torch.bfloat16)
         model = load_pretrained(f"{exported}/mini")
-    records = read_log(run.trainer.log_path)
-    measured = make_report(model, run.tokenizer, run.corpus, run.batches, replace(config, dtype="float32"), records)
+    config, records = replace(config, dtype="float32"), run.trainer.records
+    measured = make_report(model, run.tokenizer, run.corpus, run.batches, config, records)
     report = {"preset": "mini"} | measured | {"train": trained["train"], "threads": trained["threads"]}
     report["quick_bits_per_byte"] = quick_scores(model, run.tokenizer, run.corpus)
     print(format_report(report))

@@ -36,7 +36,7 @@ def label_ends(
 def spread(heights: dict[str, float], gap: float, lowest: float) -> dict[str, float]:
     """Move labels apart until neighbours are `gap` from each other, keeping their order and, roughly, their middle.
 
-    None ends up below `lowest`.
+    No label is placed below `lowest`.
     """
     placed: dict[str, float] = {}
     for name, height in sorted(heights.items(), key=lambda item: item[1]):

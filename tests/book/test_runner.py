@@ -14,9 +14,9 @@ from helpers_training import small_config
 from typer.testing import CliRunner
 
 from minids.__main__ import app
-from minids.book.experiments import recorded
+from minids.book.experiments import runner
 from minids.book.experiments.__main__ import EXPERIMENTS, listing, main
-from minids.book.experiments.recorded import Arm, Experiment, changed_arms, record, thin
+from minids.book.experiments.runner import Arm, Experiment, changed_arms, record, thin
 from minids.book.recorded import load, reports_of
 from minids.text.corpus import load_corpus
 from minids.text.own_text import read_texts
@@ -45,7 +45,7 @@ def instead_of_processes(patch: pytest.MonkeyPatch, run) -> None:
         stderr.write(result.stderr)
         return subprocess.CompletedProcess(command, result.exit_code)
 
-    patch.setattr(recorded, "subprocess", SimpleNamespace(run=stand_in, DEVNULL=subprocess.DEVNULL))
+    patch.setattr(runner, "subprocess", SimpleNamespace(run=stand_in, DEVNULL=subprocess.DEVNULL))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_what_cannot_be_recorded_is_refused_and_leaves_nothing_behind(tmp_path, 
 def test_a_run_that_fails_is_told_with_its_last_word_and_no_other_begins(tmp_path, text, monkeypatch):
     begun = []
     instead_of_processes(monkeypatch, lambda command: begun.append(command) or CliRunner().invoke(app, command))
-    monkeypatch.setattr(recorded.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 1)
     refused = Experiment("refused", {"too long": Arm(MODEL, replace(SHORT, sequence_length=10**6))})
     with pytest.raises(RuntimeError, match=r"too long, seed \d ended with 2: minids: the text has .* tokens"):
         record(refused, tmp_path, seeds=tuple(range(20)), data=text)
@@ -155,8 +155,8 @@ def test_a_run_that_fails_is_told_with_its_last_word_and_no_other_begins(tmp_pat
 
 def test_only_the_books_seeds_and_corpus_renew_the_books_data_and_are_measured(tmp_path, text, monkeypatch):
     """The runs are made up, and the folder of the book's data is another one."""
-    monkeypatch.setattr(recorded, "_run", lambda e, folder, arm, seed, data: {"seconds": 60.0, "of": arm})
-    monkeypatch.setattr(recorded, "DATA", tmp_path / "data")
+    monkeypatch.setattr(runner, "_run", lambda e, folder, arm, seed, data: {"seconds": 60.0, "of": arm})
+    monkeypatch.setattr(runner, "DATA", tmp_path / "data")
     (tmp_path / "data").mkdir()
     arms = {"a": Arm(MODEL, SHORT), "b": Arm(MODEL, SHORT)}
     experiment = Experiment("made up", arms, measure=lambda arm, run: None if arm == "b" else {"run": run.name})
@@ -196,12 +196,12 @@ def test_the_command_lists_what_there_is(capsys):
 def test_the_command_hands_its_options_on(monkeypatch, tmp_path, capsys):
     asked = []
     monkeypatch.setitem(EXPERIMENTS, "two", TWO)
-    monkeypatch.setattr(recorded, "record", lambda *given: asked.append(given) or ({}, tmp_path / "two.json"))
+    monkeypatch.setattr(runner, "record", lambda *given: asked.append(given) or ({}, tmp_path / "two.json"))
     main(["two", "--seeds", "5", "6", "--folder", str(tmp_path), "--data", "my.txt"])
     main(["two"])
     assert asked == [
         (TWO, tmp_path, (5, 6), Path("my.txt")),
-        (TWO, Path("runs/experiments/two"), recorded.SEEDS, None),
+        (TWO, Path("runs/experiments/two"), runner.SEEDS, None),
     ]
     assert f"wrote {tmp_path / 'two.json'}\n" in capsys.readouterr().out
     assert "two          6 runs, not yet recorded: one layer · slow, two" in listing()
@@ -223,7 +223,7 @@ def test_a_command_that_ends_early_says_why_in_one_sentence(monkeypatch, capsys,
         raise KeyboardInterrupt
 
     if code == 130:
-        monkeypatch.setattr(recorded, "record", interrupted)
+        monkeypatch.setattr(runner, "record", interrupted)
     with pytest.raises(SystemExit) as ended:
         main(command.split())
     assert ended.value.code == code
