@@ -20,7 +20,7 @@ train: .venv/train.stamp
 
 test: .venv/test.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 	$(MAKE) notebooks
 
 # Every cell again, its output compared with the stored one; pictures by their text.

@@ -22,6 +22,8 @@ from minids.cost.parameters import count_parameters
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 
+pytestmark = pytest.mark.xdist_group("pictures")  # in one process, so that each is drawn once
+
 
 def points(name: str) -> list:
     """The first picture's first axes' markers."""

@@ -12,6 +12,8 @@ from PIL import Image
 
 from minids.book.plots.style import projector
 
+pytestmark = pytest.mark.xdist_group("pictures")  # in one process, so that each is drawn once
+
 FOLDER = Path(__file__).parents[2] / "figures"
 RMS = 1.0  # of 255: another version of the font library may move an edge by a fraction of a pixel
 

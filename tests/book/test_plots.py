@@ -21,6 +21,8 @@ from minids.book.plots.helpers import spread
 from minids.book.plots.style import INK, MUTED, PALE, PARTS, VERDICTS, readable_on
 from minids.cost.published import REPORTS
 
+pytestmark = pytest.mark.xdist_group("pictures")  # in one process, so that each is drawn once
+
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", NAMES)

@@ -151,23 +151,16 @@ def test_the_log_grows_with_every_step_and_a_checkpoint_follows_every_so_often_a
         small_trainer(tmp_path).run()
 
 
-def test_without_a_folder_a_run_is_the_same_and_writes_nothing(tmp_path, monkeypatch):
+def test_without_a_folder_a_run_is_the_same_and_writes_nothing_and_goes_on_after_ctrl_c(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     in_memory = small_trainer()
+    with pytest.raises(TrainingInterrupted, match="stopped after step 2 of 6"):
+        in_memory.run(lambda record: ctrl_c(in_memory) if record["step"] == 1 else None)
     records = in_memory.run()
     assert not list(tmp_path.iterdir())
     on_disk = small_trainer(tmp_path / "run")
     assert without_seconds(on_disk.run()) == without_seconds(records)
     assert_bitwise_equal(state(on_disk.model), state(in_memory.model))
-
-
-def test_ctrl_c_without_a_folder_lets_the_step_finish_and_run_goes_on_from_there():
-    straight, trainer = small_trainer(), small_trainer()
-    expected = straight.run()
-    with pytest.raises(TrainingInterrupted, match="stopped after step 2 of 6"):
-        trainer.run(lambda record: ctrl_c(trainer) if record["step"] == 1 else None)
-    assert without_seconds(trainer.run()) == without_seconds(expected)
-    assert_bitwise_equal(state(trainer.model), state(straight.model))
 
 
 THETA, YARN = {"model": {"rope_theta": 2.0}}, {"model": {"rope_scaling": {"factor": 4}}}
@@ -199,18 +192,23 @@ def test_resuming_with_another_setting_is_refused_and_the_setting_named(tmp_path
 # Signals
 
 
-def test_a_second_ctrl_c_interrupts_at_once(tmp_path):
-    trainer, reached = small_trainer(tmp_path), []
+def test_a_second_ctrl_c_interrupts_within_the_step_and_nothing_is_left_of_it():
+    straight, trainer, reached = small_trainer(), small_trainer(), []
+    expected = straight.run()
 
-    def press_twice(record):
-        for press in ("first", "second"):
-            ctrl_c(trainer)
-            reached.append(press)
+    def press_twice(*_):  # the gradients of this step are there, and its load is counted
+        if trainer.step == 2:
+            handle.remove()
+            for press in ("first", "second"):
+                ctrl_c(trainer)
+                reached.append(press)
 
+    handle = trainer.optimizer.register_step_pre_hook(press_twice)
     with pytest.raises(KeyboardInterrupt):
-        trainer.run(press_twice)
+        trainer.run()
     assert reached == ["first"]
-    assert not trainer.checkpoint_path.exists()
+    assert without_seconds(trainer.run()) == without_seconds(expected)
+    assert_bitwise_equal(state(trainer.model), state(straight.model))
 
 
 def test_ctrl_c_in_the_last_step_and_a_run_outside_the_main_thread_end_well(tmp_path):
