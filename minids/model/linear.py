@@ -6,7 +6,7 @@ How the product is computed is one attribute, `product`, a function of x and the
 torch's, which runs in bfloat16 under autocast. Whatever multiplies differently is set there, layer by layer, and
 nowhere else: `layer.product = fp8_product`, or a product whose backward pass leaves the gradient of the weight for
 later, as pipeline schedules need it. A layer that stores its weights in another form, such as 4 bits, is a subclass
-whose `weight` is a property.
+whose `weight` is a property and whose `__init__` begins with that of nn.Module.
 
 `Experts` (moe.py) has the same attribute for its grouped products. The gate (moe.py) has none, because it must decide
 in float32, and the embedding multiplies nothing. MLA's absorbed form (mla.py) reads the weight of `kv_b_proj` itself.
