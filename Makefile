@@ -10,7 +10,8 @@ SEEDS :=
 BIN := .venv/bin
 # Threads spin only briefly while they wait: else a run collapses when another program wants a core.
 TRAIN_ENV := GOMP_SPINCOUNT=10000
-# One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it.
+# One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it. Three at a time,
+# because some only wait, for a browser or another process; notebooks two at a time.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
 
 .PHONY: train test notebooks lab book bench experiments figures reference clean
@@ -20,7 +21,7 @@ train: .venv/train.stamp
 
 test: .venv/test.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 3 --dist loadgroup $(ARGS)
 	$(MAKE) notebooks
 
 # Every cell again, its output compared with the stored one; pictures by their text.
