@@ -132,7 +132,8 @@ def test_count_gives_the_published_numbers():
 
 
 @pytest.mark.parametrize("field", fields(TrainConfig), ids=lambda field: field.name)
-def test_every_setting_is_an_option_and_reaches_the_run(folder, monkeypatch, field):
+def test_every_setting_is_an_option_and_reaches_the_run(folder, tmp_path, monkeypatch, field):
+    monkeypatch.chdir(tmp_path)  # where no run is
     asked = []
 
     def start_run(model_config, config, *_, **__):
