@@ -27,7 +27,7 @@ from minids.files import atomic_path, write_atomically
 from minids.model.config import ModelConfig
 from minids.training.config import DTYPES, TrainConfig
 from minids.units import in_unit
-from minids.validation import require, require_whole
+from minids.validation import BadValueError, require, require_whole
 
 if TYPE_CHECKING:
     from minids.training.run import Run
@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 
-def with_options_of(config_class: type) -> Callable:
+def _with_options_of(config_class: type) -> Callable:
     """Let a command take every field of a dataclass as an option, with the help that its metadata holds.
 
     The command gets what was given as keyword arguments, None where nothing was, and so need not list the fields.
@@ -70,7 +70,7 @@ def _shown(default: object) -> str:
 
 
 @app.command()
-@with_options_of(TrainConfig)
+@_with_options_of(TrainConfig)
 def train(
     config: Annotated[str, typer.Option(help="A preset (see `minids count --help`) or a config.json.")] = "mini",
     data: Annotated[
@@ -91,7 +91,7 @@ def train(
 ):
     """Train a model from scratch, evaluate it, and write weights, log, pictures and report to a folder."""
     began = time.perf_counter()
-    with told_in_one_sentence(train):
+    with _told_in_one_sentence(train):
         from minids.device import best_dtype, choose_device
         from minids.text.corpus import CORPUS_SHA256, load_corpus
         from minids.text.own_text import read_texts
@@ -99,7 +99,7 @@ def train(
 
         _set_up(threads)
         torch_device = choose_device(device)
-        model_config = read_config(config)
+        model_config = _read_config(config)
         given = {name: value for name, value in settings.items() if value is not None}
         train_config = TrainConfig(**{"dtype": best_dtype(torch_device)} | given)
         folder = out or Path("runs") / (config if config in ModelConfig.preset_names() else Path(config).stem)
@@ -135,14 +135,14 @@ def generate_text(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ):
     """Continue a prompt with a trained model."""
-    with told_in_one_sentence(generate_text):
+    with _told_in_one_sentence(generate_text):
         from minids.inference.generate import generate
         from minids.training.report import printable
         from minids.training.run import load_run
 
         _set_up(threads)
         require_whole("tokens", tokens)
-        model, tokenizer = load_run(find(run))
+        model, tokenizer = load_run(_find(run))
         text = sys.stdin.read() if prompt == "-" else prompt
         ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
         out = generate(
@@ -163,7 +163,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export of that name.")] = False,
 ):
     """Write a trained model in the released layout, as load_pretrained, transformers and others read it."""
-    with told_in_one_sentence(export):
+    with _told_in_one_sentence(export):
         import torch
 
         from minids.hub.save import save_pretrained
@@ -171,7 +171,7 @@ def export(
         from minids.training.run import load_run
 
         require("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES))
-        run = find(run)
+        run = _find(run)
         model, tokenizer = load_run(run)
         report = read_json(run / "report.json") if (run / "report.json").exists() else None
         save_pretrained(
@@ -192,9 +192,9 @@ def count(
     context: Annotated[int, typer.Option(help="Tokens of context, for cache and attention.")] = 4096,
 ):
     """Count a model's parameters, cache bytes and training FLOPs from its configuration alone."""
-    with told_in_one_sentence(count):
+    with _told_in_one_sentence(count):
         require_whole("context", context)
-        model_config = read_config(config)
+        model_config = _read_config(config)
     parameters = count_parameters(model_config)
     rows = [(part.replace("_", " "), number) for part, number in parameters.breakdown.items() if number]
     rows += [("total", parameters.total), ("active: body", parameters.active_body)]
@@ -215,27 +215,24 @@ def count(
 
 
 @contextmanager
-def told_in_one_sentence(command: Callable) -> Iterator[None]:
+def _told_in_one_sentence(command: Callable) -> Iterator[None]:
     """Turn a ValueError, which names the bad input, into that sentence and exit code 2."""
     try:
         yield
+    except BadValueError as error:
+        is_option = error.name in inspect.signature(command).parameters
+        message = f"--{error.name.replace('_', '-')} {error.sentence}" if is_option else str(error)
+        typer.echo(f"minids: {message}", err=True)
+        raise typer.Exit(2) from None
     except ValueError as error:
-        typer.echo(f"minids: {_as_typed(str(error), command)}", err=True)
+        typer.echo(f"minids: {error}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:
         typer.echo(f"minids: {error.strerror}: {error.filename or 'the disk'}.", err=True)
         raise typer.Exit(1) from None
 
 
-def _as_typed(sentence: str, command: Callable) -> str:
-    """Name the option of the command that the sentence is about: `top_k=0 is …` becomes `--top-k 0 is …`."""
-    name, equals, rest = sentence.partition("=")
-    if not (equals and name in inspect.signature(command).parameters):
-        return sentence
-    return f"--{name.replace('_', '-')} {rest}"
-
-
-def read_config(name: str) -> ModelConfig:
+def _read_config(name: str) -> ModelConfig:
     """Return a preset by name, or else the configuration in the file or folder of that name."""
     if name in ModelConfig.preset_names():
         return ModelConfig.preset(name)
@@ -245,7 +242,7 @@ def read_config(name: str) -> ModelConfig:
     return ModelConfig.from_hf(name)
 
 
-def find(folder: Path) -> Path:
+def _find(folder: Path) -> Path:
     """Return the folder of a run or of a saved model; `reference` names the one that comes with the book."""
     if (folder / "checkpoint.safetensors").exists() or (folder / "config.json").exists():
         return folder

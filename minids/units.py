@@ -28,3 +28,8 @@ def short(number: float, units: tuple[str, ...] = COUNT, zeros: bool = True) -> 
 def in_k(tokens: float) -> str:
     """Return a number of tokens as contexts are named: 512, 4K, 128K, with 1,024 tokens to a K."""
     return "{:.0f}{}".format(*in_unit(tokens, 1024, ("", "K")))
+
+
+def in_gib(size: float) -> str:
+    """Return a size in GiB as the ticks of an axis name it: 0.5 GiB, 1,000 GiB."""
+    return f"{size:,g} GiB"

@@ -9,17 +9,39 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+LARGEST_WHOLE = 2**63 - 1  # what torch and numpy can hold
+QUOTED = 80  # characters
+
+
+class BadValueError(ValueError):
+    """A named value that is not possible. `name` and `sentence` are apart, so that a caller can name it in its way."""
+
+    def __init__(self, name: str, value: Any, allowed: str):
+        self.name, self.sentence = name, f"{quoted(value)} is not possible: it must be {allowed}."
+        super().__init__(f"{name}={self.sentence}")
+
 
 def require(name: str, value: Any, condition: bool, allowed: str) -> None:
-    """Raise ValueError, naming the value and what is `allowed`, unless the condition holds."""
+    """Raise BadValueError, naming the value and what is `allowed`, unless the condition holds."""
     if not condition:
-        raise ValueError(f"{name}={value!r} is not possible: it must be {allowed}.")
+        raise BadValueError(name, value, allowed)
 
 
-def require_whole(name: str, value: Any, at_least: int = 1) -> None:
-    """Raise ValueError unless the value is an int (True and False are none) of at least `at_least`."""
+def quoted(value: Any) -> str:
+    """Return a value as a refusal quotes it: on one line, and of a long one the beginning only."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= QUOTED else text[: QUOTED - 2] + " …"
+
+
+def require_whole(name: str, value: Any, at_least: int = 1, at_most: int = LARGEST_WHOLE) -> None:
+    """Raise BadValueError unless the value is an int (True and False are none) from `at_least` to `at_most`."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    require(name, value, whole and value >= at_least, f"a whole number of at least {at_least}")
+    beyond = whole and value > at_most
+    limit = f" and at most {at_most}" if beyond or at_most < LARGEST_WHOLE else ""
+    require(name, value, whole and at_least <= value <= at_most, f"a whole number of at least {at_least}{limit}")
 
 
 def is_number(value: Any) -> bool:
@@ -28,12 +50,12 @@ def is_number(value: Any) -> bool:
 
 
 def require_fields(config: Any, allowed: str, condition: Callable[[Any], bool], *names: str) -> None:
-    """Raise ValueError unless the condition holds for each of these fields of a configuration."""
+    """Raise BadValueError unless the condition holds for each of these fields of a configuration."""
     for name in names:
         require(name, getattr(config, name), condition(getattr(config, name)), allowed)
 
 
-def require_whole_fields(config: Any, *names: str, at_least: int = 1) -> None:
-    """Raise ValueError unless each of these fields is a whole number of at least `at_least`."""
+def require_whole_fields(config: Any, *names: str, at_least: int = 1, at_most: int = LARGEST_WHOLE) -> None:
+    """Raise BadValueError unless each of these fields is a whole number from `at_least` to `at_most`."""
     for name in names:
-        require_whole(name, getattr(config, name), at_least)
+        require_whole(name, getattr(config, name), at_least, at_most)

@@ -27,10 +27,11 @@ from pathlib import Path
 
 from minids.book.plots.style import VERDICT_MARKS, VERDICTS, readable_on
 from minids.book.quantities import Quantities, quantities
+from minids.units import GIB
 
 FILE = Path(__file__).parents[2] / "figures" / "data" / "claims.json"
 NEARLY = 0.05
-UNITS = {"%": 0.01, "million": 1e6, "億": 1e8, "billion": 1e9, "trillion": 1e12, "GiB": 2**30}
+UNITS = {"%": 0.01, "million": 1e6, "億": 1e8, "billion": 1e9, "trillion": 1e12, "GiB": GIB}
 SIGNS = {
     "<": operator.lt, "<=": operator.le, "==": operator.eq, ">=": operator.ge, ">": operator.gt,
     "has": operator.contains,

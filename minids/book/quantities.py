@@ -20,6 +20,7 @@ from minids.cost.published import (
     PRICES,
 )
 from minids.model.config import ModelConfig
+from minids.units import GIB
 
 
 class Quantities(dict[str, object]):
@@ -54,12 +55,12 @@ def quantities() -> Quantities:
         mtp_modules=v3.num_nextn_predict_layers, predicted_tokens=1 + v3.num_nextn_predict_layers,
         # The released files, and the model with 4 bits per weight
         stored=stored, fp8_share=released["F8_E4M3"] / stored, fp8_tile=FP8_TILE, released_bytes=file_bytes,
-        released_in_gib=file_bytes / 2**30, released_in_gb=file_bytes / 1e9,
-        four_bit=FOUR_BIT, four_bit_bytes=four_bit_bytes, four_bit_in_gib=four_bit_bytes / 2**30,
+        released_in_gib=file_bytes / GIB, released_in_gb=file_bytes / 1e9,
+        four_bit=FOUR_BIT, four_bit_bytes=four_bit_bytes, four_bit_in_gib=four_bit_bytes / GIB,
         # The cache
         saved=1 - kv_cache_elements(v3) / full_heads, cache_bits_of_v2=CACHE_BITS_V2,
         saved_by_v2=1 - kv_cache_elements(v2) * CACHE_BITS_V2 / (kv_cache_elements(llm67) * 16),
-        cache_in_gib=kv_cache_bytes(v3) * 2**17 / 2**30, full_heads_in_gib=full_heads * 2 * 2**17 / 2**30,
+        cache_in_gib=kv_cache_bytes(v3) * 2**17 / GIB, full_heads_in_gib=full_heads * 2 * 2**17 / GIB,
         # Training
         tokens=report.tokens, trillion_tokens=report.tokens / 1e12, hours_per_trillion=report.hours_per_trillion,
         pre_training_hours=report.pre_training_hours, later_hours=report.extension_hours + report.post_training_hours,

@@ -12,8 +12,8 @@ Training minimises (V3 report eq. 17, 24, 25)
     total = next-token cross-entropy  +  λ · mean over MTP depths of their cross-entropy
                                       +  α · sum over MoE layers, MTP's too, of the sequence-wise balance loss
 
-All losses start from `token_losses`, what each token cost at each depth, where a mask says which tokens count,
-and after each optimizer step moves every gate's bias by γ (`update_expert_bias`).
+All losses start from `token_losses`: what each token cost at each depth. A mask says which tokens count. After each
+optimizer step, `update_expert_bias` moves the bias of every gate by γ.
 """
 
 from dataclasses import dataclass

@@ -48,7 +48,7 @@ def make_report(
         samples = {domain: _sample(model, tokenizer, rows[len(rows) // 2]) for domain, rows in held_out.items()}
     baseline = baseline_scores(batches, config, held_out, tokenizer.token_bytes())
     count = count_parameters(model.config)
-    violation = np.array([record["max_violation"] for record in records])
+    violation = np.array([record["max_violation"] for record in records], dtype=float)  # None, nothing routed: NaN
     edge = max(1, min(20, len(records) // 2))  # of a run below 40 steps, half
     tokens = config.steps * config.batch_size * config.sequence_length
     training_seconds = records[-1]["seconds"]
@@ -61,8 +61,8 @@ def make_report(
         "tokens": tokens,
         "tokens_per_second": tokens / training_seconds,
         "max_violation": {
-            "first_20_steps": violation[:edge].mean(), "last_20_steps": violation[-edge:].mean(),
-        } if violation.size else None,
+            "first_20_steps": np.nanmean(violation[:edge]), "last_20_steps": np.nanmean(violation[-edge:]),
+        } if np.isfinite(violation).any() else None,
         "training_seconds": training_seconds,
         "parameters": {"total": count.total, "active": count.active, "mtp": count.mtp},
         "samples": samples,

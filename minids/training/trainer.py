@@ -77,7 +77,7 @@ class TrainingDiverged(Exception):
 
 
 class TrainingInterrupted(Exception):
-    """Stopped on request, after saving."""
+    """Stopped on request, after a whole step; with a folder, the run is saved."""
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -259,7 +259,7 @@ class Trainer:
             **self._bits_per_byte(batch, parts),
             "gradient_norm": norm,
             "learning_rate": config.learning_rate_at(step),
-            "max_violation": [max_violation(load) if load.any() else 0.0 for load in loads],  # a loss may skip MTP
+            "max_violation": [max_violation(load) if load.any() else None for load in loads],  # a loss may skip MTP
             "load": [load.tolist() for load in loads],
             "seconds": self.seconds,
         }

@@ -170,6 +170,12 @@ def test_a_plain_model_on_text_of_ones_own_is_reported_without_what_it_has_not(t
     assert not any(word in text for word in ("arithmetic", "MTP", "MaxVio", "None", "nan"))
 
 
+def test_a_gate_that_routed_nothing_is_no_even_one(tokenizer):
+    records = [{"max_violation": [0.5, None], "seconds": 1.0}] * 3  # of a loss that leaves the MTP module out
+    report = make_report(small_model(), tokenizer, CORPUS, batches_of(tokenizer, CORPUS), CONFIG, records)
+    assert report["max_violation"] == {"first_20_steps": 0.5, "last_20_steps": 0.5}
+
+
 def test_accuracy_is_split_by_the_digits_of_the_longer_number_and_held_against_the_commonest_answer():
     solved = [("1+2", True), ("12+3", True), ("3*45", False), ("100-7", False), ("9-9", False), ("999-111", True)]
     assert accuracy_by_digits(solved) == {"1": 1 / 2, "2": 1 / 2, "3": 1 / 2, "all": 3 / 6}

@@ -81,26 +81,31 @@ def busy_seconds(times: Path = CPU_TIMES) -> float | None:
 
 def summary(samples: list[Sample]) -> dict[str, float]:
     """Return median, fastest and slowest in milliseconds, and how many samples there are and how many disturbed."""
-    quiet = [sample for sample in samples if not sample.disturbed]
-    times = [sample.seconds * 1e3 for sample in (quiet if len(quiet) >= 3 else samples)]
+    used, disturbed = _undisturbed([(sample,) for sample in samples])
+    times = [sample.seconds * 1e3 for (sample,) in used]
     return {
         "median_ms": statistics.median(times),
         "fastest_ms": min(times),
         "slowest_ms": max(times),
         "samples": len(samples),
-        "disturbed": len(samples) - len(quiet),
+        "disturbed": disturbed,
     }
 
 
 def ratio(slow: list[Sample], fast: list[Sample]) -> dict[str, float]:
     """Return how many times the time of `fast` is that of `slow`: median, lowest and highest of the rounds."""
-    rounds = list(zip(slow, fast, strict=True))
-    quiet = [pair for pair in rounds if not any(sample.disturbed for sample in pair)]
-    ratios = [a.seconds / b.seconds for a, b in (quiet if len(quiet) >= 3 else rounds)]
+    used, disturbed = _undisturbed(list(zip(slow, fast, strict=True)))
+    ratios = [a.seconds / b.seconds for a, b in used]
     return {
         "median": statistics.median(ratios),
         "lowest": min(ratios),
         "highest": max(ratios),
         "rounds": len(ratios),
-        "disturbed": len(rounds) - len(quiet),
+        "disturbed": disturbed,
     }
+
+
+def _undisturbed(rounds: list[tuple[Sample, ...]]) -> tuple[list[tuple[Sample, ...]], int]:
+    """Return the rounds that count, the quiet ones if there are three, and how many were disturbed."""
+    quiet = [samples for samples in rounds if not any(sample.disturbed for sample in samples)]
+    return quiet if len(quiet) >= 3 else rounds, len(rounds) - len(quiet)

@@ -174,7 +174,7 @@ def thin(log: list[dict]) -> list[dict]:
         {
             "step": record["step"],
             "bits_per_byte": {domain: round(value, 3) for domain, value in record["bits_per_byte"].items()},
-            "max_violation": [round(value, 3) for value in record["max_violation"]],
+            "max_violation": [value and round(value, 3) for value in record["max_violation"]],
             "load": [record["load"][0]] if record["load"] else [],
         }
         for record in log

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.patches import Circle
 
-from minids.book.plots.helpers import DASHED, in_gib, label, label_ends, log_scale, name_ticks
+from minids.book.plots.helpers import DASHED, label, label_ends, log_scale, name_ticks
 from minids.book.plots.style import DOMAINS, MUTED, PALE, PARTS, Picture, new_figure, styled
 from minids.cost.cache import kv_cache_bytes, kv_cache_bytes_by_kind
 from minids.cost.parameters import count_parameters
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig
-from minids.units import GIB, in_k
+from minids.units import GIB, in_gib, in_k
 
 
 @styled()

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import PowerNorm
 
-from minids.book.plots.helpers import in_gib, label, log_scale, name_ticks
+from minids.book.plots.helpers import label, log_scale, name_ticks
 from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, new_figure, styled
 from minids.book.probes import centred, share_of_distance, share_of_rotated
 from minids.cost.cache import attention_kind, kv_cache_bytes, kv_cache_bytes_by_kind
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig
-from minids.units import GIB, in_k
+from minids.units import GIB, in_gib, in_k
 
 KIND_COLORS = {"MHA": INK, "GQA": PARTS["shared"], "MQA": PARTS["head"], "MLA": PARTS["latent"]}
 

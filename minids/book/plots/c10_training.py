@@ -46,7 +46,7 @@ def draw_loss(records: list[dict], report: dict) -> Picture:
 @styled()
 def draw_expert_load(records: list[dict], layer_names: list[str]) -> Picture:
     """Draw MaxVio of each MoE layer over the steps, and below it each expert's load in the first MoE layer."""
-    violations = np.array([r["max_violation"] for r in records])
+    violations = np.array([r["max_violation"] for r in records], dtype=float)  # NaN for None: nothing was routed
     load = np.array([r["load"][0] for r in records], dtype=float)
     bins = np.array_split(np.arange(len(records)), min(120, len(records)))  # single steps are too noisy to read
     binned = np.array([load[steps].sum(axis=0) for steps in bins])
@@ -56,7 +56,10 @@ def draw_expert_load(records: list[dict], layer_names: list[str]) -> Picture:
     upper = fig.add_axes((0.08, 0.57, 0.74, 0.34))
     ends = {}
     for i, name in enumerate(layer_names):
-        steps, values = _smooth(list(enumerate(violations[:, i])))
+        routed = [(step, value) for step, value in enumerate(violations[:, i]) if np.isfinite(value)]
+        if not routed:
+            continue
+        steps, values = _smooth(routed)
         color = LAYERS[i % len(LAYERS)]
         upper.plot(steps, values, color=color)
         ends[name] = (values[-1], color)
@@ -66,7 +69,7 @@ def draw_expert_load(records: list[dict], layer_names: list[str]) -> Picture:
     top = upper.get_ylim()[1]
     label_ends(upper, ends, gap=0.11 * top, lowest=0.05 * top, x=1.015 * last_step, shift=0)
     edge = max(1, min(20, len(records) // 2))
-    first, last = violations[:edge].mean(), violations[-edge:].mean()
+    first, last = np.nanmean(violations[:edge]), np.nanmean(violations[-edge:])
     upper.set_title(f"The busiest expert: from {1 + first:.1f} times the average load to {1 + last:.1f} times")
     lower = fig.add_axes((0.08, 0.1, 0.74, 0.42))
     image = lower.imshow(

@@ -62,7 +62,3 @@ def name_ticks(ax: Axes, axis: str, names: Sequence[str], places: Sequence[float
     """Write names along the "x" or "y" axis, at 0, 1, 2, … or at `places`, without tick marks."""
     getattr(ax, f"set_{axis}ticks")(range(len(names)) if places is None else places, names)
     ax.tick_params(axis=axis, length=0, labelcolor=INK, labelsize=12)
-
-
-def in_gib(value: float) -> str:
-    return f"{value:,g} GiB"
