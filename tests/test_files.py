@@ -1,13 +1,16 @@
 """A file or a folder is there whole or not at all. The oracle is the file system: what is where, at every moment."""
 
+import fcntl
 import os
 import stat
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from minids.files import atomic_folder, atomic_path, write_atomically
+from minids.files import atomic_folder, atomic_path, remove_leftovers, write_atomically
 
 
 def write_folder(path: Path, text: str, overwrite: bool = False) -> None:
@@ -32,7 +35,8 @@ def test_the_name_shows_the_old_content_until_the_block_ends_and_nothing_stays_b
     with atomic_path(tmp_path / "a") as file, atomic_folder(tmp_path / "b", overwrite=True) as folder:
         file.write_text("new")
         (folder / "x").write_text("new")
-        assert file.parent == folder.parent == tmp_path, "only within one folder is a rename atomic"
+        assert tmp_path in file.parents, "only within one file system is a rename atomic"
+        assert tmp_path in folder.parents
         assert ((tmp_path / "a").read_text(), (tmp_path / "b" / "x").read_text()) == ("a long old content", "old")
     assert contents(tmp_path) == {"a": "new", "b/x": "new"}
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
@@ -140,3 +144,89 @@ def test_a_link_stays_and_the_folder_behind_it_is_replaced(tmp_path):
     assert (tmp_path / "a").is_symlink()
     assert contents(tmp_path / "b") == {"real/x": "new"}
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a process that was killed leaves behind
+
+WRITES_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from minids.files import atomic_folder, atomic_path
+with atomic_path(Path("a")) as file, atomic_folder(Path("b"), overwrite=True) as folder:
+    file.write_text("half")
+    (folder / "x").write_text("half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_what_a_live_one_writes_stays(tmp_path):
+    write_folder(tmp_path / "b", "old")
+    writer = subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER], cwd=tmp_path, stdout=subprocess.PIPE)
+    try:
+        assert writer.stdout.readline() == b"writing\n"
+        write_atomically(tmp_path / "a", "new")
+        assert sorted(contents(tmp_path).values()) == ["half", "half", "new", "old"]
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert len(os.listdir(tmp_path)) == 4, "a killed process cannot tidy up"
+    write_atomically(tmp_path / "a", "newer")
+    remove_leftovers(tmp_path / "b")
+    assert contents(tmp_path) == {"a": "newer", "b/x": "old"}
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_folder_whose_successor_never_got_the_name_is_given_it_back(tmp_path):
+    for name in ("new", "earlier"):
+        (tmp_path / ".a.l_0mbpck.tmp" / name).mkdir(parents=True)
+        (tmp_path / ".a.l_0mbpck.tmp" / name / "x").write_text(name)
+    remove_leftovers(tmp_path / "a")
+    assert contents(tmp_path) == {"a/x": "earlier"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_nothing_but_a_workplace_of_that_very_name_is_taken_for_a_leftover(tmp_path):
+    for name in (".b.abcdefgh.tmp", ".a.abcdefgh", ".a.abcdefg.tmp", ".a.ABCDEFGH.tmp", "a.abcdefgh.tmp", ".a.tmp",
+                 ".aa.abcdefgh.tmp", ".a.b.abcdefgh.tmp", ".a.abcdefgh.tmp.tmp", "elsewhere"):  # fmt: skip
+        (tmp_path / name / "earlier").mkdir(parents=True)
+        (tmp_path / name / "earlier" / "x").write_text("somebody's")
+    (tmp_path / ".a.afileofa.tmp").write_text("somebody's")
+    (tmp_path / ".a.alinkofa.tmp").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / ".a.apipeofa.tmp")
+    before = sorted(tmp_path.rglob("*"))
+    remove_leftovers(tmp_path / "a")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_workplace_that_another_process_took_for_a_leftover_is_made_anew(tmp_path, monkeypatch):
+    real, made = fcntl.flock, []
+
+    def flock(handle, operation):
+        made.append(next(tmp_path.glob(".a.*.tmp")))
+        if len(made) == 1:
+            made[0].rmdir()
+        real(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write_atomically(tmp_path / "a", "new")
+    assert len(set(made)) == 2
+    assert contents(tmp_path) == {"a": "new"}
+
+
+def test_where_there_are_no_locks_what_is_written_is_whole_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda handle, operation: os.open(tmp_path / "absent", os.O_RDONLY))
+    write_atomically(tmp_path / "a", "new")
+    write_folder(tmp_path / "b", "new")
+    assert contents(tmp_path) == {"a": "new", "b/x": "new"}
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_what_the_system_does_not_allow_is_its_own_error(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / ("a" * 256), tmp_path / "file" / "a"):
+        for write in (write_atomically, write_folder):
+            with pytest.raises(OSError, match=r"too long|Not a directory|File exists"):
+                write(path, "x")
+    assert os.listdir(tmp_path) == ["file"]

@@ -6,31 +6,40 @@ than give a wrong model, so everything is compared with the configuration before
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from minids.cost.parameters import count_parameters
+from minids.device import total_memory
+from minids.files import read_json
 from minids.hub.names import EMBEDDING, FLOATS, INDEX, SINGLE, copied_names, mtp_layers, released_tensors, require_float
 from minids.model.config import ModelConfig
-from minids.model.config_json import read_json
+from minids.model.config_json import read_config
 from minids.model.deepseek import DeepSeek
 from minids.quantization.fp8 import block_size, dequantize_blocks, scale_shape
+from minids.tensors import open_tensors
+from minids.units import GIB, short
+from minids.validation import quoted
 
 FP8, SCALE = "F8_E4M3", "_scale_inv"
+FILE_NAME = re.compile(r"[\w .+-]{1,200}\.safetensors")
 
 
 def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp: bool = True) -> DeepSeek:
     """Return the model in a folder of the released layout, on the CPU and in evaluation mode.
 
     float32 holds every stored dtype without loss (for FP8, value times scale to float32's precision); the gates'
-    biases are float32 in any case. `mtp=False` leaves the MTP modules out, as is needed for what transformers
-    saved, which drops them. Raises ValueError, one sentence, if the configuration is not supported, if a file is
-    missing or torn, or if a tensor is missing, extra, of another shape than the configuration says, or not finite.
+    biases are float32 in any case. `mtp=False` leaves the MTP modules out. They are also left out, with a warning,
+    where the files hold nothing of them: transformers drops them when it saves, and the configuration still names them.
+    Raises ValueError, one sentence, if the configuration is not supported, if a file is missing or torn, if a tensor is
+    missing, extra, of another shape than the configuration says, or not finite, and for more than the memory holds.
     """
     folder = Path(path)
     require_float(dtype)
@@ -38,20 +47,25 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
         raise ValueError(f"{folder} is not a folder: give the one that holds config.json and the weights.")
     if (folder / "checkpoint.safetensors").exists() and not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run: `minids export` makes a folder of the released layout from it.")
-    entries = read_json(folder)
+    entries = read_config(folder)
     config = ModelConfig.from_hf(entries)
-    modules = mtp_layers(config)
-    if not mtp:
-        config = replace(config, num_nextn_predict_layers=0)
     block = block_size(entries.get("quantization_config"))
-    with torch.device("meta"):
-        model = DeepSeek(config).to(dtype)
     with ExitStack() as files:  # closes them also if something raises
         stored = _open(folder, files.enter_context)
+        modules = tuple(mtp_layers(config))
+        dropped = mtp and bool(modules) and not any(name.startswith(modules) for name in stored)
+        mtp = mtp and not dropped
+        if not mtp:
+            config = replace(config, num_nextn_predict_layers=0)
         # Only what has a module's own matrix is left out as a module; any other layer is one too many.
         left_out = tuple(layer for layer in modules if not mtp and f"{layer}eh_proj.weight" in stored)
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
+        _require_size(config, dtype, stored)
+        with torch.device("meta"):
+            model = DeepSeek(config).to(dtype)
         _check(stored, model, block)
+        if dropped:
+            warnings.warn(f"{folder} holds nothing of the MTP modules: the model is loaded without.", stacklevel=2)
         model.to_empty(device="cpu")
         if config.tie_word_embeddings:  # to_empty makes two of the one
             model.lm_head.weight = model.embed_tokens.weight
@@ -87,22 +101,15 @@ def _open(folder: Path, enter: Callable) -> dict[str, _Stored]:
     places = {} if (folder / SINGLE).exists() else _read_index(folder)
     stored: dict[str, _Stored] = {}
     for file in sorted(set(places.values())) or [SINGLE]:
-        try:
-            (folder / file).open("rb").close()  # safetensors says of any file that it cannot open that it is absent
-            handle = enter(safe_open(folder / file, framework="pt"))
-            names = handle.keys()
-        except FileNotFoundError:
-            raise ValueError(f"{folder / file} does not exist: the index names it.") from None
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{folder / file} cannot be read as a safetensors file: {error}.") from None
-        for name in names:
+        handle = enter(open_tensors(folder / file, missing="the index names it"))
+        for name in handle.keys():  # noqa: SIM118, no mapping
             if name in stored:
-                raise ValueError(f"{name} is stored twice: in {stored[name].file.name} and in {file}.")
+                raise ValueError(f"{quoted(name)} is stored twice: in {stored[name].file.name} and in {file}.")
             piece = handle.get_slice(name)
             stored[name] = _Stored(folder / file, handle, piece.get_dtype(), tuple(piece.get_shape()))
     for name, file in places.items():
         if name not in stored or stored[name].file.name != file:
-            raise ValueError(f"{name} is not in {folder / file}, where the index has it.")
+            raise ValueError(f"{quoted(name)} is not in {folder / file}, where the index has it.")
     return stored
 
 
@@ -112,9 +119,21 @@ def _read_index(folder: Path) -> dict[str, str]:
         raise ValueError(f"{folder} has no weights: {SINGLE} or {INDEX} is needed.")
     places = read_json(folder / INDEX).get("weight_map")
     files = places.values() if isinstance(places, dict) else ()
-    if not files or not all(re.fullmatch(r"[^/\\]+\.safetensors", str(file)) for file in files):
+    if not files or not all(FILE_NAME.fullmatch(str(file)) for file in files):
         raise ValueError(f"{folder / INDEX} has no weight_map: it must name a file of this folder for each tensor.")
     return places
+
+
+def _require_size(config: ModelConfig, dtype: torch.dtype, stored: dict[str, _Stored]) -> None:
+    """Raise ValueError for a model that the files cannot hold, not even with a bit per number, nor the memory."""
+    count = count_parameters(config)
+    numbers, there = count.total + count.mtp, total_memory(torch.device("cpu"))
+    in_files = sum(file.stat().st_size for file in {tensor.file for tensor in stored.values()})
+    if numbers > 8 * in_files:
+        raise ValueError(f"the weights have {in_files:,} bytes: the configuration asks for {short(numbers)} numbers.")
+    if numbers * dtype.itemsize > there:
+        needed = numbers * dtype.itemsize / GIB
+        raise ValueError(f"loading this model takes {needed:,.0f} GiB: this machine has {there / GIB:,.0f}.")
 
 
 def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) -> None:
@@ -128,12 +147,12 @@ def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) 
     for name in shapes:
         if name not in stored and name not in copies:
             asks = "its FP8 weight" if name.endswith(SCALE) else "the configuration"
-            raise ValueError(f"{name} is missing from the weights: {asks} asks for it{_hint(name, stored, model)}.")
+            raise ValueError(f"{name} is missing from the weights: {asks} asks for it.")
     for name, tensor in stored.items():
         if name.endswith("rotary_emb.inv_freq"):  # in old files; it follows from the configuration
             continue
         if name not in shapes:
-            raise ValueError(f"{name} in {tensor.file} is a tensor that the configuration does not ask for.")
+            raise ValueError(f"{quoted(name)} in {tensor.file} is a tensor that the configuration does not ask for.")
         if tensor.shape != shapes[name]:
             asks = f"weight_block_size {list(block)}" if name.endswith(SCALE) else "the configuration"
             raise ValueError(
@@ -142,14 +161,6 @@ def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) 
         if tensor.dtype not in FLOATS and not (tensor.dtype == FP8 and name + SCALE in shapes):
             allowed = f"{', '.join(FLOATS)}, or {FP8} if it is a matrix"
             raise ValueError(f"{name} is stored as {tensor.dtype} in {tensor.file}: it must be {allowed}.")
-
-
-def _hint(missing: str, stored: dict[str, _Stored], model: DeepSeek) -> str:
-    """How to go on where the whole MTP module of a missing tensor is absent."""
-    module = next((layer for layer in mtp_layers(model.config) if missing.startswith(layer)), None)
-    if module is None or any(name.startswith(module) for name in stored):
-        return ""
-    return "; to load the model without its MTP modules, pass mtp=False"
 
 
 def _read(stored: dict[str, _Stored], name: str, block: tuple[int, int]) -> Tensor:

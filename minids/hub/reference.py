@@ -7,8 +7,8 @@ the package. `make reference` trains it anew (minids/book/experiments/reference.
 from dataclasses import dataclass
 from pathlib import Path
 
+from minids.files import read_json
 from minids.hub.load import load_pretrained
-from minids.model.config_json import read_json
 from minids.model.deepseek import DeepSeek
 from minids.text.tokenizer import Tokenizer
 

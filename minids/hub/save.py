@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from minids.files import atomic_folder
+from minids.files import atomic_folder, remove_leftovers
 from minids.hub.names import INDEX, SINGLE, copied_names, released_tensors, require_float
 from minids.model.config import ModelConfig
-from minids.model.config_json import read_json
+from minids.model.config_json import read_config
 from minids.model.deepseek import DeepSeek
-from minids.text.tokenizer import END_OF_TEXT, Tokenizer
+from minids.tensors import write_tensors
+from minids.text.backend import END_OF_TEXT
+from minids.text.tokenizer import Tokenizer
+from minids.validation import quoted
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # A folder with anything else in it is no export. (macOS puts .DS_Store into every folder that it shows.)
@@ -49,15 +51,16 @@ def save_pretrained(
 
     The folder must be new or empty. With `overwrite` it may be an earlier export, which is replaced once the new one
     is complete: its tokenizer stays unless a new one is given, and its report goes, because it describes other weights.
-    Raises ValueError if the folder holds anything else.
+    Raises ValueError if the folder holds anything else, and OSError, for example for a full disk; what was there stays.
     """
     folder = Path(path)
+    remove_leftovers(folder.resolve())
     dtype = dtype or model.embed_tokens.weight.dtype
     require_float(dtype)
     _require_target(folder, overwrite)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model has {model.config.vocab_size}.")
-    config = replace(model.config, **_text_ids(folder, tokenizer))
+    config = replace(model.config, **_text_ids(folder, tokenizer, model.config))
     pieces = released_tensors(model)
     if mtp_copies:
         pieces |= {copy: pieces[original] for copy, original in copied_names(config).items()}
@@ -82,25 +85,28 @@ def _require_target(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} is a mount point: give the name of a folder in it.")
     if folder.resolve() == Path.cwd():  # it would be replaced under our feet
         raise ValueError(f"{folder} is the working directory: give the name of a folder in it.")
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if not names:
+    files = sorted(folder.iterdir()) if folder.exists() else []
+    if not files:
         return
-    strangers = [name for name in names if not OUR_FILES.fullmatch(name)]
+    strangers = [file.name for file in files if not (OUR_FILES.fullmatch(file.name) and file.is_file())]
     if strangers:
-        raise ValueError(f"{folder} holds {strangers[0]}, which is no part of a saved model: choose another folder.")
-    if "config.json" not in names:
+        stranger = quoted(strangers[0])
+        raise ValueError(f"{folder} holds {stranger}, which is no part of a saved model: choose another folder.")
+    if not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds no config.json, so it is no saved model: choose another folder.")
     if not overwrite:
         raise ValueError(f"{folder} holds a saved model: choose another folder, or pass overwrite=True (--overwrite).")
 
 
-def _text_ids(folder: Path, tokenizer: Tokenizer | None) -> dict[str, int]:
+def _text_ids(folder: Path, tokenizer: Tokenizer | None, c: ModelConfig) -> dict:
     """Return what config.json must say so that it agrees with the tokenizer: the one given, or the one that stays."""
     names = ("bos_token_id", "eos_token_id")
     if tokenizer is not None:
-        return dict.fromkeys(names, tokenizer.end_of_text)
+        end = tokenizer.end_of_text
+        return {"bos_token_id": end, "eos_token_id": c.eos_token_id if end in c.end_of_text_ids else end}
     if (folder / "tokenizer.json").exists():
-        return {name: value for name, value in read_json(folder).items() if name in names}
+        entries = {name: value for name, value in read_config(folder).items() if name in names}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()}
     return {}
 
 
@@ -121,7 +127,7 @@ def _write_weights(folder: Path, pieces: dict[str, Tensor], dtype: torch.dtype, 
     shards = _shards(sizes, max_shard_bytes)
     for file, names in shards.items():
         # Clones: safetensors takes no two tensors of the same memory. They have no name here, so one file's at a time.
-        save_file({name: _clone(pieces[name], dtypes[name]) for name in names}, folder / file, {"format": "pt"})
+        write_tensors(folder / file, {name: _clone(pieces[name], dtypes[name]) for name in names}, {"format": "pt"})
     if len(shards) > 1:
         places = {name: file for file, names in shards.items() for name in names}
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})

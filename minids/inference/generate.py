@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minids.inference.request import read_request
 from minids.model.deepseek import DeepSeek
-from minids.validation import is_number, require, require_whole
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     seed: int = 0,
-    end_of_text: int | None = None,
+    end_of_text: int | Sequence[int] | None = None,
 ) -> Generation:
     """Continue a prompt (T,), or several of equal length (B, T), by up to `max_new_tokens`.
 
     `temperature` 0 is greedy; otherwise tokens are sampled, from the `top_k` likeliest if given, and
-    the same `seed` gives the same text. Stops early when every row has produced `end_of_text`, if one is
-    named; a finished row is filled up with it. `max_position_embeddings` is not enforced: text may become longer, and
-    then gets worse. The model is left in the mode it was in. Raises ValueError for an empty
-    prompt, an unknown token, or settings out of range.
+    the same `seed` gives the same text. Stops early when every row has produced `end_of_text`, or one of several, if
+    any is named; a finished row is filled up with the first. `max_position_embeddings` is not enforced: text may become
+    longer, and then gets worse. The model is left in the mode it was in. Raises ValueError for an empty prompt, an
+    unknown token, settings out of range, more tokens than the memory holds, and logits that are no numbers.
     """
-    prompt = torch.as_tensor(prompt_tokens, dtype=torch.long, device=model.embed_tokens.weight.device)
-    _check(model, prompt, max_new_tokens, temperature, top_k)
+    prompt = read_request(model, prompt_tokens, max_new_tokens, temperature, top_k, seed)
+    ends = torch.tensor([] if end_of_text is None else end_of_text, device=prompt.device).flatten()
     tokens_BT = prompt[None] if prompt.ndim == 1 else prompt
     generator = torch.Generator().manual_seed(seed)
     cache = model.new_cache(len(tokens_BT), prompt.shape[-1] + max_new_tokens)
@@ -63,9 +63,9 @@ def generate(
         for _ in range(max_new_tokens):
             logits_BV = model(step_BT, cache)[:, -1].float()
             chosen = sample(logits_BV, temperature, top_k, generator).to(prompt.device)
-            if end_of_text is not None:
-                chosen = chosen.masked_fill(finished, end_of_text)
-                finished |= chosen == end_of_text
+            if len(ends):
+                chosen = torch.where(finished, ends[0], chosen)
+                finished |= torch.isin(chosen, ends)
             step_BT = chosen[:, None]
             tokens_BT = torch.cat([tokens_BT, step_BT], dim=1)
             if finished.all():
@@ -76,7 +76,12 @@ def generate(
 
 
 def sample(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
-    """Return one token per row, (B,): the likeliest at temperature 0, else drawn from the softmax."""
+    """Return one token per row, (B,): the likeliest at temperature 0, else drawn from the softmax.
+
+    Raises ValueError for logits that are NaN or infinite.
+    """
+    if not logits_BV.isfinite().all():
+        raise ValueError("the model's logits are no finite numbers: its weights are damaged, or its training diverged.")
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     if top_k is not None:
@@ -84,18 +89,5 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int | None, generator: 
         logits_BV = logits_BV.masked_fill(logits_BV < threshold, float("-inf"))
     # At most 0, and in float64: a tiny temperature overflows nothing. On the CPU: a seed means the same everywhere.
     above = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).cpu().double()
-    probabilities = (above / temperature).softmax(dim=-1)
+    probabilities = (above / float(temperature)).softmax(dim=-1)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-
-
-def _check(model: DeepSeek, prompt: Tensor, max_new_tokens: int, temperature: float, top_k: int | None) -> None:
-    vocabulary = model.config.vocab_size
-    if prompt.ndim not in (1, 2) or prompt.numel() == 0:
-        raise ValueError(f"the prompt has shape {tuple(prompt.shape)}: give at least one token, (T,) or (B, T).")
-    unknown = prompt[(prompt < 0) | (prompt >= vocabulary)]
-    if len(unknown):
-        raise ValueError(f"the prompt has token {unknown[0].item()}: tokens are 0 to {vocabulary - 1}.")
-    require_whole("max_new_tokens", max_new_tokens)
-    require("temperature", temperature, is_number(temperature) and temperature >= 0, "0 (greedy) or more")
-    in_range = top_k is None or (isinstance(top_k, int) and 1 <= top_k <= vocabulary)
-    require("top_k", top_k, in_range, f"None or a whole number from 1 to {vocabulary}")

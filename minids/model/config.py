@@ -28,8 +28,9 @@ from pathlib import Path
 
 from minids.model import config_json
 from minids.model.presets import ALIASES, PRESETS
-from minids.validation import is_number, require, require_fields, require_whole_fields
+from minids.validation import is_number, quoted, require, require_fields, require_whole, require_whole_fields
 
+MOST_LAYERS, MOST_MTP_MODULES, MOST_EXPERTS = 1000, 100, 65_536  # many times what any model has
 SCORING_FUNCTIONS = ("sigmoid", "softmax")
 TOPK_METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
 
@@ -47,13 +48,9 @@ class YarnScaling:
 
     def __post_init__(self):
         require_whole_fields(self, "original_max_position_embeddings")
-        require_fields(self, "a number of at least 1", lambda value: is_number(value) and value >= 1, "factor")
-        require_fields(
-            self, "a positive number", lambda value: is_number(value) and value > 0, "beta_fast", "beta_slow"
-        )
-        require_fields(
-            self, "a number of at least 0", lambda value: is_number(value) and value >= 0, "mscale", "mscale_all_dim"
-        )
+        _require_numbers(self, "factor", at_least=1)
+        _require_numbers(self, "beta_fast", "beta_slow")
+        _require_numbers(self, "mscale", "mscale_all_dim", at_least=0)
         require_fields(self, f"at least beta_slow={self.beta_slow}", lambda value: value >= self.beta_slow, "beta_fast")
 
 
@@ -70,7 +67,7 @@ class ModelConfig:
     embedding_initializer_range: float | None = None  # None: the same, as in DeepSeek's models
     tie_word_embeddings: bool = False
     bos_token_id: int = 0
-    eos_token_id: int = 1
+    eos_token_id: int | tuple[int, ...] = 1  # several: each of them ends a text
 
     # Attention. num_key_value_heads and head_dim are for MHA, GQA and MQA only: MLA ignores them.
     num_attention_heads: int
@@ -92,7 +89,7 @@ class ModelConfig:
     n_shared_experts: int | None = None
     num_experts_per_tok: int | None = None
     moe_intermediate_size: int | None = None  # width of one expert
-    first_k_dense_replace: int = 0
+    first_k_dense_replace: int = 0  # as many as there are layers, or more: none has experts
     moe_layer_freq: int = 1
     n_group: int = 1  # in how many groups the experts are,
     topk_group: int = 1  # and how many of them a token may use
@@ -132,6 +129,11 @@ class ModelConfig:
         return self.uses_moe and self.topk_method == "noaux_tc"
 
     @property
+    def end_of_text_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: `eos_token_id` is one or several."""
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+    @property
     def qk_head_dim(self) -> int:
         """Width of one query and one key head in MLA: content part plus rotary part, d_h + d_h^R."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
@@ -166,7 +168,7 @@ class ModelConfig:
         """Return a published model or one of our miniatures by name; ValueError lists the names."""
         name = ALIASES.get(name, name)
         if name not in PRESETS:
-            raise ValueError(f"preset {name!r} is unknown: choose one of {', '.join(cls.preset_names())}.")
+            raise ValueError(f"preset {quoted(name)} is unknown: choose one of {', '.join(cls.preset_names())}.")
         return cls._from_fields(PRESETS[name])
 
     @classmethod
@@ -197,21 +199,28 @@ class ModelConfig:
 # What is refused
 
 
+def _require_numbers(config: ModelConfig | YarnScaling, *names: str, at_least: float = 1e-18) -> None:
+    allowed = f"a number from {at_least:g} to 1e18"  # what float32 computes with safely
+    require_fields(config, allowed, lambda value: is_number(value) and at_least <= value <= 1e18, *names)
+
+
 def _check_body(c: ModelConfig) -> None:
-    require_whole_fields(c, "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
-    require_whole_fields(c, "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
-    require_whole_fields(c, "num_nextn_predict_layers", "bos_token_id", "eos_token_id", at_least=0)
+    require_whole_fields(c, "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
+    require_whole_fields(c, "num_attention_heads", "num_key_value_heads")
+    require_whole_fields(c, "num_hidden_layers", at_most=MOST_LAYERS)
+    require_whole_fields(c, "num_nextn_predict_layers", at_least=0, at_most=MOST_MTP_MODULES)
+    require_whole_fields(c, "bos_token_id", at_least=0, at_most=c.vocab_size - 1)
+    several = isinstance(c.eos_token_id, tuple) and len(c.eos_token_id) > 0
+    for token in c.eos_token_id if several else (c.eos_token_id,):
+        require_whole("eos_token_id", token, at_least=0, at_most=c.vocab_size - 1)
     require_fields(c, "true or false", lambda value: isinstance(value, bool), "tie_word_embeddings")
-    require_fields(
-        c, "a positive number", lambda value: is_number(value) and value > 0, "rms_norm_eps", "initializer_range"
-    )
-    require_fields(c, "a number above 1", lambda value: is_number(value) and value > 1, "rope_theta")
-    require_fields(
-        c, f"below vocab_size={c.vocab_size}", lambda value: value < c.vocab_size, "bos_token_id", "eos_token_id"
-    )
-    own = c.embedding_initializer_range
-    untied = own is None or (is_number(own) and own > 0 and not c.tie_word_embeddings)
-    require("embedding_initializer_range", own, untied, "None or, where the head does not share it, a positive number")
+    _require_numbers(c, "rms_norm_eps", "initializer_range")
+    _require_numbers(c, "rope_theta", at_least=1)
+    require_fields(c, "above 1", lambda value: value > 1, "rope_theta")
+    if c.embedding_initializer_range is not None:
+        _require_numbers(c, "embedding_initializer_range")
+        allowed = "None, because the head shares the embedding"
+        require_fields(c, allowed, lambda value: not c.tie_word_embeddings, "embedding_initializer_range")
     yarn = c.rope_scaling
     require("rope_scaling", yarn, yarn is None or isinstance(yarn, YarnScaling), "None or a YarnScaling")
 
@@ -238,7 +247,8 @@ def _check_attention(c: ModelConfig) -> None:
 
 
 def _check_moe(c: ModelConfig) -> None:
-    require_whole_fields(c, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+    require_whole_fields(c, "n_routed_experts", at_most=MOST_EXPERTS)
+    require_whole_fields(c, "num_experts_per_tok", "moe_intermediate_size")
     require_whole_fields(c, "moe_layer_freq", "n_group", "topk_group")
     require_whole_fields(c, "first_k_dense_replace", at_least=0)
     if c.n_shared_experts is not None:
@@ -246,9 +256,8 @@ def _check_moe(c: ModelConfig) -> None:
     require_fields(c, "true or false", lambda value: isinstance(value, bool), "norm_topk_prob")
     require_fields(c, " or ".join(SCORING_FUNCTIONS), lambda value: value in SCORING_FUNCTIONS, "scoring_func")
     require_fields(c, ", ".join(TOPK_METHODS[:-1]) + " or noaux_tc", lambda value: value in TOPK_METHODS, "topk_method")
-    require_fields(c, "a positive number", lambda value: is_number(value) and value > 0, "routed_scaling_factor")
-    layers, experts, groups = c.num_hidden_layers, c.n_routed_experts, c.n_group
-    require_fields(c, f"at most num_hidden_layers={layers}", lambda value: value <= layers, "first_k_dense_replace")
+    _require_numbers(c, "routed_scaling_factor")
+    experts, groups = c.n_routed_experts, c.n_group
     require_fields(c, f"a multiple of n_group={groups}", lambda value: value % groups == 0, "n_routed_experts")
     require_fields(c, f"at most n_group={groups}", lambda value: value <= groups, "topk_group")
     per_group = experts // groups

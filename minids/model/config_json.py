@@ -8,13 +8,19 @@ So a model is written as the family whose class computes *exactly* what the mode
 no family has (MLA over dense layers, a softmax gate with a balancing bias, ...) is written as
 "minids": transformers then refuses the folder, where under a borrowed name it would silently compute
 something else.
+
+Reading is as careful. A key that belongs neither to the model, nor to bookkeeping, training or serving, may stand for
+something that this library does not compute, such as V3.2's indexer. So it is refused, and not passed over.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
+
+from minids.files import read_json
+from minids.model.config_keys import NEUTRAL, ROPE_SWITCHES, SWITCHES
+from minids.validation import quoted, require
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -47,18 +53,23 @@ FLOATS = (  # transformers refuses 1 for 1.0
 )  # fmt: skip
 # Values that are fixed in a family's own code: with another one, ours and theirs would compute different functions.
 FIXED = {
-    "llama": {"n_routed_experts": [None], "kv_lora_rank": [None]},
+    "llama": {"n_routed_experts": [None], "kv_lora_rank": [None], "num_nextn_predict_layers": [0]},
     "deepseek": {
         "scoring_func": ["softmax"], "topk_method": ["greedy"], "routed_scaling_factor": [1], "kv_lora_rank": [None],
+        "rope_scaling": [None], "num_nextn_predict_layers": [0],
     },
     "deepseek_v2": {
         "scoring_func": ["softmax"], "topk_method": ["greedy", "group_limited_greedy"], "norm_topk_prob": [False],
+        "moe_layer_freq": [1], "num_nextn_predict_layers": [0],
     },
-    "deepseek_v3": {"scoring_func": ["sigmoid"], "topk_method": ["noaux_tc"]},
+    "deepseek_v3": {"scoring_func": ["sigmoid"], "topk_method": ["noaux_tc"], "moe_layer_freq": [1]},
     "minids": {},
 }  # fmt: skip
 REQUIRED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"}
-OTHER_NAMES = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
+OTHER_NAMES = {
+    "deepseek_v2": {"num_experts": "n_routed_experts"},
+    "deepseek_v3": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+}
 YARN_KEYS = (
     "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
 )  # fmt: skip
@@ -120,29 +131,33 @@ def read_fields(source: dict | str | Path, names: Iterable[str]) -> dict:
     """Return the values that a configuration gives to the fields `names`, its family's defaults included.
 
     `source` is a dict, a config.json, or the folder that holds one. Raises ValueError, one sentence,
-    for an unknown family, a missing key, or a switch that would silently be ignored.
+    for an unknown family, a missing key, or one that would silently be ignored.
     """
-    entries = dict(source) if isinstance(source, dict) else read_json(Path(source))
-    model_type = entries.get("model_type")
-    if not isinstance(model_type, str) or model_type not in DEFAULTS:
-        raise ValueError(f"model_type={model_type!r} is unknown: use one of {', '.join(DEFAULTS)}.")
-    _require_supported(entries)
-    for alias, name in OTHER_NAMES.items():
-        if alias in entries:
-            entries[name] = entries.pop(alias)
-    rope = entries.get("rope_parameters") or entries.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"rope_scaling={rope!r} is not possible: it must be an object or null.")
-    if "rope_theta" in rope:
-        entries["rope_theta"] = rope["rope_theta"]
-    entries["rope_scaling"] = _read_rope_scaling(rope, model_type)
-    fields = DEFAULTS[model_type] | {name: entries[name] for name in names if name in entries}
-    for name, possible in FIXED[model_type].items():
+    entries = dict(source) if isinstance(source, dict) else read_config(Path(source))
+    family = entries.get("model_type")
+    if not isinstance(family, str) or family not in DEFAULTS:
+        raise ValueError(f"model_type={quoted(family)} is unknown: use one of {', '.join(DEFAULTS)}.")
+    for other, name in OTHER_NAMES.get(family, {}).items():
+        if other in entries:
+            require(other, entries[other], entries.get(name, entries[other]) == entries[other], f"the same as {name}")
+            entries[name] = entries.pop(other)
+    _require_understood(entries, names)
+    rope = _read_rope(entries)
+    entries["rope_scaling"] = _read_rope_scaling(rope, family)
+    entries["rope_theta"] = rope["rope_theta"]
+    if isinstance(entries.get("eos_token_id"), list):
+        entries["eos_token_id"] = tuple(entries["eos_token_id"])
+    fields = DEFAULTS[family] | {name: entries[name] for name in names if name in entries}
+    for name, possible in FIXED[family].items():
         if name in fields and fields[name] not in possible:
             allowed = " or ".join(map(repr, possible))
-            raise ValueError(f"{name}={fields[name]!r} is not possible in {model_type}: it must be {allowed}.")
+            raise ValueError(f"{name}={quoted(fields[name])} is not possible in {family}: it must be {allowed}.")
     if not fields.keys() >= REQUIRED:
         raise ValueError(f"{min(REQUIRED - fields.keys())} is missing from the configuration: give it a value.")
+    mla = fields.get("kv_lora_rank") is not None
+    if entries.get("use_mla", mla) not in (None, mla):
+        rank = quoted(fields.get("kv_lora_rank"))
+        raise ValueError(f"use_mla={quoted(entries['use_mla'])} contradicts kv_lora_rank={rank}: make them agree.")
     for name in ("n_group", "topk_group"):  # null in config.json: the gate knows no groups
         fields[name] = 1 if fields.get(name) is None else fields[name]
     for name in ("n_shared_experts", "q_lora_rank"):  # 0 in some files: there is none
@@ -156,48 +171,57 @@ def write_entries(model_type: str, fields: dict) -> dict:
     for name, value in fields.items():
         if value is None and DEFAULTS[model_type].get(name) is None and name != "rope_scaling":
             continue  # absent means the same
-        entries[name] = float(value) if name in FLOATS else value
+        entries[name] = float(value) if name in FLOATS else list(value) if isinstance(value, tuple) else value
     if fields["rope_scaling"] is not None:
         entries["rope_scaling"] = {"type": "yarn"} | fields["rope_scaling"]
     return entries | {"hidden_act": "silu", "attention_bias": False}
 
 
-def read_json(path: Path) -> dict:
-    """Return the object in a JSON file, or in the config.json of a folder; ValueError if there is none."""
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: give a config.json or the folder that holds one.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable JSON file: {error}.") from None
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path} holds a {type(entries).__name__}: it must be one JSON object.")
-    return entries
+def read_config(path: Path) -> dict:
+    """Return the entries of a config.json, or of the one in a folder; ValueError if there is none."""
+    return read_json(path / "config.json" if path.is_dir() else path)
 
 
-def _require_supported(entries: dict) -> None:
-    supported = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleave": True}
-    for name, only in supported.items():
-        value = entries.get(name, only)
-        if value is not None and value != only:
-            raise ValueError(f"{name}={value!r} is not supported: it must be {only!r}.")
+def _require_understood(entries: dict, names: Iterable[str]) -> None:
+    known = {*names, *SWITCHES, *NEUTRAL, "use_mla", "rope_parameters"}
+    for name, value in entries.items():
+        if name in SWITCHES and value not in (None, SWITCHES[name]):
+            raise ValueError(f"{name}={quoted(value)} is not supported: it must be {SWITCHES[name]!r}.")
+        if value is not None and name not in known and not name.startswith("_"):
+            raise ValueError(
+                f"{quoted(name)} (here {quoted(value)}) is a key that is not understood, and may change what the model "
+                "computes: remove it if it does not."
+            )
 
 
-def _read_rope_scaling(entry: dict, model_type: str) -> dict | None:
-    kind = entry.get("rope_type") or entry.get("type") or "default"
+def _read_rope(entries: dict) -> dict:
+    """Return the entry about positions, with its rope_theta. Of two it is `rope_scaling`, as in transformers."""
+    for name in ("rope_scaling", "rope_parameters"):
+        value = entries.get(name)
+        require(name, value, value is None or isinstance(value, dict), "an object or null")
+    parameters = entries.get("rope_parameters") or {}
+    rope = {"rope_theta": entries.get("rope_theta", 10000.0)} | (entries.get("rope_scaling") or parameters)
+    agree = parameters.get("rope_theta", rope["rope_theta"]) == rope["rope_theta"]
+    require("rope_theta", rope["rope_theta"], agree, "the same in rope_parameters, too")
+    return rope
+
+
+def _read_rope_scaling(rope: dict, family: str) -> dict | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "yarn"):
+        raise ValueError(f"rope_scaling type {quoted(kind)} is not supported: it must be 'yarn' or absent.")
+    for name, value in rope.items():
+        if name in ROPE_SWITCHES and value != ROPE_SWITCHES[name]:
+            raise ValueError(f"rope_scaling {name}={quoted(value)} is not supported: it must be absent.")
+        if value is not None and name not in {"rope_type", "type", "rope_theta", *YARN_KEYS, *ROPE_SWITCHES}:
+            raise ValueError(f"rope_scaling has a key {quoted(name)}, which is not understood: it must be absent.")
     if kind == "default":
         return None
-    if kind != "yarn":
-        raise ValueError(f"rope_scaling type {kind!r} is not supported: it must be 'yarn' or absent.")
-    for name, only in {"attention_factor": None, "truncate": True, "partial_rotary_factor": 1.0}.items():
-        if entry.get(name, only) not in (None, only):
-            raise ValueError(f"rope_scaling {name}={entry[name]!r} is not supported: it must be absent.")
     for name in ("factor", "original_max_position_embeddings"):
-        if name not in entry:
+        if name not in rope:
             raise ValueError(f"rope_scaling has no {name}: YaRN needs it.")
-    mscales = entry.get("mscale"), entry.get("mscale_all_dim")
-    if model_type != "minids" and not _usual_mscales(*mscales):
-        both = "rope_scaling mscale={!r} and mscale_all_dim={!r}".format(*mscales)
-        raise ValueError(f"{both} are not possible in {model_type}: they must be two positive numbers, or 1 and 0.")
-    return {name: entry[name] for name in YARN_KEYS if name in entry}
+    mscales = rope.get("mscale"), rope.get("mscale_all_dim")
+    if family != "minids" and not _usual_mscales(*mscales):
+        both = "rope_scaling mscale={} and mscale_all_dim={}".format(*map(quoted, mscales))
+        raise ValueError(f"{both} are not possible in {family}: they must be two positive numbers, or 1 and 0.")
+    return {name: rope[name] for name in YARN_KEYS if name in rope}

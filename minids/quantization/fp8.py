@@ -19,9 +19,9 @@ V3 stores the matrices of attention and of the feed-forward layers in this way. 
 in 16 or 32 bits.
 """
 
-import json
-
 from torch import Tensor
+
+from minids.validation import quoted, require, require_whole
 
 
 def block_size(quantization_config: object) -> tuple[int, int]:
@@ -32,12 +32,11 @@ def block_size(quantization_config: object) -> tuple[int, int]:
     entry = quantization_config or {}
     is_fp8 = isinstance(entry, dict) and (entry.get("quant_method"), entry.get("fmt", "e4m3")) == ("fp8", "e4m3")
     if entry and not is_fp8:
-        raise ValueError(
-            f"quantization_config {json.dumps(entry)} is not supported: it must be fp8 in e4m3, or absent."
-        )
+        raise ValueError(f"quantization_config {quoted(entry)} is not supported: it must be fp8 in e4m3, or absent.")
     block = entry.get("weight_block_size", [128, 128])
-    if not (isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)):
-        raise ValueError(f"weight_block_size={block!r} is not possible: it must be two whole numbers of at least 1.")
+    require("weight_block_size", block, isinstance(block, list) and len(block) == 2, "two whole numbers")
+    for number in block:
+        require_whole("weight_block_size", number)
     return tuple(block)
 
 
@@ -49,5 +48,5 @@ def scale_shape(shape: tuple[int, int], block: tuple[int, int] = (128, 128)) -> 
 def dequantize_blocks(values: Tensor, scale_inv: Tensor, block: tuple[int, int] = (128, 128)) -> Tensor:
     """Return each value times the scale of its block, in float32: (rows, columns), like `values`."""
     rows, columns = values.shape
-    scale = scale_inv.float().repeat_interleave(block[0], dim=0)[:rows]
-    return values.float() * scale.repeat_interleave(block[1], dim=1)[:, :columns]
+    scale = scale_inv.float().repeat_interleave(min(block[0], rows), dim=0)[:rows]
+    return values.float() * scale.repeat_interleave(min(block[1], columns), dim=1)[:, :columns]

@@ -17,6 +17,7 @@ goes on with exactly the batches it would have had.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from minids.text.tokenizer import Tokenizer
 from minids.validation import require, require_whole
@@ -35,7 +36,7 @@ def pack(stream: np.ndarray, sequence_length: int) -> np.ndarray:
         )
     rows = -(-(len(stream) - 1) // sequence_length)
     starts = np.minimum(np.arange(rows) * sequence_length, len(stream) - sequence_length - 1)
-    return stream[starts[:, None] + np.arange(sequence_length + 1)]
+    return sliding_window_view(stream, sequence_length + 1)[starts]
 
 
 class Batches:

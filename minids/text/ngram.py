@@ -11,18 +11,27 @@ learned little more than letter statistics.
 Symbols are bytes 0-255, and 256 for the end of a text.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 END = 256
 BASE = END + 1
 ORDER = 5
+AT_A_TIME = 1 << 22  # symbols counted at a time, so that memory grows with the kinds of 5-grams and not with the text
 
 
 class ByteNGram:
-    """Counts of all 1- to 5-grams of a symbol stream (a 1-D integer array)."""
+    """Counts of all 1- to 5-grams of a symbol stream: a 1-D integer array, or several that continue each other."""
 
-    def __init__(self, symbols: np.ndarray):
-        self.tables = [_count(_grams(symbols, n)) for n in range(1, ORDER + 1)]
+    def __init__(self, symbols: np.ndarray | Iterable[np.ndarray]):
+        self.tables = [(np.zeros(0, dtype=np.int64),) * 2] * ORDER
+        before = np.zeros(0, dtype=np.int64)
+        for part in _parts([symbols] if isinstance(symbols, np.ndarray) else symbols):
+            for n in range(1, ORDER + 1):
+                overlap = before[max(0, len(before) - n + 1) :]  # grams that began in the part before
+                self.tables[n - 1] = _add(self.tables[n - 1], _grams(np.concatenate([overlap, part]), n))
+            before = np.concatenate([before, part])[-ORDER:]
 
     def bits(self, symbols: np.ndarray) -> np.ndarray:
         """Return -log2 P of each symbol given those before it, shape of `symbols`, float64.
@@ -59,8 +68,27 @@ def _grams(symbols: np.ndarray, n: int) -> np.ndarray:
     return grams
 
 
-def _count(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.unique(grams, return_counts=True)
+def _parts(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the stream again, in parts of at least AT_A_TIME symbols and hardly more."""
+    waiting, size = [], 0
+    for array in arrays:
+        for start in range(0, len(array), AT_A_TIME):
+            waiting.append(array[start : start + AT_A_TIME])
+            size += len(waiting[-1])
+            if size >= AT_A_TIME:
+                yield np.concatenate(waiting)
+                waiting, size = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _add(table: tuple[np.ndarray, np.ndarray], grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted kinds of grams and their counts, those of the table included."""
+    kinds, counts = np.unique(grams, return_counts=True)
+    seen_before = _look_up(*table, kinds)
+    place, new = np.searchsorted(table[0], kinds), seen_before == 0
+    table[1][place[~new]] += counts[~new]
+    return tuple(np.insert(old, place[new], found[new]) for old, found in zip(table, (kinds, counts), strict=True))
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -8,22 +8,31 @@ calculate; V3's tokens have up to three digits.
 One id stands for no text: `end_of_text` (0) separates documents. Text that spells "<|end_of_text|>" is encoded
 as the characters it consists of, so it cannot be mistaken for the end of a document.
 
-The merges are learned and applied by Hugging Face's `tokenizers`, whose JSON file the released
-models use too.
+Of more than 16 MB of text, parts that are spread over all of it serve to learn the merges. A word of more than 256
+characters is learned from and encoded in parts (`pieces.py`).
+
+The merges are learned and applied by Hugging Face's `tokenizers` (`backend.py`), whose JSON file the released models
+use too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from minids.validation import require
+from minids.files import read_json
+from minids.text.backend import END_OF_TEXT, LARGEST_FILE, MOST_TOKENS, byte_symbols, learn, rebuild
+from minids.text.pieces import pieces, sample
+from minids.validation import require, require_whole
 
-END_OF_TEXT = "<|end_of_text|>"
+LEARNED_FROM = 16_000_000  # bytes of text: a little more than the book's corpus has
+BATCH = 1_000_000  # characters that the backend has in hand at a time
 
 
 class Tokenizer:
@@ -33,7 +42,6 @@ class Tokenizer:
     """
 
     def __init__(self, backend: Backend):
-        backend.encode_special_tokens = True  # a special token in the text is text
         self._backend = backend
         self.end_of_text: int = backend.token_to_id(END_OF_TEXT)
         self.vocab_size: int = backend.get_vocab_size()
@@ -42,40 +50,22 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pair of neighbours is left to merge.
 
-        Raises ValueError for a vocabulary that is too small for the bytes and the end-of-text token, or too large for
-        16-bit ids.
+        Without any text the tokens are the bytes and end-of-text. Raises ValueError for a vocabulary that is too small
+        for these, or too large for 16-bit ids, and for a text with a lone surrogate.
         """
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        allowed = "257 (256 bytes and end-of-text) to 65536 (the ids have 16 bits)"
-        require("vocab_size", vocab_size, len(alphabet) + 1 <= vocab_size <= 1 << 16, allowed)
-        backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
-        )
-        backend.train_from_iterator(texts, trainer)
-        # Other programs that read tokenizer.json begin a prompt as `minids generate` does.
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
-        )
-        return cls(backend)
+        require_whole("vocab_size", vocab_size, 257, MOST_TOKENS)  # 256 bytes and end-of-text
+        texts = list(texts)
+        size = sum(_utf8_size(text, f"texts[{i}]") for i, text in enumerate(texts))
+        return cls(learn(sample(texts, share=LEARNED_FROM / max(1, size)), vocab_size))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json, or the one in a folder. Raises ValueError if there is none, or one of another kind."""
+        """Read a tokenizer.json, or the one in a folder.
+
+        Raises ValueError if there is none, or one that `Tokenizer.train` could not have made.
+        """
         path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist: a tokenizer.json is needed there.")
-        try:
-            backend = Backend.from_file(str(path))
-        except Exception as error:  # the backend raises nothing narrower
-            raise ValueError(f"{path} is not a readable tokenizer.json: {error}.") from None
-        if backend.token_to_id(END_OF_TEXT) is None:
-            raise ValueError(f"{path} is not a tokenizer of minids: it must have the token {END_OF_TEXT}.")
-        return cls(backend)
+        return cls(rebuild(read_json(path, LARGEST_FILE), path))
 
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""
@@ -83,27 +73,34 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without any special token. Raises ValueError if it has a lone surrogate."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the text has a lone surrogate at character {error.start}: give valid UTF-8.") from None
-        return self._backend.encode(text, add_special_tokens=False).ids
+        _utf8_size(text, "the text")
+        encodings = (self._backend.encode(piece, add_special_tokens=False) for piece in pieces(text))
+        return [index for encoding in encodings for index in encoding.ids]
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """Return all documents as one stream of uint16 ids, end_of_text before each of them and after the last."""
-        end = np.array([self.end_of_text], dtype=np.uint16)
-        parts = [end]
-        for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False):
-            parts += [np.array(encoding.ids, dtype=np.uint16), end]
+        """Return all documents as one stream of uint16 ids, end_of_text before each of them and after the last.
+
+        Raises ValueError if one has a lone surrogate.
+        """
+        parts = [np.array([self.end_of_text], dtype=np.uint16)]
+        for batch in _batches(texts):
+            encodings = self._backend.encode_batch_fast(batch, add_special_tokens=False)
+            ids = [index for encoding in encodings for index in encoding.ids or [self.end_of_text]]
+            parts.append(np.array(ids, dtype=np.uint16))
         return np.concatenate(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text. Bytes that form no character, such as a part of one, become U+FFFD."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        """Return the text. Bytes that form no character, such as a part of one, become U+FFFD.
+
+        Ids beyond the vocabulary, for which a model may have room, stand for nothing. Raises ValueError for what is no
+        whole number of at least 0.
+        """
+        indices = (_index(place, value) for place, value in enumerate(ids))
+        return self._backend.decode([i for i in indices if i < self.vocab_size], skip_special_tokens=False)
 
     def token_bytes(self) -> list[bytes]:
         """Return the bytes that each id stands for, by id. Those of end_of_text are empty."""
-        byte_of = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+        byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         vocabulary = sorted(self._backend.get_vocab().items(), key=lambda item: item[1])
         return [
             b"" if index == self.end_of_text else bytes(byte_of[symbol] for symbol in token)
@@ -111,8 +108,32 @@ class Tokenizer:
         ]
 
 
-def _byte_symbols() -> list[str]:
-    """The printable character by which byte-level BPE writes each byte (GPT-2's table), by byte."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the pieces of all texts, with an empty one at the end of each text, in lists for the backend."""
+    batch, size = [], 0
+    for i, text in enumerate(texts):
+        _utf8_size(text, f"texts[{i}]")
+        for piece in chain(pieces(text), [""]):
+            batch.append(piece)
+            size += len(piece)
+            if size >= BATCH:
+                yield batch
+                batch, size = [], 0
+    yield batch
+
+
+def _utf8_size(text: str, name: str) -> int:
+    """Return how many bytes the text has in UTF-8. Raises ValueError if it has a lone surrogate."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} has a lone surrogate at character {error.start}: give valid UTF-8.") from None
+
+
+def _index(place: int, value: Any) -> int:
+    try:
+        index = operator.index(value)
+    except TypeError:
+        index = -1
+    require(f"ids[{place}]", value, index >= 0, "a whole number of at least 0")
+    return index

@@ -1,6 +1,7 @@
 """Loading: every bit comes back, and every fault is answered with one sentence that names it."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -126,17 +127,30 @@ def test_without_mtp_the_main_model_is_left_whatever_is_in_the_modules(tmp_path,
     assert_same(loaded.state_dict(), main)
 
 
-def test_modules_that_transformers_dropped_are_missed_with_a_hint(folder):
+def test_modules_that_transformers_dropped_are_left_out_with_a_warning(folder, model):
     change_tensors(folder, lambda tensors: [tensors.pop(n) for n in list(tensors) if n.startswith("model.layers.2.")])
-    assert "asks for it; to load the model without its MTP modules, pass mtp=False." in refusal(load_pretrained, folder)
-    assert load_pretrained(folder, mtp=False).config.num_nextn_predict_layers == 0
+    with pytest.warns(UserWarning, match=rf"^{folder} holds nothing of the MTP modules: .* without\.$"):
+        loaded = load_pretrained(folder)
+    assert loaded.config == replace(model.config, num_nextn_predict_layers=0)
+    assert_same(load_pretrained(folder, mtp=False).state_dict(), loaded.state_dict())  # asked for, and no warning
+
+
+@pytest.mark.parametrize("rest", ["model.layers.2.enorm.weight", "model.layers.3."])
+def test_of_modules_some_are_not_enough(tmp_path, rest):
+    save_pretrained(random_model(replace(SMALL, num_nextn_predict_layers=2)), tmp_path / "model")
+    extra = ("model.layers.2.", "model.layers.3.")
+    change_tensors(
+        tmp_path / "model",
+        lambda tensors: [tensors.pop(n) for n in list(tensors) if n.startswith(extra) and not n.startswith(rest)],
+    )
+    assert re.match(r"model\.layers\.2\..* is missing", refusal(load_pretrained, tmp_path / "model"))
 
 
 def test_a_layer_too_many_is_not_taken_for_a_module(tmp_path):
     """A configuration of fewer layers than the weights have must not load the lower part of a model."""
     save_pretrained(random_model(replace(SMALL, num_hidden_layers=3, num_nextn_predict_layers=0)), tmp_path / "model")
     change_json(tmp_path / "model" / "config.json", num_hidden_layers=2, num_nextn_predict_layers=1)
-    assert "mtp=False" not in refusal(load_pretrained, tmp_path / "model")
+    assert "model.layers.2.enorm.weight is missing" in refusal(load_pretrained, tmp_path / "model")
     assert "model.layers.2." in refusal(load_pretrained, tmp_path / "model", mtp=False)
 
 
@@ -168,7 +182,7 @@ def quantize_folder(folder: Path, block: tuple[int, int], layers: str) -> dict:
     return meant
 
 
-@pytest.mark.parametrize("block", [(128, 128), (16, 10), (10, 16)])
+@pytest.mark.parametrize("block", [(128, 128), (16, 10), (10, 16), (10, 2**62)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_fp8_release_is_read_as_value_times_scale(tmp_path, block, dtype):
     folder = tmp_path / "model"
@@ -203,7 +217,7 @@ TENSORS = [  # a tensor, and what becomes of it: None, it is gone; or its new sh
     *[(name, None, " is missing from the weights: the configuration asks for it.")
       for name in (EXPERT, BIAS, "lm_head.weight", "model.norm.weight", "model.layers.2.eh_proj.weight")],
     *[(name, [1], " in {file} is a tensor that the configuration does not ask for.")
-      for name in ("x", "model.layers.3.enorm.weight", "model.layers.0.mlp.gate.weight", f"{EXPERT[:-6]}bias")],
+      for name in ("x", "model.layers.3.enorm.weight", "model.layers.0.mlp.gate.weight", f"{EXPERT[:-6]}bias", "a\nb")],
     *[(EXPERT, shape, f" has shape {shape} in {{file}}: the configuration asks for [32, 64].")
       for shape in ([64, 32], [2048], [1, 32, 64], [33, 64], [])],
     (BIAS, [1, 8], " has shape [1, 8] in {file}: the configuration asks for [8]."),
@@ -223,7 +237,7 @@ SCALES = [
     (SCALE, FP8, f"{SCALE} is stored as F8_E4M3"),
     (SCALE, INF, f"{EXPERT} in {{file}} is NaN or infinite"),
     (EXPERT, NAN, f"{EXPERT} in {{file}} is NaN or infinite"),
-    (EXPERT, torch.float32, f"{SCALE} in {{file}} is a tensor that the configuration does not ask for."),
+    (EXPERT, torch.float32, f"'{SCALE}' in {{file}} is a tensor that the configuration does not ask for."),
 ]
 
 
@@ -244,7 +258,8 @@ def change_one(folder: Path, name: str, to: object) -> None:
 @pytest.mark.parametrize(("name", "to", "says"), TENSORS)
 def test_a_wrong_tensor_is_named(folder, name, to, says):
     change_one(folder, name, to)
-    assert refusal(load_pretrained, folder).startswith(name + says.format(file=folder / WEIGHTS))
+    named = repr(name) if "does not ask" in says else name
+    assert refusal(load_pretrained, folder).startswith(named + says.format(file=folder / WEIGHTS))
 
 
 @pytest.mark.parametrize(("name", "to", "says"), SCALES)
@@ -264,14 +279,20 @@ def test_a_torn_file_is_named(request, kind, name, content):
     whole = file.read_bytes()
     length = int(content * len(whole)) if isinstance(content, float) else content
     file.write_bytes(content if isinstance(content, bytes) else whole[:length])
-    assert refusal(load_pretrained, file.parent).startswith(f"{file} cannot be read as a safetensors file: ")
+    assert refusal(load_pretrained, file.parent).startswith(f"{file} is not a readable safetensors file: ")
 
 
 def test_a_missing_file_is_named(sharded):
     (sharded / SECOND).unlink()
     assert refusal(load_pretrained, sharded) == f"{sharded / SECOND} does not exist: the index names it."
     (sharded / SECOND).mkdir()
-    assert f"{SECOND} cannot be read" in refusal(load_pretrained, sharded)
+    assert f"{SECOND} is not a regular file" in refusal(load_pretrained, sharded)
+    (sharded / SECOND).rmdir()
+    os.mkfifo(sharded / SECOND)
+    assert f"{SECOND} is not a regular file" in refusal(load_pretrained, sharded)
+    (sharded / INDEX).unlink()
+    os.mkfifo(sharded / INDEX)
+    assert f"{INDEX} is not a readable JSON file: it is not a regular" in refusal(load_pretrained, sharded)
     (sharded / INDEX).unlink()
     assert refusal(load_pretrained, sharded) == f"{sharded} has no weights: {WEIGHTS} or {INDEX} is needed."
     (sharded / "config.json").unlink()
@@ -284,7 +305,21 @@ def test_a_missing_file_is_named(sharded):
 
 @pytest.mark.parametrize("name", ["config.json", INDEX])
 @pytest.mark.parametrize(
-    "content", ["", '{"model_type": "deepse', "[]", "null", "\0", "{}", '{"weight_map": {"a": 1}}']
+    "content",
+    [
+        "",
+        '{"model_type": "deepse',
+        "[]",
+        "null",
+        "\0",
+        "{}",
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": []}',
+        '{"weight_map": {"a": ["b.safetensors"]}}',
+        '{"weight_map": {"a": "b\\nc.safetensors"}}',
+        '{"weight_map": {"a": "' + "b" * 300 + '.safetensors"}}',
+        "[" * 2000,
+    ],
 )
 def test_a_torn_configuration_or_index_is_named(sharded, name, content):
     (sharded / name).write_text(content)
@@ -295,12 +330,12 @@ def test_a_torn_configuration_or_index_is_named(sharded, name, content):
 def test_a_tensor_that_is_not_where_the_index_has_it_is_named(sharded, name):
     places = json.loads((sharded / INDEX).read_text())["weight_map"]
     change_json(sharded / INDEX, weight_map=places | {name: SECOND})
-    assert refusal(load_pretrained, sharded) == f"{name} is not in {sharded / SECOND}, where the index has it."
+    assert refusal(load_pretrained, sharded) == f"{name!r} is not in {sharded / SECOND}, where the index has it."
 
 
 def test_a_tensor_in_two_files_is_named_with_both(sharded):
     save_file(load_file(sharded / SECOND) | {"model.embed_tokens.weight": torch.zeros(300, 64)}, sharded / SECOND)
-    expected = f"model.embed_tokens.weight is stored twice: in model-00001-of-00006.safetensors and in {SECOND}."
+    expected = f"'model.embed_tokens.weight' is stored twice: in model-00001-of-00006.safetensors and in {SECOND}."
     assert refusal(load_pretrained, sharded) == expected
 
 
@@ -316,13 +351,29 @@ def test_an_index_that_leads_out_of_its_folder_is_not_followed(sharded, tmp_path
 
 ENTRIES = [
     (dict(hidden_size=32), ".weight has shape ["),
-    (dict(num_hidden_layers=3), "model.layers.3."),
+    (dict(num_hidden_layers=3), "'model.layers.2.e"),
     (dict(num_nextn_predict_layers=0), "model.layers.2."),
     (dict(n_routed_experts=16), "model.layers.1.mlp.experts.8.gate_proj.weight is missing"),
     (dict(first_k_dense_replace=0), "model.layers.0.mlp.gate.weight is missing"),
     (dict(q_lora_rank=None), "model.layers.0.self_attn.q_proj.weight is missing"),
     (dict(n_shared_experts=2), "model.layers.1.mlp.shared_experts."),
     (dict(vocab_size="300"), "vocab_size='300' is not possible"),
+    *[
+        (dict.fromkeys(names, number), " numbers.")
+        for number in (2**40, 2**62)
+        for names in (
+            ["vocab_size", "hidden_size"],
+            ["hidden_size", "moe_intermediate_size"],
+            ["qk_rope_head_dim"],
+            ["v_head_dim"],
+        )
+    ],
+    (dict(num_hidden_layers=1000, num_nextn_predict_layers=0, n_routed_experts=65_536), " numbers."),
+    *[
+        (dict(quantization_config={"quant_method": "fp8", "weight_block_size": block}), "weight_block_size=")
+        for block in (128, [128], [128, 0], [True, 128], [128, "128"], [2**63, 128], None)
+    ],
+    (dict(quantization_config=["fp8"] * 999), "it must be fp8 in e4m3, or absent"),
     (dict(quantization_config={"quant_method": "awq"}), "it must be fp8 in e4m3, or absent"),
 ]
 
@@ -331,6 +382,11 @@ ENTRIES = [
 def test_a_configuration_of_another_model_is_refused(folder, changes, says):
     change_json(folder / "config.json", **changes)
     assert says in refusal(load_pretrained, folder)
+
+
+def test_a_model_that_the_memory_does_not_hold_is_not_loaded(folder, monkeypatch):
+    monkeypatch.setattr("minids.hub.load.total_memory", lambda device: 1000)
+    assert refusal(load_pretrained, folder) == "loading this model takes 0 GiB: this machine has 0."
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn, "float32", None])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,8 @@ from transformers import AutoTokenizer
 from minids.hub.load import load_pretrained
 from minids.hub.names import released_tensors
 from minids.hub.save import save_pretrained
-from minids.text.tokenizer import END_OF_TEXT, Tokenizer
+from minids.text.backend import END_OF_TEXT
+from minids.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,29 @@ def test_a_save_that_breaks_off_leaves_what_was_there(model, other, tmp_path, ea
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("room", [0, 50_000])  # bytes that a file may have: the configuration does not fit, or a shard
+def test_on_a_full_disk_the_system_says_so_and_the_earlier_export_stays(folder, other, room):
+    before, (_, most) = contents(folder.parent), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_pretrained(other, folder, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert contents(folder.parent) == before
+
+
+def test_an_export_that_lost_its_name_in_a_crash_keeps_its_tokenizer(model, other, tokenizer, tmp_path):
+    workplace = tmp_path / ".model.l_0mbpck.tmp"
+    save_pretrained(model, workplace / "earlier", tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="holds a saved model"):
+        save_pretrained(other, tmp_path / "model")
+    save_pretrained(other, tmp_path / "model", overwrite=True)
+    assert load_pretrained(tmp_path / "model").config.eos_token_id == tokenizer.end_of_text
+    assert (tmp_path / "model" / "tokenizer.json").exists()
+    assert os.listdir(tmp_path) == ["model"]
+
+
 def test_saving_again_replaces_all_weights_that_were_there(model, other, tmp_path):
     folder = tmp_path / "model"
     save_pretrained(model, folder, max_shard_bytes=200_000, overwrite=True)
@@ -147,13 +172,13 @@ def become_a_file(folder: Path) -> None:
 
 STRANGERS = [
     "notes.txt", "model.pt", ".hidden", "config.json.bak", "tokenizer.model", "my-model.safetensors", "sub/x",
-    "model_before_finetuning.safetensors", "model-00001-of-2.safetensors",
+    "model_before_finetuning.safetensors", "model-00001-of-2.safetensors", "tokenizer.json/x", "a\nb",
 ]  # fmt: skip
 NO_CHANGE = lambda folder: None
 REFUSALS = [  # what is done to an export, options for saving there, the beginning of the sentence that answers
     (NO_CHANGE, dict(overwrite=False), "{folder} holds a saved model: choose another folder, or pass overwrite=True"),
-    (put("notes.txt"), dict(overwrite=False), "{folder} holds notes.txt, which is no part of a saved model: "),
-    *[(put(name), {}, f"{{folder}} holds {name.split('/')[0]}, which is no part of a saved model: ")
+    (put("notes.txt"), dict(overwrite=False), "{folder} holds 'notes.txt', which is no part of a saved model: "),
+    *[(put(name), {}, f"{{folder}} holds {name.split('/')[0]!r}, which is no part of a saved model: ")
       for name in STRANGERS],
     (lambda folder: (folder / "config.json").unlink(), {}, "{folder} holds no config.json"),
     (become_a_file, {}, "{folder} is a file: "),
@@ -228,3 +253,7 @@ def test_the_configuration_names_the_end_of_text_of_the_tokenizer_beside_it(toke
     for _ in range(2):
         assert load_pretrained(folder).config == replace(model.config, bos_token_id=end, eos_token_id=end)
         save_pretrained(model, folder, overwrite=True)  # the tokenizer stays, and what is said of it
+    several = random_model(replace(SMALL, eos_token_id=(7, end)))
+    for options in (dict(tokenizer=tokenizer), {}):
+        save_pretrained(several, folder, overwrite=True, **options)
+        assert load_pretrained(folder).config.eos_token_id == (7, end)

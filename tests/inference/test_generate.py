@@ -1,12 +1,11 @@
 """Generation against full forward passes without a cache, and sampling against the softmax it claims to follow."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from helpers_training import assert_bitwise_equal, small_model, state
+from helpers_training import assert_bitwise_equal, small_config, small_model, state
 from torch import nn
 
+from minids.cost.cache import kv_cache_bytes
 from minids.inference.generate import generate, sample
 
 
@@ -20,7 +19,7 @@ class Script(nn.Module):
 
     def __init__(self, *rows: list[int], vocab_size: int = 10):
         super().__init__()
-        self.rows, self.config = torch.tensor(rows), SimpleNamespace(vocab_size=vocab_size)
+        self.rows, self.config = torch.tensor(rows), small_config(vocab_size=vocab_size)
         self.embed_tokens = nn.Embedding(vocab_size, 1)
         self.fed = []
 
@@ -68,6 +67,8 @@ def test_the_prompt_goes_in_at_once_and_then_one_token_at_a_time_and_new_tokens_
         ([[5, 0, 7, 7], [6, 6, 0, 8]], [[1, 2], [3, 4]], 0, [[5, 0, 0], [6, 6, 0]]),
         ([[5, 0, 7, 7]], [0, 1, 0], 0, [5, 0]),  # in the prompt it finishes nothing
         ([[5, 0, 7, 7]], [1], None, [5, 0, 7, 7]),  # without a name it is a token like any other
+        # Each of several ends a row, and the first of them fills it up.
+        ([[5, 7, 3, 3], [6, 6, 0, 8]], [[1, 2], [3, 4]], (0, 7), [[5, 7, 0], [6, 6, 0]]),
     ],
 )
 def test_generation_ends_with_the_end_of_text_that_it_writes(rows, prompt, end, new):
@@ -88,13 +89,13 @@ def assert_drawn_from(counts: torch.Tensor, probabilities: torch.Tensor) -> None
     assert statistic < freedom + 5 * (2 * freedom) ** 0.5
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 1e30])  # the last is uniform
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 1e30, 10**30])  # the last two are uniform
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_samples_follow_the_softmax_at_the_temperature(temperature, top_k):
     logits = torch.tensor([2.0, -1.0, 0.5, 1.5, 0.0, -0.5])
     drawn = sample(logits.expand(20_000, -1), temperature, top_k, torch.Generator().manual_seed(0))
     kept = logits.topk(top_k or 6).indices
-    weights = torch.zeros(6).index_copy(0, kept, (logits[kept] / temperature).exp())
+    weights = torch.zeros(6).index_copy(0, kept, (logits[kept] / float(temperature)).exp())
     assert_drawn_from(drawn.bincount(minlength=6), weights / weights.sum())
 
 
@@ -135,20 +136,52 @@ def test_a_small_temperature_is_greedy_and_overflows_nothing(logits, temperature
 # Care
 
 
+NO_PROMPTS = (
+    [1.0], [1.5, 2], [[1, 2], [3]], [1, [2]], [True], ["1"], "ab", None, [None], [10**400], [2**64], {1: 2}, [1j],
+)  # fmt: skip
+NO_TEMPERATURES = (-0.1, float("nan"), float("inf"), 10**400, True, "1", None)
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "says"),
     [
         *((prompt, {}, "at least one token") for prompt in ([], [[]])),
         *((prompt, {}, r"\(T,\) or \(B, T\)") for prompt in (5, [[[1]]])),
         *(([1, token], {}, f"token {token}: tokens are 0 to 511") for token in (512, -1)),
-        ([1], {"max_new_tokens": 0}, "max_new_tokens=0"),
-        *(([1], {"temperature": value}, f"temperature={value}") for value in (-0.1, float("nan"))),
-        *(([1], {"top_k": value}, f"top_k={value}") for value in (0, 513)),
+        *((prompt, {}, "must be whole numbers") for prompt in NO_PROMPTS),
+        *(([1], {"max_new_tokens": value}, f"max_new_tokens={value}") for value in (0, 2.0, True, 2**63)),
+        *((prompt, {"max_new_tokens": 2**60}, "must be fewer, because") for prompt in ([1], [[1], [2]])),
+        *(
+            ([1], {"temperature": value}, "temperature=.* 0 \\(greedy\\) or more, and finite")
+            for value in NO_TEMPERATURES
+        ),
+        *(([1], {"top_k": value}, f"top_k={value} .* at least 1 and at most 512") for value in (0, 513, 1.5, True)),
+        *(([1], {"seed": value}, f"seed={value}") for value in (-1, 2**63, 0.5, True)),
     ],
 )
 def test_bad_input_is_refused_and_named(model, prompt, options, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as error:
         generate(model, prompt, **options)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 250
+
+
+def test_as_many_tokens_as_the_memory_can_cache_are_allowed_and_one_more_is_not(model, monkeypatch):
+    room = 2 * 10 * kv_cache_bytes(model.config, 4)  # two rows of ten positions in float32
+    monkeypatch.setattr("minids.inference.request.total_memory", lambda device: room)
+    assert generate(model, [[1, 2], [3, 4]], 8).tokens.shape == (2, 10)
+    with pytest.raises(ValueError, match="max_new_tokens=9"):
+        generate(model, [[1, 2], [3, 4]], 9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_whose_logits_are_no_numbers_writes_nothing(value, temperature):
+    broken = small_model().eval()
+    with torch.no_grad():
+        broken.lm_head.weight[7] = value
+    with pytest.raises(ValueError, match="logits are no finite numbers"):
+        generate(broken, [1, 2], 3, temperature=temperature)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -12,11 +13,13 @@ from configurations import DENSE, MLA, MOE, YARN, configurations, examples, rand
 from hf_oracle import CONFIGS, hf_twin
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from minids.files import LARGEST_JSON
 from minids.model import config_json
 from minids.model.config import PRESETS, ModelConfig, YarnScaling
+from minids.model.config_keys import GENERATION
 from minids.model.rope import rope_rotation
 
 RELEASED_V3 = {
@@ -63,6 +66,21 @@ def test_the_released_configuration_of_v3_is_the_preset():
     assert entries == RELEASED_V3, "the caller's dict stays as it was"
 
 
+# What DeepSeek's files have beside the model's own keys, and what transformers 4 added when it saved one.
+BESIDE = {
+    "attention_dropout": 0.0, "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV2Config"}, "ep_size": 1,
+    "aux_loss_alpha": 0.001, "seq_aux": True, "pretraining_tp": 1, "use_cache": True, "torch_dtype": "bfloat16",
+    "transformers_version": "4.33.1", "mlp_bias": False, "_name_or_path": "x", "pad_token_id": None, "pruned_heads": {},
+    "id2label": {"0": "LABEL_0"}, "tie_encoder_decoder": False, "use_bfloat16": False, "torchscript": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("deepseek")])
+def test_what_released_files_have_beside_the_model_is_passed_over(name):
+    config = ModelConfig.preset(name)
+    assert ModelConfig.from_hf(on_disk(config.to_hf() | BESIDE)) == config
+
+
 # ---------------------------------------------------------------------------------------------------
 # The name of the family
 
@@ -83,7 +101,7 @@ def one_by_one(base: ModelConfig, **fields) -> list[tuple[ModelConfig, dict]]:
 
 INSIDE = [
     (LLAMA, {}),
-    (LLAMA, dict(num_key_value_heads=2, head_dim=24, tie_word_embeddings=True)),
+    (LLAMA, dict(num_key_value_heads=2, head_dim=24, tie_word_embeddings=True, eos_token_id=(2, 3))),
     (LLAMA, yarn()),
     (LLAMA, yarn(mscale=0.5, mscale_all_dim=0.8)),
     (DEEPSEEK, {}),
@@ -92,11 +110,13 @@ INSIDE = [
     (DEEPSEEK, dict(moe_layer_freq=2, n_shared_experts=2, first_k_dense_replace=1)),
     (V2, {}),
     (V2, dict(topk_method="group_limited_greedy", n_group=8, topk_group=4, routed_scaling_factor=16.0)),
+    (V2, dict(first_k_dense_replace=9)),
     (V2, dict(q_lora_rank=7, qk_rope_head_dim=2, v_head_dim=5, first_k_dense_replace=1, tie_word_embeddings=True)),
     (V2, yarn()),
     (V2, yarn(mscale=0.5, mscale_all_dim=0.8)),
     (V3, {}),
     (V3, dict(n_group=4, topk_group=2, norm_topk_prob=False, routed_scaling_factor=2.5, num_nextn_predict_layers=2)),
+    (V3, dict(first_k_dense_replace=9)),
     (V3, dict(hidden_size=27, kv_lora_rank=7, qk_nope_head_dim=5, q_lora_rank=3, num_experts_per_tok=1)),
     (V3, yarn()),
     (V3, yarn(mscale=0.5, mscale_all_dim=0.8)),
@@ -212,8 +232,13 @@ NO_SCALING = (None, {}, {"rope_type": "default", "rope_theta": 10000.0})
 @pytest.mark.parametrize(
     ("base", "entries", "fields"),
     [
-        (V3, {"num_mtp_layers": 2}, dict(num_nextn_predict_layers=2)),
-        (V3, {"num_local_experts": 16}, dict(n_routed_experts=16)),
+        (V3, {"num_mtp_layers": 0, "num_local_experts": 8}, {}),
+        (V2, {"num_experts": 8}, {}),
+        (V3, {"eos_token_id": [7, 1, 2]}, dict(eos_token_id=(7, 1, 2))),
+        (V3, {"eos_token_id": [7]}, dict(eos_token_id=(7,))),
+        (V3, {"first_k_dense_replace": 9}, dict(first_k_dense_replace=9)),
+        (V3, {"use_mla": True, "index_topk": None, "qk_layernorm": False, "_name_or_path": "x"}, {}),
+        (LLAMA, {"use_mla": False, "qk_latent_layernorm": None, "pruned_heads": {}, "sliding_window": None}, {}),
         (V2, {"n_group": None, "topk_group": None}, {}),
         (V3, {"q_lora_rank": 0}, {}),
         (DEEPSEEK, {"n_shared_experts": 0}, {}),
@@ -221,6 +246,11 @@ NO_SCALING = (None, {}, {"rope_type": "default", "rope_theta": 10000.0})
         (LLAMA, {"torch_dtype": "bfloat16", "use_cache": True}, {}),
         (LLAMA, {"rope_scaling": YARN | {"type": "yarn"}}, dict(rope_scaling=YarnScaling(**YARN))),
         (LLAMA, {"rope_parameters": YARN_ENTRY}, dict(rope_scaling=YarnScaling(**YARN), rope_theta=5.0)),
+        (
+            LLAMA,
+            {"rope_scaling": YARN | {"type": "yarn"}, "rope_parameters": NO_SCALING[-1]},
+            dict(rope_scaling=YarnScaling(**YARN)),
+        ),
         *[(LLAMA, {key: none}, {}) for key in ("rope_scaling", "rope_parameters") for none in NO_SCALING],
     ],
 )
@@ -235,7 +265,10 @@ def test_a_configuration_is_read_from_a_file_and_from_its_folder(tmp_path):
         assert ModelConfig.from_hf(source) == config
 
 
-GARBAGE = [b"{", b"[1, 2]", b"\xff\xfe", b"", b"[" * 100_000, b'{"vocab_size": ' + b"9" * 5000 + b"}", None]
+GARBAGE = [
+    b"{", b"[1, 2]", b"null", b"1", b"\xff\xfe", b"", b"[" * 100_000, b'{"vocab_size": ' + b"9" * 5000 + b"}",
+    b"{}" + b" " * LARGEST_JSON, None,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("content", GARBAGE, ids=range(len(GARBAGE)))
@@ -246,6 +279,13 @@ def test_a_file_that_is_no_configuration_or_not_there_is_named(tmp_path, content
     for source in (path, tmp_path):
         with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} [^\n]+\.$"):
             ModelConfig.from_hf(source)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_place_of_a_configuration_is_named_and_not_waited_for(tmp_path, make):
+    make(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json is not a readable JSON file: it is not a regular file\.$"):
+        ModelConfig.from_hf(tmp_path)
 
 
 LLAMA_ENTRIES = DENSE | {"model_type": "llama"}
@@ -261,25 +301,73 @@ REFUSED = [
           ("deepseek_v2", "scoring_func", "sigmoid"), ("deepseek_v2", "topk_method", "noaux_tc"),
           ("deepseek_v2", "norm_topk_prob", True), ("deepseek", "scoring_func", "sigmoid"),
           ("deepseek", "kv_lora_rank", 8), ("deepseek", "routed_scaling_factor", 2.5),
-          ("llama", "kv_lora_rank", 8), ("llama", "n_routed_experts", 8),
+          ("llama", "kv_lora_rank", 8), ("llama", "n_routed_experts", 8), ("llama", "num_nextn_predict_layers", 1),
+          ("deepseek_v2", "moe_layer_freq", 2), ("deepseek_v3", "moe_layer_freq", 2),
       ]],
+    (DENSE | {"model_type": "deepseek", "rope_scaling": YARN | {"type": "yarn"}}, "is not possible in deepseek"),
     # Switches that would be ignored
     *[(LLAMA_ENTRIES | {name: value}, "not supported") for name, value in [
         ("hidden_act", "gelu"), ("attention_bias", True), ("mlp_bias", True), ("rope_interleave", False),
-        ("rope_scaling", {"type": "linear", "factor": 2}),
+        ("rope_scaling", {"type": "linear", "factor": 2}), ("qk_layernorm", True), ("qk_latent_layernorm", True),
+        ("partial_rotary_factor", 0.5), ("use_sliding_window", True), ("pruned_heads", {"0": [1]}),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
     ]],
+    *[(LLAMA_ENTRIES | {name: value}, f"'{name}' (here {value}) is a key that is not understood") for name, value in [
+        ("index_topk", 2048), ("sliding_window", 4096), ("num_experts", 8), ("original_max_position_embeddings", 4096),
+    ]],
+    (LLAMA_ENTRIES | {"a\n" * 99: "b" * 999}, "…"),
+    (LLAMA_ENTRIES | {"use_mla": True}, "use_mla=True contradicts kv_lora_rank=None"),
+    (V3.to_hf() | {"use_mla": False}, "use_mla=False contradicts kv_lora_rank=16"),
+    (V3.to_hf() | {"num_mtp_layers": 1}, "num_mtp_layers=1 is not possible: it must be the same as num_nextn"),
+    (LLAMA_ENTRIES | {"rope_parameters": {"rope_theta": 5.0}, "rope_scaling": YARN | {"type": "yarn"}},
+     "rope_theta=10000.0 is not possible: it must be the same in rope_parameters"),
+    (LLAMA_ENTRIES | {"rope_scaling": {"full_attention": {}}}, "rope_scaling has a key 'full_attention'"),
+    (LLAMA_ENTRIES | {"rope_scaling": {"type": ["yarn"]}}, "rope_scaling type ['yarn']"),
+    *[(LLAMA_ENTRIES | {"eos_token_id": value}, "eos_token_id=") for value in ([], [1, [2]], [1, 100], None, "1")],
+    # Numbers that are none, or no such number
+    *[(LLAMA_ENTRIES | {name: value}, f"{name}=") for name in ("hidden_size", "num_hidden_layers", "rms_norm_eps")
+      for value in (10**400, 2**63, float("nan"), float("inf"), -1, True, "64", [64], {"a": 1}, None)
+      if (name, value) != ("rms_norm_eps", 2**63)],
     (LLAMA_ENTRIES | {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 4096}}, "no factor"),
     (LLAMA_ENTRIES | {"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "no original_max_position_embeddings"),
-    *[(LLAMA_ENTRIES | {"rope_parameters": YARN | {"rope_type": "yarn", name: value}}, name)
-      for name, value in [("attention_factor", 3.0), ("truncate", False), ("partial_rotary_factor", 0.5)]],
+    *[(LLAMA_ENTRIES | {"rope_parameters": YARN | {"rope_type": "yarn", name: value}}, name) for name, value in [
+        ("attention_factor", 3.0), ("truncate", False), ("truncate", None), ("partial_rotary_factor", 0.5),
+    ]],
     *[(LLAMA_ENTRIES | {"rope_scaling": scaling}, "rope_scaling=") for scaling in (40, "yarn", [40])],
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("entries", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_what_is_missing_unknown_or_would_be_ignored_is_refused(entries, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_what_is_missing_unknown_or_would_be_ignored_is_refused_in_one_sentence(entries, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         ModelConfig.from_hf(entries)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("theta", [{}, {"rope_theta": 500.0}])
+@pytest.mark.parametrize("parameters", [*NO_SCALING, {"rope_theta": 500.0}, YARN_ENTRY])
+@pytest.mark.parametrize("scaling", [*NO_SCALING, YARN_ENTRY, YARN | {"type": "yarn", "factor": 2.0}])
+def test_of_two_entries_about_positions_the_one_counts_that_counts_in_transformers(scaling, parameters, theta):
+    entries = on_disk(LLAMA_ENTRIES | theta | {"rope_scaling": scaling, "rope_parameters": parameters})
+    theirs = CONFIGS["llama"](**on_disk(entries)).rope_parameters
+    try:
+        config = ModelConfig.from_hf(entries)
+    except ValueError:  # two values of rope_theta
+        assert (parameters or {}).get("rope_theta", theirs["rope_theta"]) != theirs["rope_theta"]
+        return
+    assert config.rope_theta == theirs["rope_theta"]
+    assert (theirs["rope_type"] == "yarn") == (config.rope_scaling is not None)
+    assert config.rope_scaling is None or config.rope_scaling.factor == theirs["factor"]
+
+
+def test_what_transformers_says_of_generating_text_is_passed_over():
+    assert set(GenerationConfig._get_default_generation_params()) <= set(GENERATION)
+    entries = V3.to_hf() | dict.fromkeys(GENERATION, 1) | {"eos_token_id": [1, 2]}
+    config = ModelConfig.from_hf(entries)
+    assert config == replace(V3, eos_token_id=(1, 2))
+    assert on_disk(config.to_hf())["eos_token_id"] == [1, 2]
 
 
 MSCALES = [None, 0, 0.5, 0.8, 1]

@@ -69,6 +69,18 @@ def test_every_row_of_a_domain_comes_once_an_epoch(recipe):
             assert sorted(epoch) == sorted(map(tuple, rows))
 
 
+def test_a_batch_of_the_farthest_step_is_made_at_once():
+    """Nothing is counted up to it: the order of each epoch comes from its number."""
+    step, batches = 2**63 - 1, some_batches()
+    tokens = batches.batch(step, 4)["tokens"]
+    for i, row in enumerate(tokens, start=4 * step):
+        domain, cycles = batches.domain(i), i // 20
+        served = cycles * MIXTURE[domain] + [batches.domain(j) for j in range(20 * cycles, i)].count(domain)
+        epoch, place = divmod(served, len(batches.rows[domain]))
+        order = np.random.default_rng([3, epoch, *domain.encode()]).permutation(len(batches.rows[domain]))
+        np.testing.assert_array_equal(row, batches.rows[domain][order[place]])
+
+
 def test_each_epoch_and_each_seed_has_another_order():
     for domain, length in (("prose", 15), ("code", 25)):
         orders = set()

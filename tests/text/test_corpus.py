@@ -182,7 +182,8 @@ def test_what_does_not_have_the_recorded_hash_is_neither_cached_nor_read_from_a_
 @pytest.mark.parametrize(
     "damage",
     [
-        b"", b'{"train": {"pro', b"\xff\xfe\0", b"[]", b'{"train": {}, "validation": {}}',
+        b"", b'{"train": {"pro', b"\xff\xfe\0", b"[]", b"null", b"1", b"{}", b'{"train": {}, "validation": {}}',
+        b'{"train": ' * 10**5, b'{"train": ' + b"9" * 5000 + b"}", b'{"train": NaN, "validation": 1e999}',
         json.dumps(SPLITS | {"train": SPLITS["train"] | {"code": "text"}}).encode(),
         json.dumps(SPLITS | {"validation": SPLITS["validation"] | {"prose": ["a", 1]}}).encode(),
     ],
@@ -195,9 +196,26 @@ def test_a_damaged_cache_is_replaced(cache, damage):
     assert json.loads(path.read_text()) == SPLITS
 
 
+@pytest.mark.parametrize("put", [Path.mkdir, os.mkfifo, lambda path: path.touch() or os.truncate(path, 1 << 30)])
+def test_a_cache_that_is_no_file_of_its_size_is_not_read(cache, put):
+    cache.mkdir(parents=True)
+    put(cache / f"corpus-{module.CORPUS_SHA256[:16]}.json")
+    assert load_corpus().train == SPLITS["train"]
+
+
 def test_a_cache_that_cannot_be_written_stops_nobody(cache):
     cache.parent.write_text("in the way")
     assert load_corpus().train == SPLITS["train"]
+
+
+def test_the_cache_s_folder_may_begin_with_a_tilde_and_a_user_without_a_home_has_none(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("~/x", "~nobody-has-this-name/x"):
+        monkeypatch.setenv("MINIDS_CACHE", name)
+        assert load_corpus().train == SPLITS["train"]
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert len(list((tmp_path / "home" / "x").iterdir())) == 1
 
 
 def test_another_version_of_a_source_is_refused(monkeypatch):

@@ -1,6 +1,7 @@
 """The byte 5-gram against Witten and Bell's formula written as plain loops over the training text."""
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from configurations import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minids.text import ngram as module
 from minids.text.ngram import END, ByteNGram
 
 streams = st.lists(st.sampled_from([0, 97, 98, 255, END]), max_size=40)
@@ -33,6 +35,15 @@ def probability(train: list[int], context: list[int], symbol: int) -> float:
 def test_bits_equal_a_brute_force_count(train, text):
     expected = [-math.log2(probability(train, text[:i], symbol)) for i, symbol in enumerate(text)]
     np.testing.assert_allclose(ByteNGram(np.array(train)).bits(np.array(text)), expected, rtol=1e-12)
+
+
+@examples(100)
+@given(st.lists(streams, max_size=8), streams, st.integers(1, 9))
+def test_a_stream_in_parts_of_any_length_counts_as_one(parts, text, at_a_time):
+    whole, text = np.array([symbol for part in parts for symbol in part], dtype=np.int16), np.array(text)
+    with patch.object(module, "AT_A_TIME", at_a_time):
+        in_parts = ByteNGram(np.array(part, dtype=np.int16) for part in parts)
+    np.testing.assert_array_equal(in_parts.bits(text), ByteNGram(whole).bits(text))
 
 
 @examples(20)

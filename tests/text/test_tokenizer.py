@@ -1,7 +1,11 @@
 """The tokenizer against the text itself: what goes in comes out, and its tokens spell its bytes."""
 
 import json
+import os
 import re
+import signal
+import threading
+from itertools import product, repeat
 
 import numpy as np
 import pytest
@@ -9,7 +13,8 @@ from configurations import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minids.text.tokenizer import END_OF_TEXT, Tokenizer
+from minids.text.backend import END_OF_TEXT, LARGEST_FILE, LONGEST_TOKEN, MOST_TOKENS, _train
+from minids.text.tokenizer import Tokenizer
 
 TEXTS = [
     "def add(a, b):\n    return a + b  # 127 and 128\n" * 5,
@@ -77,10 +82,16 @@ def test_token_bytes_hold_each_byte_once_no_digit_beside_another_character_and_n
 def test_decoding_shows_end_of_text_and_cut_off_characters_and_skips_ids_beyond_the_vocabulary(tokenizer):
     """A model may have room for more tokens than a short text yields."""
     assert tokenizer.end_of_text == 0
-    assert tokenizer.decode([0, *tokenizer.encode("ab"), tokenizer.vocab_size, 10**6]) == END_OF_TEXT + "ab"
+    beyond = [tokenizer.vocab_size, 10**6, 2**32, 10**30]
+    assert tokenizer.decode(np.array([0, *tokenizer.encode("ab"), *beyond], dtype=object)) == END_OF_TEXT + "ab"
     bytes_only = Tokenizer.train([], 257)
     assert len(bytes_only.encode("深")) == 3
     assert set(bytes_only.decode(bytes_only.encode("深")[:2])) == {"\ufffd"}
+
+
+def test_without_text_the_tokens_are_the_bytes():
+    for nothing in ([], [""]):
+        assert Tokenizer.train(nothing, 300).to_json() == Tokenizer.train(TEXTS, 257).to_json()
 
 
 def test_training_twice_gives_the_same_file_which_has_the_vocabulary_in_it(tokenizer, loaded):
@@ -97,17 +108,162 @@ def test_the_vocabulary_has_257_to_65536_tokens_and_fewer_than_asked_for_if_the_
             Tokenizer.train(TEXTS, size)
 
 
-def test_a_lone_surrogate_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="lone surrogate at character 1"):
-        tokenizer.encode("a\ud800")
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda t: t.encode("a\ud800"), "the text has a lone surrogate at character 1"),
+        (lambda t: t.encode_documents(["ab", "abc\udfff" * 9]), r"texts\[1\] has a lone surrogate at character 3"),
+        (lambda t: Tokenizer.train(["\ud83d\ude42"], 300), r"texts\[0\] has a lone surrogate at character 0"),
+        (lambda t: t.decode([-1]), r"ids\[0\]=-1 is not possible: it must be a whole number of at least 0"),
+        (lambda t: t.decode([1, 2.0]), r"ids\[1\]=2\.0 is not possible"),
+        (lambda t: t.decode(np.array([np.nan])), r"ids\[0\]=.*nan.* is not possible"),
+        (lambda t: t.decode(["1"]), r"ids\[0\]='1' is not possible"),
+        (lambda t: t.decode([None]), r"ids\[0\]=None is not possible"),
+    ],
+)
+def test_what_is_no_text_and_what_is_no_id_is_refused(tokenizer, call, says):
+    with pytest.raises(ValueError, match=says):
+        call(tokenizer)
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"version": "1.0"', "without end of text"])
-def test_a_missing_or_damaged_file_is_named(tokenizer, tmp_path, content):
+def test_who_interrupts_the_training_does_not_wait_for_its_end():
+    """The backend takes no more text, and what it does with the text that it has needs nothing of Python."""
+    taken, learned = [], threading.Event()
+
+    class Deaf:
+        def train_from_iterator(self, texts, trainer):
+            taken.extend(texts)
+            learned.wait(60)
+
+    def texts():
+        yield "first"
+        signal.raise_signal(signal.SIGINT)
+        yield from repeat("more")
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(Deaf(), None, texts())
+    assert set(taken) == {"first", "more"}
+    learned.set()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Files
+
+
+@examples(50)
+@given(st.lists(any_text, max_size=4), st.integers(257, 400), st.integers(1, 9))
+def test_every_trained_tokenizer_can_be_read_again(tmp_path_factory, texts, vocab_size, times):
+    trained = Tokenizer.train([text * times for text in texts], vocab_size)
+    path = tmp_path_factory.mktemp("saved") / "tokenizer.json"
+    path.write_text(trained.to_json(), encoding="utf-8")
+    assert Tokenizer.load(path).to_json() == trained.to_json()
+
+
+def test_a_file_has_room_for_a_full_vocabulary_of_the_longest_tokens():
+    """A symbol takes two bytes at most; it is once in the vocabulary and once in a merge, beside some layout."""
+    longest = max(map(len, Tokenizer.train(["-" * 2**12], 1 << 16).token_bytes()))
+    assert LONGEST_TOKEN / 2 <= longest <= LONGEST_TOKEN
+    layout = len(Tokenizer.train([], 257).to_json()) / 257
+    assert MOST_TOKENS * (2 * layout + 2 * 2 * LONGEST_TOKEN) < LARGEST_FILE
+
+
+def of(*path: str | int, put: object):
+    """A change of one entry of a tokenizer.json."""
+
+    def change(content: dict) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = put(content[path[-1]]) if callable(put) else put
+
+    return change
+
+
+def with_merge(left: str, right: str):
+    def change(content: dict) -> None:
+        content["model"]["merges"].append([left, right])
+        content["model"]["vocab"].setdefault(left + right, len(content["model"]["vocab"]))
+
+    return change
+
+
+STRIDE = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 5}
+PADDING = {
+    "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None,
+    "pad_id": 0, "pad_type_id": 0, "pad_token": "a",
+}  # fmt: skip
+VOCABULARY = "its vocabulary must be <|end_of_text|>, the 256 bytes and what the merges make of them, at most 65,536"
+FOREIGN = [
+    (of("padding", put=PADDING), "'padding' is not what minids writes there"),
+    (of("truncation", put=STRIDE), "'truncation' is not"),
+    (of("model", "continuing_subword_prefix", put="##"), "'model' is not"),
+    (of("model", "dropout", put=0.5), "'model' is not"),
+    (of("model", "ignore_merges", put=True), "'model' is not"),
+    (of("model", "type", put="Unigram"), "'model' is not"),
+    (of("normalizer", put={"type": "Lowercase"}), "'normalizer' is not"),
+    (of("pre_tokenizer", "pretokenizers", put=lambda both: both[1:]), "'pre_tokenizer' is not"),
+    (of("decoder", put=None), "'decoder' is not"),
+    (of("post_processor", put=None), "'post_processor' is not"),
+    (of("added_tokens", 0, "special", put=False), "'added_tokens' is not"),
+    (of("added_tokens", put=[]), "'added_tokens' is not"),
+    (of("\n" * 500, put=1), r"'(\\n)+\\? … is not"),
+    (of("model", put=None), VOCABULARY),
+    (of("model", "vocab", put=[1]), VOCABULARY),
+    (of("model", "vocab", put=lambda vocab: vocab | {"more": 320}), "'model' is not"),
+    (of("model", "vocab", put=lambda vocab: vocab | {"more": 10**9}), "'model' is not"),
+    (of("model", "vocab", put=lambda vocab: {token: index + 1 for token, index in vocab.items()}), VOCABULARY),
+    (of("model", "vocab", put=lambda vocab: dict(list(vocab.items())[:-1])), VOCABULARY),
+    (of("model", "vocab", "a", put="5"), "'model' is not"),
+    (of("model", "merges", put=lambda merges: merges[:-1]), "'model' is not"),
+    (of("model", "merges", put=lambda merges: merges[::-1]), VOCABULARY),
+    (of("model", "merges", put=lambda merges: [*merges, merges[0]]), "'model' is not"),
+    (with_merge("a", END_OF_TEXT), VOCABULARY),
+    (of("model", "merges", put=lambda merges: [" ".join(pair) for pair in merges]), VOCABULARY),
+    (of("model", "merges", 0, put=[["a"], "b"]), VOCABULARY),
+    (of("model", "merges", 0, put=7), VOCABULARY),
+    (with_merge("absent", "a"), VOCABULARY),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), FOREIGN)
+def test_a_tokenizer_of_another_kind_is_refused(tokenizer, tmp_path, change, says):
+    content = json.loads(tokenizer.to_json())
+    change(content)
     path = tmp_path / "tokenizer.json"
-    if content == "without end of text":
-        content = tokenizer.to_json().replace(END_OF_TEXT, "<|other|>")
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ValueError, match=re.escape(str(path))):
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is not a tokenizer of minids: {says}"):
+        Tokenizer.load(path)
+
+
+def test_a_tokenizer_of_more_tokens_than_ids_have_bits_for_is_refused(tokenizer, tmp_path):
+    content = json.loads(tokenizer.to_json())
+    model = content["model"]
+    some = [token for token in model["vocab"] if token != END_OF_TEXT][:260]
+    for pair in product(some, some):
+        if "".join(pair) not in model["vocab"]:
+            model["merges"].append(pair)
+            model["vocab"]["".join(pair)] = len(model["vocab"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=VOCABULARY):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "does not exist"),
+        *[(text, "is not a readable JSON file") for text in (b"", b'{"version": "1.0"', b"\xff", b"[" * 10**5)],
+        (b'{"version": ' + b"9" * 5000 + b"}", "is not a readable JSON file"),
+        *[(text, "it must be one JSON object") for text in (b"null", b"1", b"[]", b'"text"')],
+        (b"{}", VOCABULARY),
+        (os.mkfifo, "it is not a regular file"),
+        (lambda path: path.touch() or os.truncate(path, 1 << 30), "it has more than 41,943,040 bytes"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named(tmp_path, content, says):
+    path = tmp_path / "tokenizer.json"
+    if callable(content):
+        content(path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{says}"):
         Tokenizer.load(path)
