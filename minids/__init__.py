@@ -3,8 +3,15 @@
 The names below are loaded when they are first used, so that `minids count` need not wait for torch.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# Between two operations torch's threads (of GNU's OpenMP) wait for each other. They spin, which is fast on a quiet
+# machine and slow where another program wants the core, and then they sleep, from which they wake up slowly. Torch's
+# default spins for long; this is a compromise (minids/device.py has the times). It is read when torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if TYPE_CHECKING:
     from minids.cost.parameters import count_parameters

@@ -11,26 +11,31 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
+import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from minids.cost.cache import kv_cache_bytes
 from minids.cost.flops import training_flops_per_token
 from minids.cost.parameters import count_parameters
-from minids.files import atomic_path, write_atomically
+from minids.files import atomic_path, read_json, write_atomically
 from minids.model.config import ModelConfig
 from minids.training.config import DTYPES, TrainConfig
 from minids.units import in_unit
-from minids.validation import BadValueError, require, require_whole
+from minids.validation import BadValueError, quoted, require, require_whole
 
 if TYPE_CHECKING:
     from minids.training.run import Run
+
+LONGEST_LINE = 600  # characters of a refusal
 
 app = typer.Typer(
     help="DeepSeek-V3, rebuilt in miniature.",
@@ -74,12 +79,12 @@ def _shown(default: object) -> str:
 def train(
     config: Annotated[str, typer.Option(help="A preset (see `minids count --help`) or a config.json.")] = "mini",
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Your own text: a UTF-8 file or a folder; its last tenth is held out. Default: the book's corpus."
+            help="Your own text: a UTF-8 file or a folder; its last tenth is held out. Default: the book's corpus.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME_OF_THE_PRESET.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run. Default: runs/NAME_OF_THE_PRESET.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in the folder, if there is one.")
     ] = False,
@@ -95,38 +100,43 @@ def train(
         from minids.device import best_dtype, choose_device
         from minids.text.corpus import CORPUS_SHA256, load_corpus
         from minids.text.own_text import read_texts
-        from minids.training.run import check_start, start_run
+        from minids.training.run import RUN_FILES, check_start, start_run
 
         _set_up(threads)
         torch_device = choose_device(device)
         model_config = _read_config(config)
         given = {name: value for name, value in settings.items() if value is not None}
         train_config = TrainConfig(**{"dtype": best_dtype(torch_device)} | given)
-        folder = out or Path("runs") / (config if config in ModelConfig.preset_names() else Path(config).stem)
-        check_start(model_config, folder, resume, torch_device)
-        if data is None:
+        name = config if config in ModelConfig.preset_names() else Path(config).stem
+        folder = _path("out", out) or Path("runs") / name
+        text = _path("data", data)
+        check_start(model_config, train_config, folder, resume, torch_device)
+        if text is None:
             typer.echo("reading the corpus ...")
-        corpus = load_corpus() if data is None else read_texts(data)
-        if data is None and corpus.sha256 != CORPUS_SHA256:
-            typer.echo(
-                "this corpus differs from the recorded one: do not compare the run with the figures of the book."
-            )
+            corpus = load_corpus()
+            if corpus.sha256 != CORPUS_SHA256:
+                typer.echo("this corpus differs from the recorded one: the figures of the book do not apply to it.")
+        else:
+            corpus = read_texts(text, leave_out=[folder, *(folder / name for name in RUN_FILES)])
+            if corpus.skipped:
+                typer.echo(f"skipped in {text}: {corpus.skipped}")
         run = start_run(model_config, train_config, corpus, folder, device=torch_device, resume=resume)
-    seconds_before = run.trainer.seconds
-    for difference in run.differences:
-        typer.echo(f"{difference}: the run goes on, but its last bits may differ.")
-    _describe(run)
-    _train(run)
-    typer.echo("evaluating on held-out text ...")
-    report = {"preset": config} | run.report() | {"seconds": time.perf_counter() - began + seconds_before}
-    _write_results(run, report)
+        seconds_before = run.trainer.seconds
+        for difference in run.differences:
+            typer.echo(f"{difference}: the run goes on, but its last bits may differ.")
+        _describe(run)
+        _train(run)
+        typer.echo("evaluating on held-out text ...")
+        report = {"preset": config} | run.report() | {"seconds": time.perf_counter() - began + seconds_before}
+        _write_results(run, report)
 
 
 @app.command("generate")
 def generate_text(
     run: Annotated[
-        Path, typer.Argument(help="Folder of a run or of an exported model; `reference`: the one that comes along.")
-    ] = Path("runs/mini"),
+        str,
+        typer.Argument(help="Folder of a run or of an exported model; `reference`: the one that comes along."),
+    ] = "runs/mini",
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")] = "Return the",
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = 0.0,
@@ -135,30 +145,32 @@ def generate_text(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ):
     """Continue a prompt with a trained model."""
-    with _told_in_one_sentence(generate_text):
+    with _told_in_one_sentence(generate_text, max_new_tokens="tokens"):
         from minids.inference.generate import generate
         from minids.training.report import printable
         from minids.training.run import load_run
 
         _set_up(threads)
         require_whole("tokens", tokens)
-        model, tokenizer = load_run(_find(run))
+        model, tokenizer = load_run(_find(_path("run", run)))
         text = sys.stdin.read() if prompt == "-" else prompt
         ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
-        out = generate(
-            model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=tokenizer.end_of_text
-        )
-    new = [token for token in out.new_tokens.tolist() if token != tokenizer.end_of_text]
-    continued = text + tokenizer.decode(new)
-    typer.echo(printable(continued) if sys.stdout.isatty() else continued)
+        ends = {tokenizer.end_of_text}
+        if ends <= set(model.config.end_of_text_ids):  # else the configuration was not made for this tokenizer
+            ends = set(model.config.end_of_text_ids)
+        out = generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=sorted(ends))
+        new = [token for token in out.new_tokens.tolist() if token not in ends]
+        continued = text + tokenizer.decode(new)
+        typer.echo(printable(continued) if sys.stdout.isatty() else continued)
 
 
 @app.command()
 def export(
     run: Annotated[
-        Path, typer.Argument(help="Folder of a run, or of a model to convert; `reference`: the one that comes along.")
+        str,
+        typer.Argument(help="Folder of a run, or of a model to convert; `reference`: the one that comes along."),
     ],
-    folder: Annotated[Path, typer.Argument(help="Where to put it: a new folder.")],
+    folder: Annotated[str, typer.Argument(help="Where to put it: a new folder.")],
     dtype: Annotated[str, typer.Option(help="bfloat16, as DeepSeek's models are released, or float32.")] = "bfloat16",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export of that name.")] = False,
 ):
@@ -167,18 +179,18 @@ def export(
         import torch
 
         from minids.hub.save import save_pretrained
-        from minids.model.config_json import read_json
         from minids.training.run import load_run
 
         require("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES))
-        run = _find(run)
-        model, tokenizer = load_run(run)
-        report = read_json(run / "report.json") if (run / "report.json").exists() else None
+        source, target = _find(_path("run", run)), _path("folder", folder)
+        model, tokenizer = load_run(source)
+        report = read_json(source / "report.json") if (source / "report.json").exists() else None
         save_pretrained(
-            model, folder, tokenizer=tokenizer, report=report, dtype=getattr(torch, dtype), overwrite=overwrite
+            model, target, tokenizer=tokenizer, report=report, dtype=getattr(torch, dtype), overwrite=overwrite
         )
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    typer.echo(f"{folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}; {size / 1e6:.1f} MB")
+        files = sorted(target.iterdir())
+        size = sum(file.stat().st_size for file in files)
+        typer.echo(f"{target}/: {', '.join(file.name for file in files)}; {size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -195,50 +207,76 @@ def count(
     with _told_in_one_sentence(count):
         require_whole("context", context)
         model_config = _read_config(config)
-    parameters = count_parameters(model_config)
-    rows = [(part.replace("_", " "), number) for part, number in parameters.breakdown.items() if number]
-    rows += [("total", parameters.total), ("active: body", parameters.active_body)]
-    rows += [("active: body + head", parameters.active), ("active: with embedding", parameters.active_with_embedding)]
-    if parameters.mtp:
-        rows.append(("MTP, on top of the total", parameters.mtp))
-    for name, number in rows:
-        typer.echo(f"{name:<28}{number:>20,}{number / parameters.total:>9.1%}")
-    cache = kv_cache_bytes(model_config)
-    flops = training_flops_per_token(model_config, context)
-    size, unit = in_unit(cache * context, 1024, ("bytes", "KiB", "MiB", "GiB"))
-    work, per = in_unit(flops, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP"))
-    typer.echo(f"{'cache per token, BF16':<28}{cache:>20,.0f} bytes, {size:,.2f} {unit} at {context:,} tokens")
-    typer.echo(f"{'training, per token':<28}{work:>20,.2f} {per} at {context:,} tokens of context")
+        parameters = count_parameters(model_config)
+        rows = [(part.replace("_", " "), number) for part, number in parameters.breakdown.items() if number]
+        rows += [("total", parameters.total), ("active: body", parameters.active_body)]
+        rows += [
+            ("active: body + head", parameters.active),
+            ("active: with embedding", parameters.active_with_embedding),
+        ]
+        if parameters.mtp:
+            rows.append(("MTP, on top of the total", parameters.mtp))
+        for name, number in rows:
+            typer.echo(f"{name:<28}{number:>20,}{number / parameters.total:>9.1%}")
+        cache = kv_cache_bytes(model_config)
+        flops = training_flops_per_token(model_config, context)
+        size, unit = in_unit(cache * context, 1024, ("bytes", "KiB", "MiB", "GiB"))
+        work, per = in_unit(flops, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP"))
+        typer.echo(f"{'cache per token, BF16':<28}{cache:>20,.0f} bytes, {size:,.2f} {unit} at {context:,} tokens")
+        typer.echo(f"{'training, per token':<28}{work:>20,.2f} {per} at {context:,} tokens of context")
 
 
 # ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _told_in_one_sentence(command: Callable) -> Iterator[None]:
-    """Turn a ValueError, which names the bad input, into that sentence and exit code 2."""
+def _told_in_one_sentence(command: Callable, **options: str) -> Iterator[None]:
+    """Turn an error of the input (exit code 2) or of the system (1) into one line.
+
+    A value is named as the command's option. `options` are those with another name in the library.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: typer.echo(f"minids: {message}", err=True)
+            yield
     except BadValueError as error:
-        is_option = error.name in inspect.signature(command).parameters
-        message = f"--{error.name.replace('_', '-')} {error.sentence}" if is_option else str(error)
-        typer.echo(f"minids: {message}", err=True)
-        raise typer.Exit(2) from None
+        name = options.get(error.name, error.name)
+        is_option = name in inspect.signature(command).parameters
+        _stop(f"--{name.replace('_', '-')} {error.sentence}" if is_option else str(error), 2)
     except ValueError as error:
-        typer.echo(f"minids: {error}", err=True)
-        raise typer.Exit(2) from None
+        _stop(str(error), 2)
     except OSError as error:
-        typer.echo(f"minids: {error.strerror}: {error.filename or 'the disk'}.", err=True)
-        raise typer.Exit(1) from None
+        _stop(f"{error.strerror or error}: {error.filename or 'the disk'}.", 1)
+    except MemoryError:
+        _stop("there is not enough memory.", 1)
+    except RuntimeError as error:
+        if "not enough memory" not in str(error):  # torch's allocator has no class of errors of its own
+            raise
+        _stop("there is not enough memory.", 1)
+
+
+def _stop(sentence: str, code: int) -> NoReturn:
+    """Say why on one line of stderr, names with line breaks in them included, and leave."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
+    typer.echo(f"minids: {line}", err=True)
+    raise typer.Exit(code) from None
+
+
+def _path(name: str, given: str | None) -> Path | None:
+    """Return an argument that names a file or folder; ValueError for an empty one, which Path takes for the folder."""
+    require(name, given, given != "", "the name of a file or a folder")
+    return None if given is None else Path(given)
 
 
 def _read_config(name: str) -> ModelConfig:
     """Return a preset by name, or else the configuration in the file or folder of that name."""
     if name in ModelConfig.preset_names():
         return ModelConfig.preset(name)
-    if not Path(name).exists():
+    if not name or not Path(name).exists():
         presets = ", ".join(ModelConfig.preset_names())
-        raise ValueError(f"{name!r} is neither a file nor a preset: the presets are {presets}.")
+        raise ValueError(f"{quoted(name)} is neither a file nor a preset: the presets are {presets}.")
     return ModelConfig.from_hf(name)
 
 
@@ -262,7 +300,7 @@ def _set_up(threads: int | None) -> None:
     from minids.device import keep_freed_memory
 
     if threads is not None:
-        require_whole("threads", threads)
+        require_whole("threads", threads, at_most=os.cpu_count())
         torch.set_num_threads(threads)
     keep_freed_memory()
 
@@ -308,8 +346,7 @@ def _train(run: Run) -> None:
         except TrainingDiverged as reason:
             bar.close()
             kept = f" The checkpoint in {trainer.folder} is intact." if trainer.checkpoint_path.exists() else ""
-            typer.echo(f"minids: training diverged at {reason}.{kept}", err=True)
-            raise typer.Exit(1) from None
+            _stop(f"training diverged at {reason}.{kept}", 1)
 
 
 def _write_results(run: Run, report: dict) -> None:
@@ -329,7 +366,7 @@ def _write_results(run: Run, report: dict) -> None:
     typer.echo(format_report(report))
     files = ", ".join(("checkpoint.safetensors", "tokenizer.json", "log.jsonl", "report.json", *pictures))
     typer.echo(f"\n{report['seconds']:.0f} seconds in all. In {folder}/: {files}.")
-    typer.echo(f'Next: minids generate {folder} --prompt "Return the"')
+    typer.echo(f'Next: minids generate {shlex.quote(str(folder))} --prompt "Return the"')
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """A model, a text and a run so small that a training step takes milliseconds."""
 
-from dataclasses import Field, replace
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import Field, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
@@ -73,6 +77,26 @@ def small_trainer(
     )  # fmt: skip
 
 
+@dataclass
+class OwnTerms:
+    total: Tensor
+    confidence: Tensor
+    nats_of_row_B: Tensor  # no scalar, so it is not logged
+
+
+def last_token_loss(model, rows: dict, whole: dict, config: TrainConfig, step: int) -> OwnTerms:
+    """Only the last token of each row is learned, by the main head alone."""
+    chance_BV = model(rows["tokens"][:, :-1])[:, -1].log_softmax(-1)
+    nats_B = -chance_BV.gather(1, rows["tokens"][:, -1:])[:, 0]
+    return OwnTerms(
+        nats_B.sum() / len(whole["tokens"]), chance_BV.exp().amax(dim=-1).sum() / len(whole["tokens"]), nats_B
+    )
+
+
+def without_seconds(records: list[dict]) -> list[dict]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
 def state(model: DeepSeek) -> dict[str, torch.Tensor]:
     """A copy of all that a step may change in a model: weights, biases, loads."""
     return {name: tensor.detach().clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
@@ -90,3 +114,14 @@ def moments(trainer: Trainer) -> dict[str, torch.Tensor]:
 def assert_bitwise_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let no file of this process become larger, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_training import assert_bitwise_equal, other_value, small_config, small_corpus
+from helpers_training import assert_bitwise_equal, file_size_limit, other_value, small_config, small_corpus
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from typer.testing import CliRunner, Result
@@ -24,7 +24,8 @@ from minids.text.tokenizer import Tokenizer
 from minids.training import trainer
 from minids.training.checkpoint import load_checkpoint
 from minids.training.config import TrainConfig
-from minids.training.trainer import Trainer, read_log
+from minids.training.log import read_log
+from minids.training.trainer import Trainer
 
 FILES = {"checkpoint.safetensors", "tokenizer.json", "log.jsonl", "report.json", "loss.png", "experts.png"}
 SMALL = ["--sequence-length", 32, "--batch-size", 2, "--threads", 1, "--dtype", "float32"]
@@ -292,6 +293,15 @@ def refused(folder, finished) -> Path:
     for name, content in {"empty.txt": b"", "binary.txt": b"ab\0cd", "latin.txt": b"\xff\xfe\x00"}.items():
         (folder / name).write_bytes(content)
     (folder / "few.txt").write_text("too short\n" * 2)
+    (folder / "results").mkdir()
+    (folder / "results" / "report.json").write_text("of something else")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text(Tokenizer.train(["something else"], 260).to_json())
+    shutil.copytree(finished, folder / "retokenized", copy_function=os.link)
+    (folder / "retokenized" / "tokenizer.json").unlink()
+    shutil.copy(folder / "tokenizer" / "tokenizer.json", folder / "retokenized")
+    (folder / "log").mkdir()
+    (folder / "log" / "log.jsonl").write_text("of something else")
     (folder / "other.txt").write_text((folder / "text.txt").read_text().replace("small", "large"))
     for i, content in enumerate(["", "{", "[]", '{"model_type": "gpt2"}', '{"model_type": "deepseek_v3"}']):
         (folder / f"bad{i}.json").write_text(content)
@@ -320,7 +330,7 @@ REFUSED = {
     "export absent model": "absent holds neither a run",
     **{f"count bad{i}.json": word for i, word in enumerate(("bad0.json", "bad1.json", "bad2.json", "gpt2", ""))},
     f"{TRAIN} --data empty.txt": "holds no text",
-    f"{TRAIN} --data binary.txt": "is a binary file",
+    f"{TRAIN} --data binary.txt": "binary.txt is not UTF-8 text",
     f"{TRAIN} --data latin.txt": "is not UTF-8 text",
     f"{TRAIN} --data few.txt": "tokens: at least 257 are needed",
     **{f"generate {kind}-{name}": name for name in ("checkpoint.safetensors", "tokenizer.json") for kind in DAMAGED},
@@ -333,7 +343,15 @@ REFUSED = {
     f"{TRAIN} --betas 0.9 1": "--betas (0.9, 1.0)",
     f"{TRAIN} --dtype float16": "--dtype 'float16'",
     f"{TRAIN} --device abacus": "device 'abacus' is not available here",
-    f"{TRAIN} --threads 0": "--threads 0",
+    **{f"{TRAIN} --threads {n}": f"--threads {n} is not possible" for n in (0, 100_000)},
+    f"{TRAIN} --seed {2**64}": f"--seed {2**64} is not possible",
+    f"{TRAIN} --steps {'9' * 400}": f"--steps {'9' * 78} … is not possible",
+    f"{TRAIN} --batch-size 99999999999": "steps of 99999999999 x 256 tokens take at least",
+    f"{TRAIN} --batch-size 99999999999 --micro-batch-size 1": "steps of 99999999999 x 256 tokens take at least",
+    "train --out  --data text.txt": "--out '' is not possible: it must be the name of a file or a folder.",
+    f"count {'x' * 200}": "minids: 'xxx",
+    f"generate new/run --seed {2**64}": f"--seed {2**64} is not possible",
+    "generate new/run --tokens 99999999999999": "--tokens 99999999999999 is not possible",
     f"{TRAIN} --config deepseek-v3": "GiB",
     "generate new/run --tokens 0": "--tokens 0",
     "generate new/run --temperature nan": "--temperature nan",
@@ -341,8 +359,11 @@ REFUSED = {
     "export new/run model --dtype int8": "--dtype 'int8' is not possible: it must be float32 or bfloat16.",
     # Where something else is
     f"{TRAIN} --out text.txt": "text.txt is a file",
-    f"{TRAIN} --out text.txt/below": "text.txt/below cannot be written",
+    f"{TRAIN} --out text.txt/below": "text.txt/below/log.jsonl cannot be written: Not a directory",
     f"{TRAIN} --out exported": "exported holds a saved model",
+    f"{TRAIN} --out results": "results holds report.json of something else",
+    f"{TRAIN} --out tokenizer": "tokenizer.json is the tokenizer of something else",
+    f"{TRAIN} --out log": "log.jsonl is not the log of a run",
     f"{TRAIN} --out new/run": "new/run already holds a run: go on with it (--resume)",
     "export new/run new/run --overwrite": "new/run",
     "export exported exported": "overwrite",
@@ -351,7 +372,10 @@ REFUSED = {
     f"{RESUME} --seed 1": "train.seed=0, not 1",
     f"{RESUME} --config mini-dense": "model.",
     f"{RESUME} --data other.txt": "corpus_sha256",
-    **{f"{RESUME} --out {kind}-log.jsonl": "does not hold the 3 steps before the checkpoint" for kind in DAMAGED},
+    f"{RESUME} --out retokenized": "tokenizer_sha256",
+    "generate retokenized": "is not the one that this run was trained with",
+    f"{RESUME} --out missing-log.jsonl": "missing-log.jsonl/log.jsonl does not exist",
+    **{f"{RESUME} --out {kind}-log.jsonl": "does not hold the 3 steps" for kind in ("empty", "garbage")},
 }
 
 
@@ -362,9 +386,27 @@ def test_what_cannot_be_done_is_told_in_one_sentence_and_nothing_is_written(refu
 
     monkeypatch.chdir(refused)
     before = everything()
-    result = minids(*command.split())
+    result = minids(*command.split(" "))
     assert result.exit_code == 2, result.output
     assert result.output.startswith("minids: ")
     assert result.output.count("\n") == 1
+    assert len(result.output) < 700
     assert words in result.output
     assert everything() == before
+
+
+@pytest.mark.parametrize("room", [1000, 100_000])  # for the tokenizer not, or for it but for no checkpoint
+def test_a_full_disk_is_told_in_one_line_and_no_file_is_half_written(folder, tmp_path, room):
+    out = tmp_path / "a folder\nof two lines"
+    with file_size_limit(room):
+        result = train(folder, "--out", out, "--steps", 2)
+    assert result.exit_code in (1, 2), result.output
+    (line,) = (line for line in result.output.splitlines() if line.startswith("minids: "))
+    assert "File too large" in line
+    assert "a folder\\nof two lines" in line
+    assert names_in(out) <= {"tokenizer.json", "log.jsonl"}
+    assert train(folder, "--out", out, "--steps", 2).exit_code == 0
+    assert "minids generate '" in train(folder, "--out", out, "--steps", 2, "--resume").stdout, "it can be pasted"
+    with file_size_limit(room):
+        assert minids("export", out, tmp_path / "model").exit_code == 1
+    assert not (tmp_path / "model").exists()

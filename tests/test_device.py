@@ -1,6 +1,7 @@
 """Devices and dtypes against what the system says, and the memory of a process as a child of this one sees it."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -66,3 +67,17 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are():
     assert choose_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="device 'abacus' is not available here: choose cpu"):
         choose_device("abacus")
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="torch has another OpenMP there")
+@pytest.mark.parametrize(
+    ("reader_s", "spins"), [({}, 2000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)]
+)
+def test_threads_of_torch_spin_as_long_as_minids_says_unless_the_reader_does(reader_s, spins):
+    """The oracle is OpenMP itself, which tells its settings when it is loaded."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    told = subprocess.run(
+        [sys.executable, "-c", "import minids, torch"], capture_output=True, text=True, check=True,
+        env=environment | reader_s | {"OMP_DISPLAY_ENV": "verbose"},
+    ).stderr  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told

@@ -21,7 +21,7 @@ MODULES = {
 }
 # From the ground up. A room may import from itself and from what stands before it; nothing imports `minids` itself.
 ROOMS = (
-    "files", "device", "validation", "units",
+    "files", "device", "validation", "units", "tensors",
     "model", "quantization", "cost", "text", "inference", "hub", "parallel", "training", "book",
 )  # fmt: skip
 
@@ -157,7 +157,10 @@ def test_every_target_that_makes_no_file_is_declared_phony():
 
 def test_continuous_integration_runs_what_the_readme_names():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
-    assert "make test" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    assert "make test" in workflow
+    assert "make portable" in workflow
+    assert "ubuntu-24.04-arm" in yaml.safe_load(workflow)["jobs"]["test"]["strategy"]["matrix"]["os"]
 
 
 def test_the_readme_links_only_to_what_is_there():

@@ -5,40 +5,50 @@ and the number of steps done. Nothing else: batches are a function of the step, 
 and the loads are zero between steps. So a resumed run is bitwise the run that was never stopped, on
 the same machine with the same number of threads.
 
-safetensors holds tensors and a table of strings, no pickled code, so opening a checkpoint cannot
-run anything. The file appears under its name only when it is complete.
+The file appears under its name only when it is complete. A digest of all that it holds (SHA-256) is in it,
+so that a flipped bit is noticed when the run is resumed, and not in its results.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minids.files import atomic_path
 from minids.model.deepseek import DeepSeek
+from minids.tensors import open_tensors, write_tensors
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training state: steps done, the run's settings (plain JSON), and all tensors by name."""
+    """A training state: steps done, the run's settings (plain JSON), the digest of its log, and all tensors by name."""
 
     step: int
     settings: dict
+    log_sha256: str
     tensors: dict[str, Tensor]
 
     def restore(self, model: DeepSeek, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Load the weights, and with an optimizer its moments, in place.
+        """Load the weights, and with an optimizer its moments, in place; ValueError for what `check` refuses."""
+        self.check(model, optimizer)
+        with torch.no_grad():
+            for name, tensor in _weights(model).items():
+                tensor.copy_(self.tensors[f"model.{name}"])
+        if optimizer is not None:
+            for name, parameter in model.named_parameters():
+                optimizer.state[parameter] = {
+                    key: self.tensors[f"optimizer.{name}.{key}"].to(parameter.device, copy=True)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
 
-        Raises ValueError, before anything is changed, if a tensor is missing, extra or of another shape.
-        """
-        targets = _weights(model)
-        parts = {"model": targets}
+    def check(self, model: DeepSeek, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Raise ValueError if a tensor is missing, extra or of another shape. The model may be on the meta device."""
+        parts = {"model": _weights(model)}
         if optimizer is not None:
             parts["optimizer"] = _moments(model)
         expected = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
@@ -54,39 +64,39 @@ class Checkpoint:
                     f"{name} has shape {tuple(found[name].shape)} in the checkpoint: "
                     f"the model has {tuple(tensor.shape)}."
                 )
-        with torch.no_grad():
-            for name, tensor in targets.items():
-                tensor.copy_(found[f"model.{name}"])
-        if optimizer is not None:
-            for name, parameter in model.named_parameters():
-                optimizer.state[parameter] = {
-                    key: found[f"optimizer.{name}.{key}"].to(parameter.device, copy=True)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
 
 
 def save_checkpoint(
-    path: Path, model: DeepSeek, optimizer: torch.optim.Optimizer, *, step: int, settings: dict
+    path: Path, model: DeepSeek, optimizer: torch.optim.Optimizer, *, step: int, settings: dict, log_sha256: str = ""
 ) -> None:
     """Write the whole training state to `path`, atomically. `settings` is kept as JSON and given back."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in _weights(model).items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in _moments(model, optimizer).items()}
-    metadata = {"step": str(step), "settings": json.dumps(settings)}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"step": str(step), "settings": json.dumps(settings), "log_sha256": log_sha256}
     with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        write_tensors(temporary, tensors, metadata | {"sha256": _digest(tensors, metadata)})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; ValueError, one sentence, if there is none or it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        return Checkpoint(int(metadata["step"]), json.loads(metadata["settings"]), tensors)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: there is no checkpoint to read.") from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}.") from None
+    with open_tensors(path, "there is no checkpoint to read") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    if "sha256" not in metadata:
+        raise ValueError(f"{path} is no checkpoint of a run: `minids train` writes one.")
+    if metadata.pop("sha256") != _digest(tensors, metadata):
+        raise ValueError(f"{path} is damaged: it no longer holds what was written, so the run must begin again.")
+    return Checkpoint(int(metadata["step"]), json.loads(metadata["settings"]), metadata["log_sha256"], tensors)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Return the SHA-256 of the metadata, and of the name, dtype, shape and bytes of every tensor."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _weights(model: DeepSeek) -> dict[str, Tensor]:

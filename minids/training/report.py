@@ -130,7 +130,7 @@ def baseline_scores(
     It is scored on the same bytes as the model: those of the second half of each row.
     """
     consumed = (batches.row(index) for index in range(config.steps * config.batch_size))
-    ngram = ByteNGram(np.concatenate([_symbols(row, token_bytes, 1)[0] for row in consumed]))
+    ngram = ByteNGram(_symbols(row, token_bytes, 1)[0] for row in consumed)
     scores = {}
     for domain, rows in held_out.items():
         pairs = [_symbols(row, token_bytes, context_tokens(rows)) for row in rows]

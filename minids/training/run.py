@@ -6,12 +6,13 @@ The command line, the chapters and the recorded experiments all start their runs
     run.trainer.run()
     run.report()["bits_per_byte"]
 
-A run in a folder leaves checkpoint.safetensors, log.jsonl and tokenizer.json there, and goes on from them later.
-Without a folder it lives in memory only, as in a chapter.
+A run in a folder leaves checkpoint.safetensors, log.jsonl and tokenizer.json there, and goes on from them later. It
+never writes over a file that is not its own. Without a folder it lives in memory only, as in a chapter.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,9 @@ from minids.training.config import TrainConfig
 from minids.training.report import make_report
 from minids.training.trainer import BatchSource, Loss, Trainer, language_model_loss
 from minids.units import GIB
+
+RESULTS = ("report.json", "loss.png", "experts.png")  # what the command line writes at the end
+RUN_FILES = ("checkpoint.safetensors", "log.jsonl", "tokenizer.json", *RESULTS)
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,14 @@ def start_run(
     and for one that cannot be written.
     """
     model_config = model if isinstance(model, ModelConfig) else model.config
-    check_start(model_config, folder, resume, device)
+    check_start(model_config, config, folder, resume, device)
     continues = folder is not None and _has_run(folder)
     if continues:
         tokenizer = Tokenizer.load(folder)
     elif tokenizer is None:
         texts = [text for documents in corpus.train.values() for text in documents]
         tokenizer = Tokenizer.train(texts, model_config.vocab_size)
+    _require_fit(tokenizer, model_config)
     if batches is None:
         batches = Batches(encode_split(tokenizer, corpus.train), corpus.mixture, config.sequence_length, config.seed)
     torch.manual_seed(config.seed)
@@ -86,6 +91,7 @@ def start_run(
         (DeepSeek(model) if model is model_config else model).to(device), batches, config, folder,
         settings={
             "model": model_config.to_hf(), "corpus_sha256": corpus.sha256, "mixture": dict(corpus.mixture),
+            "tokenizer_sha256": _sha256(tokenizer),
         },
         bytes_per_token=torch.tensor([len(b) for b in tokenizer.token_bytes()]), loss=loss,
     )  # fmt: skip
@@ -93,17 +99,21 @@ def start_run(
     if continues:
         return replace(run, differences=tuple(trainer.resume()))
     if folder is not None:
-        _begin_folder(folder, tokenizer)
+        _require_own(folder / "tokenizer.json", tokenizer)
+        with trainer.log as log:
+            log.begin()
+            write_atomically(folder / "tokenizer.json", tokenizer.to_json())
     return run
 
 
 def check_start(
-    model_config: ModelConfig, folder: Path | None, resume: bool = False, device: torch.device | str = "cpu"
-) -> None:
+    model_config: ModelConfig, config: TrainConfig, folder: Path | None, resume: bool = False,
+    device: torch.device | str = "cpu",
+) -> None:  # fmt: skip
     """Raise ValueError, one sentence, for a run that could not begin: before any text is read.
 
-    The model must fit into memory with its gradients and moments. The folder must not be a file, hold a saved model,
-    or, without `resume`, hold a run.
+    The model must fit into memory with its gradients and moments, and so must a step's tokens. The folder must not be a
+    file, hold a saved model or results without their run, or, without `resume`, hold a run.
     """
     parameters = count_parameters(model_config)
     needed, there = 16 * (parameters.total + parameters.mtp), total_memory(torch.device(device))
@@ -112,25 +122,47 @@ def check_start(
             f"training this model takes at least {needed / GIB:,.0f} GiB and this machine has {there / GIB:,.0f}: "
             "choose a smaller one, such as mini."
         )
+    rows = config.micro_batch_size or config.batch_size
+    stream = 4 * rows * model_config.hidden_size * model_config.num_hidden_layers  # bytes a position, kept for backward
+    needed = config.sequence_length * (8 * config.batch_size + stream)
+    if needed > there:
+        raise ValueError(
+            f"steps of {config.batch_size} x {config.sequence_length} tokens take at least {needed / GIB:,.0f} GiB and "
+            f"this machine has {there / GIB:,.0f}: choose fewer, or a smaller micro_batch_size."
+        )
     if folder is None:
         return
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: a run needs a folder.")
-    if _has_run(folder) and not resume:
-        raise ValueError(f"{folder} already holds a run: go on with it (--resume), or choose another folder (--out).")
-    if not _has_run(folder) and any((folder / name).exists() for name in (SINGLE, INDEX)):
-        raise ValueError(f"{folder} holds a saved model: choose another folder (--out).")
+    if _has_run(folder):
+        if not resume:
+            raise ValueError(f"{folder} already holds a run: go on with it (--resume), or choose another (--out).")
+        return
+    for name in ("config.json", SINGLE, INDEX):
+        if (folder / name).exists():
+            raise ValueError(f"{folder} holds a saved model ({name}): choose another folder (--out).")
+    for name in RESULTS:
+        if (folder / name).exists():
+            raise ValueError(f"{folder} holds {name} of something else: choose another folder (--out).")
 
 
 def load_run(folder: Path) -> tuple[DeepSeek, Tokenizer]:
     """Return model and tokenizer of a run's folder, or of a saved model's; ValueError if it holds neither."""
     tokenizer = Tokenizer.load(folder)  # first: it is small
     if not _has_run(folder):
-        return load_pretrained(folder), tokenizer
+        model = load_pretrained(folder)
+        _require_fit(tokenizer, model.config)
+        return model, tokenizer
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
-    if "model" not in checkpoint.settings:
+    entries = checkpoint.settings.get("model")
+    if not isinstance(entries, dict):
         raise ValueError(f"{folder} holds a checkpoint without a configuration: `minids train` writes one.")
-    model = DeepSeek(ModelConfig.from_hf(checkpoint.settings["model"]))
+    if checkpoint.settings.get("tokenizer_sha256") != _sha256(tokenizer):
+        raise ValueError(f"{folder}/tokenizer.json is not the one that this run was trained with: bring it back.")
+    config = ModelConfig.from_hf(entries)
+    with torch.device("meta"):
+        checkpoint.check(DeepSeek(config))  # before memory is taken for it
+    model = DeepSeek(config)
     checkpoint.restore(model)
     return model.eval(), tokenizer
 
@@ -139,9 +171,16 @@ def _has_run(folder: Path) -> bool:
     return (folder / "checkpoint.safetensors").exists()
 
 
-def _begin_folder(folder: Path, tokenizer: Tokenizer) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "tokenizer.json", tokenizer.to_json())
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror}.") from None
+def _require_fit(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model has {config.vocab_size}.")
+
+
+def _sha256(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+def _require_own(path: Path, tokenizer: Tokenizer) -> None:
+    """Raise ValueError if there is another tokenizer, which belongs to something else."""
+    if path.exists() and _sha256(Tokenizer.load(path)) != _sha256(tokenizer):
+        raise ValueError(f"{path} is the tokenizer of something else: choose another folder (--out).")

@@ -14,27 +14,27 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from minids.device import autocast
-from minids.files import write_atomically
+from minids.files import remove_leftovers
 from minids.model.balance import max_violation
 from minids.model.deepseek import DeepSeek, LossTerms
-from minids.training.checkpoint import load_checkpoint, save_checkpoint
+from minids.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minids.training.config import TrainConfig
-from minids.validation import require
+from minids.training.log import Log
+from minids.validation import quoted, require
 
 Batch = dict[str, Tensor]
 
@@ -153,22 +153,25 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.records: list[dict] = []
+        self.log = None if folder is None else Log(folder / "log.jsonl")
 
     @property
     def checkpoint_path(self) -> Path:
         return self.folder / "checkpoint.safetensors"
 
-    @property
-    def log_path(self) -> Path:
-        return self.folder / "log.jsonl"
-
     def resume(self) -> list[str]:
         """Go back to the folder's checkpoint; log lines of steps after it are dropped.
 
         Returns what is different in the environment, in words: if nothing is, the run goes on bit for
-        bit. Raises ValueError if the checkpoint is of another run, naming the first setting that differs.
+        bit. Raises ValueError if the checkpoint is of another run, naming the first setting that differs, and if
+        another process trains in the folder.
         """
-        checkpoint = load_checkpoint(self.checkpoint_path)
+        if not self.log.path.exists():
+            raise ValueError(f"{self.log.path} does not exist: bring it back, or choose another folder.")
+        with self.log:
+            return self._resume(load_checkpoint(self.checkpoint_path))
+
+    def _resume(self, checkpoint: Checkpoint) -> list[str]:
         differences = []
         here, there = _flatten(self.settings), _flatten(checkpoint.settings)
         for name in here | there:
@@ -177,55 +180,59 @@ class Trainer:
                 differences.append(f"{name.removeprefix('environment.')} was {theirs} and is {ours}")
             elif ours != theirs:
                 raise ValueError(
-                    f"{self.checkpoint_path} was made with {name}={theirs!r}, not {ours!r}: "
+                    f"{self.checkpoint_path} was made with {name}={quoted(theirs)}, not {quoted(ours)}: "
                     "resume with the same settings or choose another folder."
                 )
-        records = [record for record in read_log(self.log_path) if record["step"] < checkpoint.step]
-        if [record["step"] for record in records] != list(range(checkpoint.step)):
-            raise ValueError(
-                f"{self.log_path} does not hold the {checkpoint.step} steps before the checkpoint: "
-                "bring it back, or choose another folder."
-            )
+        checkpoint.check(self.model, self.optimizer)
+        self.records = self.log.resume(checkpoint.step, checkpoint.log_sha256)
         checkpoint.restore(self.model, self.optimizer)
-        self.step, self.records = checkpoint.step, records
-        write_atomically(self.log_path, "".join(json.dumps(record) + "\n" for record in records))
-        self.seconds = records[-1]["seconds"] if records else 0.0
+        self.step = checkpoint.step
+        self.seconds = self.records[-1]["seconds"] if self.records else 0.0
         return differences
 
     def save(self) -> None:
         """Write the checkpoint into the folder."""
-        save_checkpoint(self.checkpoint_path, self.model, self.optimizer, step=self.step, settings=self.settings)
+        save_checkpoint(
+            self.checkpoint_path, self.model, self.optimizer,
+            step=self.step, settings=self.settings, log_sha256=self.log.sha256,
+        )  # fmt: skip
 
     def run(self, on_step: Callable[[dict], None] = lambda record: None) -> list[dict]:
         """Train from where the run stands to its last step and return the log records of all steps.
 
         With a folder it saves on the way and at the end. Ctrl-C lets the step finish, saves if there is a folder, and
         raises TrainingInterrupted; calling `run` again goes on. Raises TrainingDiverged, and ValueError if the folder
-        holds a run that was not resumed.
+        holds a run that was not resumed, or if another process trains there.
         """
-        with _stop_requested() as stop, self._open_log() as log:
+        with _stop_requested() as stop, self.log or nullcontext() as log:
+            if log:
+                if self.step == 0 and self.checkpoint_path.exists():
+                    raise ValueError(f"{self.folder} already holds a run: resume it, or choose another folder.")
+                log.begin()
+                remove_leftovers(self.checkpoint_path)
             while self.step < self.config.steps:
                 record = self.train_step()
                 if log:
-                    log.write(json.dumps(record) + "\n")
-                    log.flush()
+                    log.append(record)
                 on_step(record)
                 done = self.step == self.config.steps
-                if log and (done or stop.is_set() or self.step % self.config.save_every == 0):
-                    os.fsync(log.fileno())  # the log is never behind the checkpoint
-                    self.save()
+                if done or stop.is_set() or self.step % self.config.save_every == 0:
+                    self._require_finite_weights()
+                    if log:
+                        log.sync()  # it is never behind the checkpoint
+                        self.save()
                 if stop.is_set() and not done:
                     raise TrainingInterrupted(f"stopped after step {self.step} of {self.config.steps}")
         return self.records
 
-    def _open_log(self) -> AbstractContextManager[IO[str] | None]:
-        if self.folder is None:
-            return nullcontext()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.step == 0 and self.checkpoint_path.exists():
-            raise ValueError(f"{self.folder} already holds a run: resume it, or choose another folder.")
-        # A run that died before its first checkpoint left lines behind.
-        return self.log_path.open("a" if self.step else "w", encoding="utf-8")
+    def _require_finite_weights(self) -> None:
+        """Raise TrainingDiverged if the last update broke the weights, which only the next loss would show."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise TrainingDiverged(f"step {self.step - 1}: {name} is no longer finite. {self._advice()}")
+
+    def _advice(self) -> str:
+        return f"Try a learning rate below {self.config.learning_rate:g}, or a longer warm-up"
 
     def accumulate(self, batch: Batch) -> list[Terms]:
         """Run this step's batch forward and backward. A trainer that splits the model among machines replaces this."""
@@ -249,8 +256,7 @@ class Trainer:
         try:
             norm = update_weights(self.model, self.optimizer, parts, config.clip_norm)
         except TrainingDiverged as reason:
-            advice = f"Try a learning rate below {config.learning_rate:g}, or a longer warm-up"
-            raise TrainingDiverged(f"step {step}: {reason}. {advice}") from None
+            raise TrainingDiverged(f"step {step}: {reason}. {self._advice()}") from None
         loads = self.model.update_expert_bias(config.bias_speed_at(step))
         self.seconds += time.perf_counter() - began
         record = {
@@ -293,17 +299,6 @@ def _sums(parts: list[Terms]) -> dict[str, float]:
     names = [field.name for field in fields(parts[0]) if getattr(parts[0], field.name).ndim == 0]
     sums = {name: sum(getattr(terms, name).item() for terms in parts) for name in names}
     return {"loss": sums.pop("total"), **sums}
-
-
-def read_log(path: Path) -> list[dict]:
-    """Return the records of a log.jsonl; a last line cut off by a crash is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """A checkpoint gives back every bit, or refuses with one sentence and touches nothing."""
 
+import json
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers_training import assert_bitwise_equal, moments, small_trainer, state
+from helpers_training import assert_bitwise_equal, file_size_limit, moments, small_trainer, state
 from safetensors.torch import save_file
 
-from minids.training import checkpoint
 from minids.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -94,7 +95,7 @@ UNREADABLE = {
     **pieces(lambda path, _, piece: path.write_bytes(piece * 1000), b"\xff", b"\0", b"{}", b"garbage"),
     **pieces(
         lambda path, _, metadata: save_file({"a": torch.zeros(2)}, path, metadata),
-        None, {}, {"step": "1"}, {"step": "x", "settings": "{}"}, {"step": "1", "settings": "{"},
+        None, {}, {"step": "1"}, {"step": "x", "settings": "{}", "sha256": "0"},
     ),
     "a folder": lambda path, _: path.mkdir(),
     "pickled": lambda path, _: path.write_bytes(pickle.dumps(Bomb(path.with_name("boom")))),
@@ -105,11 +106,57 @@ UNREADABLE = {
 @pytest.mark.parametrize("write", UNREADABLE.values(), ids=UNREADABLE)
 def test_what_is_no_checkpoint_is_told_in_one_sentence_and_runs_no_code(trained, tmp_path, write):
     write(tmp_path / "c", trained.checkpoint_path.read_bytes())
-    with pytest.raises(ValueError, match=r"/c is not a readable checkpoint: [^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"/c is (no checkpoint|damaged|not a (readable safetensors|regular) file)[^\n]*$"
+    ):
         load_checkpoint(tmp_path / "c")
     assert not (tmp_path / "boom").exists()
     with pytest.raises(ValueError, match="absent does not exist"):
         load_checkpoint(tmp_path / "absent")
+
+
+def flip(place: float):
+    """Flip one bit of the values, at this share of their length."""
+
+    def change(header: dict, values: bytearray) -> None:
+        values[int(place * (len(values) - 1))] ^= 1
+
+    return change
+
+
+def another_step(header: dict, values: bytearray) -> None:
+    header["__metadata__"]["step"] = "1"
+
+
+def another_log(header: dict, values: bytearray) -> None:
+    header["__metadata__"]["log_sha256"] = "0" * 64
+
+
+def another_dtype(header: dict, values: bytearray) -> None:
+    header["model.norm.weight"]["dtype"] = "I32"
+
+
+def two_names_changed(header: dict, values: bytearray) -> None:
+    a, b = "optimizer.norm.weight.exp_avg", "optimizer.norm.weight.exp_avg_sq"
+    header[a], header[b] = header[b], header[a]
+
+
+CHANGES = {
+    **{f"a bit at {place}": flip(place) for place in (0, 0.5, 1)},
+    **{change.__name__: change for change in (another_step, another_log, another_dtype, two_names_changed)},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_checkpoint_in_which_anything_was_changed_is_damaged(trained, tmp_path, change):
+    whole = trained.checkpoint_path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, values = json.loads(whole[8 : 8 + length]), bytearray(whole[8 + length :])
+    change(header, values)
+    changed = json.dumps(header).encode()
+    (tmp_path / "c").write_bytes(len(changed).to_bytes(8, "little") + changed + values)
+    with pytest.raises(ValueError, match="/c is damaged: it no longer holds what was written"):
+        load_checkpoint(tmp_path / "c")
 
 
 WEIGHT, BIAS = "layers.0.mlp.down_proj.weight", "layers.1.mlp.gate.expert_bias"
@@ -142,16 +189,11 @@ def test_a_missing_extra_or_misshaped_tensor_is_named_and_nothing_is_changed(tra
     assert_bitwise_equal(moments(other), state_of_optimizer)
 
 
-def test_a_checkpoint_that_cannot_be_written_to_its_end_leaves_the_old_one(tmp_path, monkeypatch):
-    def break_off(tensors, path, metadata):
-        path.write_bytes(b"half a checkpoint")
-        raise OSError("No space left on device")
-
+def test_a_checkpoint_for_which_there_is_no_room_leaves_the_old_one(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.save()
     before = trainer.checkpoint_path.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", break_off)
-    with pytest.raises(OSError, match="No space"):
+    with file_size_limit(len(before) // 2), pytest.raises(OSError, match=re.escape(str(tmp_path))):
         trainer.save()
     assert trainer.checkpoint_path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]

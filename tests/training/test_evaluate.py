@@ -2,13 +2,12 @@
 
 import math
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from configurations import examples
-from helpers_training import small_model, state
+from helpers_training import small_config, small_model, state
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -173,7 +172,7 @@ class Calculator(nn.Module):
     def __init__(self, tokenizer: Tokenizer, answers: dict[str, str]):
         super().__init__()
         self.tokenizer, self.answers = tokenizer, answers
-        self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
+        self.config = small_config(vocab_size=tokenizer.vocab_size)
         self.embed_tokens = nn.Embedding(tokenizer.vocab_size, 1)
 
     def new_cache(self, batch_size: int, max_length: int) -> list:

@@ -11,10 +11,11 @@ from helpers_training import assert_bitwise_equal, small_corpus, small_model, sm
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minids.text.backend import END_OF_TEXT
 from minids.text.batches import Batches, encode_split
 from minids.text.corpus import Corpus
 from minids.text.ngram import END, ByteNGram
-from minids.text.tokenizer import END_OF_TEXT, Tokenizer
+from minids.text.tokenizer import Tokenizer
 from minids.training.evaluate import mtp_agreement, score_rows, solved_problems
 from minids.training.report import (
     ROWS_PER_DOMAIN,

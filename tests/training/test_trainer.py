@@ -1,63 +1,26 @@
-"""The training loop: straight runs against stopped and resumed ones, one step against its parts done by hand."""
+"""One step against its parts done by hand, and what the log says of it."""
 
 import copy
 import math
-import os
-import re
-import signal
-import threading
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from helpers_training import assert_bitwise_equal, moments, other_value, small_model, small_trainer, state
+from helpers_training import (
+    assert_bitwise_equal,
+    last_token_loss,
+    moments,
+    small_model,
+    small_trainer,
+    state,
+    without_seconds,
+)
 from torch import Tensor, nn
 
-from minids.training.checkpoint import load_checkpoint
 from minids.training.config import TrainConfig
-from minids.training.trainer import (
-    Trainer,
-    TrainingDiverged,
-    TrainingInterrupted,
-    accumulate_gradients,
-    make_optimizer,
-    read_log,
-    update_weights,
-)
-
-
-class Crash(Exception):
-    pass
-
-
-def crash(trainer: Trainer) -> None:
-    """Die, and tear the line that is being written."""
-    with trainer.log_path.open("a") as log:
-        log.write('{"step": 9, "loss": 5.')
-    raise Crash
-
-
-def ctrl_c(trainer: Trainer) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def terminate(trainer: Trainer) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def poison_weight(trainer: Trainer) -> None:
-    with torch.no_grad():
-        trainer.model.norm.weight[0] = math.nan
-
-
-def poison_gradient(trainer: Trainer) -> None:
-    trainer.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
-
-
-def without_seconds(records: list[dict]) -> list[dict]:
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+from minids.training.trainer import Trainer, TrainingDiverged, accumulate_gradients, make_optimizer, update_weights
 
 
 def observed_step(trainer: Trainer) -> tuple[dict[str, Tensor], dict]:
@@ -71,153 +34,6 @@ def observed_step(trainer: Trainer) -> tuple[dict[str, Tensor], dict]:
     record = trainer.train_step()
     handle.remove()
     return seen, record
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """A signal that gets past the trainer ends no test run, and Ctrl-C works in a process of the background too."""
-    mine = dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.default_int_handler)
-    before = {number: signal.signal(number, handler) for number, handler in mine.items()}
-    yield
-    after = {number: signal.signal(number, handler) for number, handler in before.items()}
-    assert after == mine, "the trainer restores the handlers"
-
-
-@dataclass
-class OwnTerms:
-    total: Tensor
-    confidence: Tensor
-    nats_of_row_B: Tensor  # no scalar, so it is not logged
-
-
-def last_token_loss(model, rows: dict, whole: dict, config: TrainConfig, step: int) -> OwnTerms:
-    """Only the last token of each row is learned, by the main head alone."""
-    chance_BV = model(rows["tokens"][:, :-1])[:, -1].log_softmax(-1)
-    nats_B = -chance_BV.gather(1, rows["tokens"][:, -1:])[:, 0]
-    return OwnTerms(
-        nats_B.sum() / len(whole["tokens"]), chance_BV.exp().amax(dim=-1).sum() / len(whole["tokens"]), nats_B
-    )
-
-
-# ---------------------------------------------------------------------------------------------------
-# Stopping and going on
-
-STOPS = [  # how, after which step, and how many steps are kept
-    *((crash, step, 2 if step >= 2 else 0) for step in range(4)),
-    (ctrl_c, 0, 1),
-    (terminate, 2, 3),
-    *((poison, 2, 2) for poison in (poison_weight, poison_gradient)),
-]
-OPTIONS = ({"micro_batch_size": 3}, {"dtype": "bfloat16"}, {"loss": last_token_loss})
-
-
-@pytest.mark.parametrize(("options", "stops"), [({}, STOPS), *((options, [(crash, 2, 2)]) for options in OPTIONS)])
-def test_a_run_stopped_in_any_way_at_any_step_goes_on_bitwise_as_if_nothing_had_happened(tmp_path, options, stops):
-    options = dict(steps=4, save_every=2) | options
-    straight = small_trainer(tmp_path / "straight", **options)
-    straight.run()
-    for i, (stop, step, kept) in enumerate(stops):
-        stopped, resumed = (small_trainer(tmp_path / f"stopped {i}", **options) for _ in range(2))
-        with pytest.raises((Crash, TrainingInterrupted, TrainingDiverged)):
-            stopped.run(lambda record, do=stop, at=step, it=stopped: do(it) if record["step"] == at else None)
-        torch.manual_seed(1234)
-        if resumed.checkpoint_path.exists():
-            assert resumed.resume() == []
-        assert resumed.step == kept, (stop, step)
-        resumed.run()
-        assert_bitwise_equal(state(resumed.model), state(straight.model))
-        ours, theirs = read_log(resumed.log_path), read_log(straight.log_path)
-        assert without_seconds(ours) == without_seconds(theirs), (stop, step)
-        seconds = [record["seconds"] for record in ours]
-        assert seconds == sorted(seconds)
-        assert (len(seconds), seconds[-1]) == (4, resumed.seconds)
-        ours, theirs = load_checkpoint(resumed.checkpoint_path), load_checkpoint(straight.checkpoint_path)
-        assert (ours.step, ours.settings) == (theirs.step, theirs.settings)
-        assert_bitwise_equal(ours.tensors, theirs.tensors)
-
-
-def test_the_log_grows_with_every_step_and_a_checkpoint_follows_every_so_often_and_at_the_end(tmp_path):
-    trainer, seen = small_trainer(tmp_path, steps=5, save_every=2), []
-
-    def look(record):
-        saved = load_checkpoint(trainer.checkpoint_path).step if trainer.checkpoint_path.exists() else 0
-        seen.append((len(trainer.log_path.read_text().splitlines()), saved))
-
-    records = trainer.run(look)
-    assert seen == [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4)]
-    assert load_checkpoint(trainer.checkpoint_path).step == 5
-    assert read_log(trainer.log_path) == records
-    with pytest.raises(ValueError, match="already holds a run"):
-        small_trainer(tmp_path).run()
-
-
-def test_without_a_folder_a_run_is_the_same_and_writes_nothing_and_goes_on_after_ctrl_c(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    in_memory = small_trainer()
-    with pytest.raises(TrainingInterrupted, match="stopped after step 2 of 6"):
-        in_memory.run(lambda record: ctrl_c(in_memory) if record["step"] == 1 else None)
-    records = in_memory.run()
-    assert not list(tmp_path.iterdir())
-    on_disk = small_trainer(tmp_path / "run")
-    assert without_seconds(on_disk.run()) == without_seconds(records)
-    assert_bitwise_equal(state(on_disk.model), state(in_memory.model))
-
-
-THETA, YARN = {"model": {"rope_theta": 2.0}}, {"model": {"rope_scaling": {"factor": 4}}}
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours", "changes", "named"),
-    [
-        *(({}, {}, {f.name: other_value(f)}, f"train.{f.name}=") for f in fields(TrainConfig)),
-        ({"corpus_sha256": "a"}, {"corpus_sha256": "b"}, {}, "corpus_sha256='a', not 'b'"),
-        ({}, THETA, {}, "model.rope_theta=None, not 2.0"),
-        (THETA, {}, {}, "model.rope_theta=2.0, not None"),
-        ({"model": {"rope_scaling": None}}, YARN, {}, "model.rope_scaling"),
-    ],
-)
-def test_resuming_with_another_setting_is_refused_and_the_setting_named(tmp_path, theirs, ours, changes, named):
-    saved = small_trainer(tmp_path, settings=theirs)
-    saved.save()
-    saved.log_path.write_text('{"step": 9, "seconds": 1.0}\n')
-    other = small_trainer(tmp_path, settings=ours, **changes)
-    before = state(other.model)
-    with pytest.raises(ValueError, match=f"was made with {re.escape(named)}"):
-        other.resume()
-    assert_bitwise_equal(state(other.model), before)
-    assert saved.log_path.read_text() == '{"step": 9, "seconds": 1.0}\n'
-
-
-# ---------------------------------------------------------------------------------------------------
-# Signals
-
-
-def test_a_second_ctrl_c_interrupts_within_the_step_and_nothing_is_left_of_it():
-    straight, trainer, reached = small_trainer(), small_trainer(), []
-    expected = straight.run()
-
-    def press_twice(*_):  # the gradients of this step are there, and its load is counted
-        if trainer.step == 2:
-            handle.remove()
-            for press in ("first", "second"):
-                ctrl_c(trainer)
-                reached.append(press)
-
-    handle = trainer.optimizer.register_step_pre_hook(press_twice)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    assert reached == ["first"]
-    assert without_seconds(trainer.run()) == without_seconds(expected)
-    assert_bitwise_equal(state(trainer.model), state(straight.model))
-
-
-def test_ctrl_c_in_the_last_step_and_a_run_outside_the_main_thread_end_well(tmp_path):
-    last, elsewhere = small_trainer(tmp_path / "a", steps=1), small_trainer(tmp_path / "b", steps=1)
-    last.run(lambda record: ctrl_c(last))
-    thread = threading.Thread(target=elsewhere.run)
-    thread.start()
-    thread.join()
-    assert [load_checkpoint(trainer.checkpoint_path).step for trainer in (last, elsewhere)] == [1, 1]
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from minids.model.config import ModelConfig
 from minids.text.corpus import load_corpus
 from minids.text.own_text import read_texts
 from minids.training.config import TrainConfig
-from minids.training.trainer import read_log
+from minids.training.log import read_log
 from minids.validation import require
 
 SEEDS = (0, 1, 2)

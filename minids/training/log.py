@@ -1,0 +1,122 @@
+"""The log of a run, log.jsonl: one JSON object per step, written by one process at a time.
+
+While a run is trained its log is locked, so a second training in the same folder is refused. The system gives the lock
+back when the process ends, however it ends. Every checkpoint holds the digest of the lines before it, so a
+resumed run knows whether they are still its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+BEGINNING = b'{"step": 0, '  # of the first line of every log
+
+
+class Log:
+    """The lines of one run. `with log:` opens the file, locks it, and closes it again.
+
+    Opening raises ValueError, one sentence, if another process trains there, and for what is no file of its own.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: IO[bytes] | None = None
+        self._size, self._digest = 0, hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the lines so far."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> Log:
+        if self.path.is_symlink():
+            raise ValueError(f"{self.path} is a link: a run writes to no file but its own.")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab+", buffering=0, opener=_without_following)
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be written: {error.strerror}.") from None
+        try:
+            self._lock()
+        except ValueError:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+    def _lock(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            raise ValueError(f"{self.path} is not a regular file: choose another folder (--out).")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{self.path.parent} is in use by another training: choose another (--out).") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def begin(self) -> None:
+        """Make sure that the file holds the lines so far and no others.
+
+        At the first step, lines of a run that died before its first checkpoint are dropped. Raises ValueError if the
+        file is not of a run, or was changed after it was left.
+        """
+        length = os.fstat(self._file.fileno()).st_size
+        if self._size and length != self._size:
+            raise ValueError(f"{self.path} was changed meanwhile: resume the run from its checkpoint.")
+        if not self._size and length and os.pread(self._file.fileno(), len(BEGINNING), 0) != BEGINNING:
+            raise ValueError(f"{self.path} is not the log of a run: choose another folder (--out).")
+        self._file.truncate(self._size)
+
+    def resume(self, steps: int, sha256: str) -> list[dict]:
+        """Return the records of the first `steps` lines, and drop those after them.
+
+        Raises ValueError unless these lines have that digest.
+        """
+        self._file.seek(0)
+        lines = self._file.read().splitlines(keepends=True)[:steps]
+        digest = hashlib.sha256(b"".join(lines))
+        if len(lines) < steps or digest.hexdigest() != sha256:
+            raise ValueError(
+                f"{self.path} does not hold the {steps} steps before the checkpoint: "
+                "bring it back, or choose another folder."
+            )
+        self._size, self._digest = sum(map(len, lines)), digest
+        self._file.truncate(self._size)
+        return [json.loads(line) for line in lines]
+
+    def append(self, record: dict) -> None:
+        """Write one line, whole or not at all; OSError where the disk is full."""
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            rest = memoryview(line)
+            while rest:  # a disk that is nearly full may take a part
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self._size += len(line)
+        self._digest.update(line)
+
+    def sync(self) -> None:
+        """Bring all lines to the disk."""
+        os.fsync(self._file.fileno())
+
+
+def _without_following(path: str, flags: int) -> int:
+    """Open a file, but not through a link, which could lead to somebody else's; and do not wait at a named pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def read_log(path: Path) -> list[dict]:
+    """Return the records in a log.jsonl, a dict per step."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,269 @@
+"""A run that is stopped, in whatever way and wherever, goes on bit for bit; what is not its own is left alone."""
+
+import math
+import os
+import re
+import signal
+import threading
+from dataclasses import fields
+
+import pytest
+import torch
+from helpers_training import (
+    assert_bitwise_equal,
+    file_size_limit,
+    last_token_loss,
+    other_value,
+    small_trainer,
+    state,
+    without_seconds,
+)
+
+from minids.training.checkpoint import load_checkpoint
+from minids.training.config import TrainConfig
+from minids.training.log import read_log
+from minids.training.trainer import Trainer, TrainingDiverged, TrainingInterrupted
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(trainer: Trainer) -> None:
+    """Die, and tear the line that is being written."""
+    with trainer.log.path.open("a") as log:
+        log.write('{"step": 9, "loss": 5.')
+    raise Crash
+
+
+def ctrl_c(trainer: Trainer) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate(trainer: Trainer) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def poison_weight(trainer: Trainer) -> None:
+    with torch.no_grad():
+        trainer.model.norm.weight[0] = math.nan
+
+
+def poison_gradient(trainer: Trainer) -> None:
+    trainer.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A signal that gets past the trainer ends no test run, and Ctrl-C works in a process of the background too."""
+    mine = dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.default_int_handler)
+    before = {number: signal.signal(number, handler) for number, handler in mine.items()}
+    yield
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after == mine, "the trainer restores the handlers"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Stopping and going on
+
+STOPS = [  # how, after which step, and how many steps are kept
+    *((crash, step, 2 if step >= 2 else 0) for step in range(4)),
+    (ctrl_c, 0, 1),
+    (terminate, 2, 3),
+    *((poison, 2, 2) for poison in (poison_weight, poison_gradient)),
+    (poison_weight, 3, 2),  # in the last step: no other loss would show it
+]
+OPTIONS = ({"micro_batch_size": 3}, {"dtype": "bfloat16"}, {"loss": last_token_loss})
+
+
+@pytest.mark.parametrize(("options", "stops"), [({}, STOPS), *((options, [(crash, 2, 2)]) for options in OPTIONS)])
+def test_a_run_stopped_in_any_way_at_any_step_goes_on_bitwise_as_if_nothing_had_happened(tmp_path, options, stops):
+    options = dict(steps=4, save_every=2) | options
+    straight = small_trainer(tmp_path / "straight", **options)
+    straight.run()
+    for i, (stop, step, kept) in enumerate(stops):
+        stopped, resumed = (small_trainer(tmp_path / f"stopped {i}", **options) for _ in range(2))
+        with pytest.raises((Crash, TrainingInterrupted, TrainingDiverged)):
+            stopped.run(lambda record, do=stop, at=step, it=stopped: do(it) if record["step"] == at else None)
+        torch.manual_seed(1234)
+        if resumed.checkpoint_path.exists():
+            assert resumed.resume() == []
+        assert resumed.step == kept, (stop, step)
+        resumed.run()
+        assert_bitwise_equal(state(resumed.model), state(straight.model))
+        ours, theirs = read_log(resumed.log.path), read_log(straight.log.path)
+        assert without_seconds(ours) == without_seconds(theirs), (stop, step)
+        seconds = [record["seconds"] for record in ours]
+        assert seconds == sorted(seconds)
+        assert (len(seconds), seconds[-1]) == (4, resumed.seconds)
+        ours, theirs = load_checkpoint(resumed.checkpoint_path), load_checkpoint(straight.checkpoint_path)
+        assert (ours.step, ours.settings) == (theirs.step, theirs.settings)
+        assert_bitwise_equal(ours.tensors, theirs.tensors)
+
+
+def test_the_log_grows_with_every_step_and_a_checkpoint_follows_every_so_often_and_at_the_end(tmp_path):
+    trainer, seen = small_trainer(tmp_path, steps=5, save_every=2), []
+
+    def look(record):
+        saved = load_checkpoint(trainer.checkpoint_path).step if trainer.checkpoint_path.exists() else 0
+        seen.append((len(trainer.log.path.read_text().splitlines()), saved))
+
+    records = trainer.run(look)
+    assert seen == [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4)]
+    assert load_checkpoint(trainer.checkpoint_path).step == 5
+    assert read_log(trainer.log.path) == records
+    with pytest.raises(ValueError, match="already holds a run"):
+        small_trainer(tmp_path).run()
+
+
+def test_without_a_folder_a_run_is_the_same_and_writes_nothing_and_goes_on_after_ctrl_c(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    in_memory = small_trainer()
+    with pytest.raises(TrainingInterrupted, match="stopped after step 2 of 6"):
+        in_memory.run(lambda record: ctrl_c(in_memory) if record["step"] == 1 else None)
+    records = in_memory.run()
+    assert not list(tmp_path.iterdir())
+    on_disk = small_trainer(tmp_path / "run")
+    assert without_seconds(on_disk.run()) == without_seconds(records)
+    assert_bitwise_equal(state(on_disk.model), state(in_memory.model))
+
+
+THETA, YARN = {"model": {"rope_theta": 2.0}}, {"model": {"rope_scaling": {"factor": 4}}}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "changes", "named"),
+    [
+        *(({}, {}, {f.name: other_value(f)}, f"train.{f.name}=") for f in fields(TrainConfig)),
+        ({"corpus_sha256": "a"}, {"corpus_sha256": "b"}, {}, "corpus_sha256='a', not 'b'"),
+        ({}, THETA, {}, "model.rope_theta=None, not 2.0"),
+        (THETA, {}, {}, "model.rope_theta=2.0, not None"),
+        ({"model": {"rope_scaling": None}}, YARN, {}, "model.rope_scaling"),
+    ],
+)
+def test_resuming_with_another_setting_is_refused_and_the_setting_named(tmp_path, theirs, ours, changes, named):
+    saved = small_trainer(tmp_path, settings=theirs)
+    saved.save()
+    saved.log.path.write_text('{"step": 9, "seconds": 1.0}\n')
+    other = small_trainer(tmp_path, settings=ours, **changes)
+    before = state(other.model)
+    with pytest.raises(ValueError, match=f"was made with {re.escape(named)}"):
+        other.resume()
+    assert_bitwise_equal(state(other.model), before)
+    assert saved.log.path.read_text() == '{"step": 9, "seconds": 1.0}\n'
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a run does not take for its own
+
+
+def test_a_folder_serves_one_training_at_a_time_and_the_second_touches_nothing(tmp_path):
+    first, second = small_trainer(tmp_path, steps=3, save_every=1), small_trainer(tmp_path, seed=1)
+    straight = small_trainer(steps=3).run()
+
+    def meanwhile(record):
+        for attempt in (second.run, second.resume):
+            with pytest.raises(ValueError, match="is in use by another training"):
+                attempt()
+
+    assert without_seconds(first.run(meanwhile)) == without_seconds(straight)
+    assert read_log(first.log.path) == first.records
+    assert small_trainer(tmp_path, steps=3, save_every=1).resume() == [], "the lock ends with the run"
+
+
+@pytest.mark.parametrize("text", [b"of somebody else\n", b"null\n", b'{"step": 7}\n'])
+def test_a_log_of_something_else_is_left_alone(tmp_path, text):
+    trainer = small_trainer(tmp_path)
+    trainer.log.path.write_bytes(text)
+    with pytest.raises(ValueError, match="is not the log of a run"):
+        trainer.run()
+    assert trainer.log.path.read_bytes() == text
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("elsewhere"), os.mkfifo, os.mkdir])
+def test_a_log_is_neither_written_through_a_link_nor_waited_for(tmp_path, make):
+    trainer = small_trainer(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    make(trainer.log.path)
+    with pytest.raises(ValueError, match=r"is a link|is not a regular file|Is a directory"):
+        trainer.run()
+    assert not (tmp_path / "run" / "elsewhere").exists()
+
+
+def lose_a_line(log: bytes) -> bytes:
+    return log[log.index(b"\n") + 1 :]
+
+
+def change_a_digit(log: bytes) -> bytes:
+    return log.replace(b'"step": 1', b'"step": 2', 1)
+
+
+def turn_into_nulls(log: bytes) -> bytes:
+    return b"null\n" * log.count(b"\n")
+
+
+@pytest.mark.parametrize("change", [lose_a_line, change_a_digit, turn_into_nulls, lambda log: b""])
+def test_a_log_that_is_not_the_one_of_the_checkpoint_is_refused(tmp_path, change):
+    trainer = small_trainer(tmp_path, steps=2)
+    trainer.run()
+    changed = change(trainer.log.path.read_bytes())
+    trainer.log.path.write_bytes(changed)
+    with pytest.raises(ValueError, match="does not hold the 2 steps before the checkpoint"):
+        small_trainer(tmp_path, steps=2).resume()
+    assert trainer.log.path.read_bytes() == changed
+
+
+def test_a_run_that_was_resumed_does_not_go_on_over_what_another_process_wrote_since(tmp_path):
+    stopped = small_trainer(tmp_path, steps=4)
+    with pytest.raises(TrainingInterrupted):
+        stopped.run(lambda record: ctrl_c(stopped))
+    late, other = (small_trainer(tmp_path, steps=4) for _ in range(2))
+    late.resume()
+    other.resume()
+    records = other.run()
+    with pytest.raises(ValueError, match="was changed meanwhile"):
+        late.run()
+    assert read_log(other.log.path) == records
+
+
+@pytest.mark.parametrize("room", [200, 1000, 100_000])  # for a part of a line, a line, but no checkpoint
+def test_on_a_full_disk_the_log_stays_whole_and_the_run_can_begin_again(tmp_path, room):
+    full, straight = small_trainer(tmp_path, save_every=2), small_trainer()
+    with file_size_limit(room), pytest.raises(OSError, match="too large"):
+        full.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    assert read_log(full.log.path) == full.records[: len(read_log(full.log.path))]
+    again = small_trainer(tmp_path, save_every=2)
+    assert without_seconds(again.run()) == without_seconds(straight.run())
+
+
+# ---------------------------------------------------------------------------------------------------
+# Signals
+
+
+def test_a_second_ctrl_c_interrupts_within_the_step_and_nothing_is_left_of_it():
+    straight, trainer, reached = small_trainer(), small_trainer(), []
+    expected = straight.run()
+
+    def press_twice(*_):  # the gradients of this step are there, and its load is counted
+        if trainer.step == 2:
+            handle.remove()
+            for press in ("first", "second"):
+                ctrl_c(trainer)
+                reached.append(press)
+
+    handle = trainer.optimizer.register_step_pre_hook(press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert reached == ["first"]
+    assert without_seconds(trainer.run()) == without_seconds(expected)
+    assert_bitwise_equal(state(trainer.model), state(straight.model))
+
+
+def test_ctrl_c_in_the_last_step_and_a_run_outside_the_main_thread_end_well(tmp_path):
+    last, elsewhere = small_trainer(tmp_path / "a", steps=1), small_trainer(tmp_path / "b", steps=1)
+    last.run(lambda record: ctrl_c(last))
+    thread = threading.Thread(target=elsewhere.run)
+    thread.start()
+    thread.join()
+    assert [load_checkpoint(trainer.checkpoint_path).step for trainer in (last, elsewhere)] == [1, 1]
