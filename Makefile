@@ -8,16 +8,18 @@ ARGS ?=
 NAME :=
 SEEDS :=
 BIN := .venv/bin
-# Threads spin only briefly while they wait: else a run collapses when another program wants a core.
-TRAIN_ENV := GOMP_SPINCOUNT=10000
 # One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it. Three at a time,
 # because some only wait, for a browser or another process; notebooks two at a time.
-TEST_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
+THREADS := 1
+TEST_ENV = OMP_NUM_THREADS=$(THREADS) PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
+# An x86 processor can pass itself off as one with less: torch's own kernels, MKL's and oneDNN's each have a switch.
+OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
+NO_AVX512 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
-.PHONY: train test notebooks lab book bench experiments figures reference clean
+.PHONY: train test notebooks portable margins lab book bench experiments figures reference clean
 
 train: .venv/train.stamp
-	$(TRAIN_ENV) $(BIN)/minids train --resume $(ARGS)
+	$(BIN)/minids train --resume $(ARGS)
 
 test: .venv/test.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -27,7 +29,19 @@ test: .venv/test.stamp
 # Every cell again, its output compared with the stored one; pictures by their text.
 notebooks: .venv/test.stamp
 	$(TEST_ENV) $(BIN)/python -m pytest --nbval chapters --nbval-sanitize-with tests/nbval.cfg \
-		--nbval-cell-timeout 120 -n 2 --dist loadscope -p no:cacheprovider
+		--nbval-cell-timeout 600 -n 2 --dist loadscope -p no:cacheprovider
+
+# Every cell three times more, compared as strictly: digits must survive other processors, which round differently.
+portable: .venv/test.stamp
+	$(OLD_PROCESSOR) $(MAKE) notebooks
+	$(NO_AVX512) $(MAKE) notebooks
+	$(MAKE) notebooks THREADS=2
+
+# What chapters assert about live training, with ten seeds on three processors.
+margins: .venv/book.stamp
+	$(TEST_ENV) $(BIN)/python -m minids.book.margins $(ARGS)
+	$(TEST_ENV) $(NO_AVX512) $(BIN)/python -m minids.book.margins $(ARGS)
+	$(TEST_ENV) $(OLD_PROCESSOR) $(BIN)/python -m minids.book.margins $(ARGS)
 
 lab: .venv/book.stamp
 	$(BIN)/python -m minids.book lab $(ARGS)
@@ -36,17 +50,17 @@ book: .venv/book.stamp
 	$(BIN)/python -m minids.book build $(ARGS)
 
 bench: .venv/test.stamp
-	$(TRAIN_ENV) $(BIN)/python -m minids.book.bench $(ARGS)
+	$(BIN)/python -m minids.book.bench $(ARGS)
 
 # Without NAME: what there is. NAME=attention SEEDS="0 1" takes those seeds; its folder keeps what is done.
 experiments: .venv/train.stamp
-	$(TRAIN_ENV) $(BIN)/python -m minids.book.experiments $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	$(BIN)/python -m minids.book.experiments $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 figures: .venv/book.stamp
 	$(BIN)/python figures/draw.py
 
 reference: .venv/train.stamp
-	$(TRAIN_ENV) $(BIN)/python -m minids.book.experiments.reference $(ARGS)
+	$(BIN)/python -m minids.book.experiments.reference $(ARGS)
 
 clean:
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache

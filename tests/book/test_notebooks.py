@@ -3,10 +3,12 @@
 That they compute what they show is for nbval to check, which runs them (`make notebooks`).
 """
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -44,6 +46,77 @@ def test_every_chapter_is_in_the_readme_and_has_solutions_of_all_its_exercises()
     names = [path.name for path in CHAPTERS]
     assert re.findall(r"\]\(chapters/(\d\d_\w+\.ipynb)\)", readme) == names == [path.name for path in SOLUTIONS]
     assert {number for path in SOLUTIONS for number in exercises(path)} == EXERCISES.keys()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Chapters hold on every machine
+
+
+def mentioned(*nodes: ast.AST) -> set[str]:
+    return {getattr(node, "id", getattr(node, "attr", "")) for tree in nodes for node in ast.walk(tree)}
+
+
+def named(target: ast.expr) -> set[str]:
+    """The names that an assignment to a target changes: `times` of `times[way]`, `a` and `b` of `a, b`."""
+    while isinstance(target, ast.Subscript | ast.Attribute):
+        target = target.value
+    return mentioned(target) - {""}
+
+
+def asserts_that_depend_on(roots: set[str], notebook: Path) -> Iterator[tuple[str, list[str]]]:
+    """Asserts about what the roots gave, by the names of functions and variables that it passes, with their tags."""
+    known = set(roots)
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        nodes = list(ast.walk(ast.parse(cell.source))) if cell.cell_type == "code" else []
+        before: set[str] = set()
+        while known != before:
+            before = set(known)
+            for node in nodes:
+                match node:
+                    case ast.FunctionDef(name=name, body=body) if known & mentioned(*body):
+                        known.add(name)
+                    case ast.Assign(targets=targets, value=value) if known & mentioned(value):
+                        known.update(*map(named, targets))
+                    case ast.Call(func=ast.Attribute(value=kept, attr="append"), args=args) if known & mentioned(*args):
+                        known.update(named(kept))
+        for node in nodes:
+            if isinstance(node, ast.Assert) and known & mentioned(node.test):
+                yield ast.unparse(node), cell.metadata.get("tags", [])
+
+
+@pytest.mark.parametrize("path", [*CHAPTERS, *SOLUTIONS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_minids_is_imported_before_torch(path):
+    """It sets how long torch's threads wait, which torch reads when it is loaded."""
+    setup = next(iter(tagged_cells(path, "setup")))
+    order = re.findall(r"(?m)^(?:from|import) (minids|torch|transformers)\b", setup)
+    assert order[0] == "minids"
+
+
+@pytest.mark.parametrize("path", [*CHAPTERS, *SOLUTIONS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_assert_depends_on_a_time(path):
+    assert list(asserts_that_depend_on({"perf_counter", "monotonic", "time_ns"}, path)) == []
+
+
+@pytest.mark.parametrize("path", [*CHAPTERS, *SOLUTIONS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_asserts_about_live_training_are_in_live_cells_whose_seed_can_be_set(path):
+    """So that `make margins` finds them."""
+    asserts = list(asserts_that_depend_on({"start_run", "backward"}, path))
+    assert [text for text, tags in asserts if "live" not in tags] == []
+    assert not asserts or sum("SEED = 0" in source for source in tagged_cells(path, "live")) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["assert times[0] < 1", "assert max(row) < 1", "ratio = milliseconds() / 2; assert ratio > 1"]
+)
+def test_an_assert_that_depends_on_a_time_is_found(line, tmp_path):
+    clock = "def milliseconds():\n    return perf_counter()\ntimes, row = {}, []\ntimes[0] = milliseconds()\n"
+    cells = [v4.new_code_cell(clock + "row.append(milliseconds())"), v4.new_code_cell(f"assert 1 < 2; {line}")]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "timed.ipynb")
+    assert len(list(asserts_that_depend_on({"perf_counter"}, tmp_path / "timed.ipynb"))) == 1
+
+
+# ---------------------------------------------------------------------------------------------------
+# Exercises
 
 
 @pytest.mark.parametrize("number", EXERCISES)

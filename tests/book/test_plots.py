@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pytest
 from configurations import examples
@@ -28,6 +29,19 @@ pytestmark = pytest.mark.xdist_group("pictures")  # in one process, so that each
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_hides_another_or_leaves_the_canvas(name):
     assert_legible(picture(name))
+
+
+OWN_RC = {
+    "text.usetex": True, "font.size": 30, "axes.grid": True, "savefig.bbox": "tight",
+    "axes.prop_cycle": "cycler('color', 'r')",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES[::8])
+def test_a_reader_s_own_settings_of_matplotlib_change_no_picture(name):
+    expected = picture(name).png()
+    with matplotlib.rc_context(OWN_RC):
+        assert picture.__wrapped__(name).png() == expected
 
 
 @examples(20)

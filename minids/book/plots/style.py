@@ -8,7 +8,7 @@ they end, areas where they lie.
 import base64
 import io
 
-import matplotlib
+import matplotlib.style
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -77,6 +77,11 @@ class Picture(Figure):
         """Write a small grey text: what is measured, a key, a footnote."""
         self.text(x, y, text, **{"size": 11, "color": MUTED, **how})
 
+    def savefig(self, *args, **options) -> None:
+        """Save the picture as it looks in the book, whatever the reader's own settings of matplotlib are."""
+        with styled():
+            super().savefig(*args, **options)
+
     def png(self, sharpness: float = SHARPNESS) -> bytes:
         """Return the picture as a PNG file of at most 256 colours, the same bytes each time."""
         drawn = io.BytesIO()
@@ -100,7 +105,7 @@ class Picture(Figure):
 
 def new_figure(height: float = 5) -> Picture:
     """Return an empty figure in the book's style, in inches."""
-    with matplotlib.rc_context(STYLE):
+    with styled():
         return Picture(figsize=(WIDTH, height))
 
 
@@ -114,8 +119,11 @@ def projector(on: bool = True) -> None:
 
 
 def styled():
-    """Return the style as a context to draw in; `@styled()` before a function makes its whole body one."""
-    return matplotlib.rc_context(STYLE)
+    """Return the style as a context to draw in; `@styled()` before a function makes its whole body one.
+
+    It starts from matplotlib's defaults, because a reader's matplotlibrc may ask for LaTeX or other fonts.
+    """
+    return matplotlib.style.context(["default", STYLE])
 
 
 def readable_on(color: str) -> str:
