@@ -1,9 +1,9 @@
 """The command line: `minids train`, `minids generate`, `minids export`, `minids count`.
 
 Each command is a call into a room of the library, which is loaded only then: help and `count` do not wait for torch.
-A mistake in the input is told in one sentence, with exit code 2. A run that ended early for a
-reason of its own ends with 1 (diverged) or 130 (Ctrl-C). Settings that belong to a process and not
-to a library, threads and memory, are made here.
+A mistake in the input is told in one sentence, with exit code 2. An error of the system, such as a full disk, and a
+run that diverged end with 1, and one that was stopped by Ctrl-C with 130. Settings that belong to a process and not to
+a library, threads and memory, are made here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from minids.training.run import Run
 
 LONGEST_LINE = 600  # characters of a refusal
+OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")  # how torch says it
 
 app = typer.Typer(
     help="DeepSeek-V3, rebuilt in miniature.",
@@ -245,14 +247,19 @@ def _told_in_one_sentence(command: Callable, **options: str) -> Iterator[None]:
         _stop(f"--{name.replace('_', '-')} {error.sentence}" if is_option else str(error), 2)
     except ValueError as error:
         _stop(str(error), 2)
+    except BrokenPipeError:  # nobody reads on, as in `minids count mini | head -1`
+        raise
     except OSError as error:
-        _stop(f"{error.strerror or error}: {error.filename or 'the disk'}.", 1)
-    except MemoryError:
-        _stop("there is not enough memory.", 1)
-    except RuntimeError as error:
-        if "not enough memory" not in str(error):  # torch's allocator has no class of errors of its own
+        _stop(f"{_said(error)}.", 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         _stop("there is not enough memory.", 1)
+
+
+def _said(error: OSError) -> str:
+    what = error.strerror or str(error)
+    return what if error.filename is None else f"{what}: {error.filename}"
 
 
 def _stop(sentence: str, code: int) -> NoReturn:
@@ -265,7 +272,7 @@ def _stop(sentence: str, code: int) -> NoReturn:
 
 
 def _path(name: str, given: str | None) -> Path | None:
-    """Return an argument that names a file or folder; ValueError for an empty one, which Path takes for the folder."""
+    """Return an argument that names a file or folder; ValueError for an empty one, which Path reads as '.'."""
     require(name, given, given != "", "the name of a file or a folder")
     return None if given is None else Path(given)
 
@@ -343,15 +350,17 @@ def _train(run: Run) -> None:
             bar.close()
             typer.echo(f"{reason}; saved. To go on, run the same command with --resume.", err=True)
             raise typer.Exit(130) from None
-        except TrainingDiverged as reason:
+        except (TrainingDiverged, OSError) as reason:
             bar.close()
+            what = f"training diverged at {reason}" if isinstance(reason, TrainingDiverged) else _said(reason)
             kept = f" The checkpoint in {trainer.folder} is intact." if trainer.checkpoint_path.exists() else ""
-            _stop(f"training diverged at {reason}.{kept}", 1)
+            _stop(f"{what}.{kept}", 1)
 
 
 def _write_results(run: Run, report: dict) -> None:
     """Write report and pictures into the folder of the run, and print the report."""
     from minids.training.report import format_report
+    from minids.training.run import RUN_FILES
 
     folder, records = run.trainer.folder, run.trainer.records
     write_atomically(folder / "report.json", json.dumps(report, indent=2, default=float) + "\n")
@@ -364,7 +373,7 @@ def _write_results(run: Run, report: dict) -> None:
         with atomic_path(folder / name) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
     typer.echo(format_report(report))
-    files = ", ".join(("checkpoint.safetensors", "tokenizer.json", "log.jsonl", "report.json", *pictures))
+    files = ", ".join(name for name in RUN_FILES if (folder / name).exists())
     typer.echo(f"\n{report['seconds']:.0f} seconds in all. In {folder}/: {files}.")
     typer.echo(f'Next: minids generate {shlex.quote(str(folder))} --prompt "Return the"')
 

@@ -8,8 +8,8 @@ system each time, and getting them again costs a page fault for every 4 KB. This
 whole process, so no import makes it: the commands do, and the benchmarks for both sides.
 
 **Waiting threads.** How often a waiting thread spins before it sleeps, GOMP_SPINCOUNT, is set by `import minids` unless
-the reader has set it, because torch reads it when it is loaded. Medians of training steps of `mini` (1,024 tokens, two
-threads on two cores with AVX-512 BF16), in ms:
+the reader has set it. Torch reads it when it is loaded, so minids is imported before torch. Medians of training steps
+of `mini` (1,024 tokens, two threads on two cores with AVX-512 BF16), in ms:
 
     spins                     10,000   5,000   3,000   2,000   1,000       0    one thread
     quiet, bfloat16              239     242     256     266     328     382           380

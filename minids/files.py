@@ -24,7 +24,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path; what was written there takes the name `path` over when the block ends well.
 
     A crash leaves the old file or the new one, never a part. An exception leaves the old one. Raises OSError where the
-    system does: no such folder, no right to write there, a name too long.
+    system does: no such folder, no permission, a name too long.
     """
     with _workplace(path) as workplace:
         temporary = workplace / NEW
@@ -103,16 +103,26 @@ def _workplace(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path` that holds this process's lock, and remove it at the end."""
     remove_leftovers(path)
     for last in (False, False, True):
-        workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        except OSError as error:
+            raise _of(path, error) from None
         with _lock(workplace) as is_ours:
             try:
                 if is_ours or last:  # not ours: another process was just looking at it, or there are no locks here
                     yield workplace
                     return
-            except OSError as error:  # a write says no name, or one that nobody knows
-                raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+            except OSError as error:
+                if error.filename is None or str(error.filename).startswith(str(workplace)):
+                    raise _of(path, error) from None
+                raise
             finally:
                 shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _of(path: Path, error: OSError) -> OSError:
+    """Return the error with the name of the file that is to be written, and not that of the temporary one."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Reading and writing safetensors files, with sentences that say what is wrong with one.
 
 The format holds tensors and a table of strings, no pickled code, so opening a file cannot run anything. But its library
-has a single class of errors for a torn file, a full disk and a missing right, and waits for ever at a named pipe.
+has a single class of errors for a torn file, a full disk and a lack of permission, and waits for ever at a named pipe.
 """
 
 import os

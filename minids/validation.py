@@ -32,7 +32,8 @@ def quoted(value: Any) -> str:
     try:
         text = repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits
-        text = f"a number of {value.bit_length()} bits"
+        text = f"(a number of thousands of digits, in the {type(value).__name__})"
+    text = " ".join(text.split())
     return text if len(text) <= QUOTED else text[: QUOTED - 2] + " …"
 
 

@@ -362,7 +362,7 @@ REFUSED = {
     f"{TRAIN} --out text.txt/below": "text.txt/below/log.jsonl cannot be written: Not a directory",
     f"{TRAIN} --out exported": "exported holds a saved model",
     f"{TRAIN} --out results": "results holds report.json of something else",
-    f"{TRAIN} --out tokenizer": "tokenizer.json is the tokenizer of something else",
+    f"{TRAIN} --out tokenizer": "tokenizer.json is another tokenizer than this run's",
     f"{TRAIN} --out log": "log.jsonl is not the log of a run",
     f"{TRAIN} --out new/run": "new/run already holds a run: go on with it (--resume)",
     "export new/run new/run --overwrite": "new/run",
@@ -400,7 +400,7 @@ def test_a_full_disk_is_told_in_one_line_and_no_file_is_half_written(folder, tmp
     out = tmp_path / "a folder\nof two lines"
     with file_size_limit(room):
         result = train(folder, "--out", out, "--steps", 2)
-    assert result.exit_code in (1, 2), result.output
+    assert result.exit_code == 1, result.output
     (line,) = (line for line in result.output.splitlines() if line.startswith("minids: "))
     assert "File too large" in line
     assert "a folder\\nof two lines" in line
@@ -410,3 +410,24 @@ def test_a_full_disk_is_told_in_one_line_and_no_file_is_half_written(folder, tmp
     with file_size_limit(room):
         assert minids("export", out, tmp_path / "model").exit_code == 1
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("raised", [lambda: torch.empty(2**60), lambda: exec("raise MemoryError")])
+def test_a_lack_of_memory_is_told_in_one_line(folder, monkeypatch, raised):
+    monkeypatch.setattr("minids.training.run.start_run", lambda *_, **__: raised())
+    result = train(folder, "--out", folder / "absent")
+    assert (result.exit_code, result.output) == (1, "minids: there is not enough memory.\n")
+
+
+def test_other_errors_are_not_told_as_something_else(folder, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("minids.training.run.start_run", broken)
+    assert isinstance(train(folder, "--out", folder / "absent").exception, RuntimeError)
+
+
+def test_a_reader_who_leaves_early_is_no_error_of_the_disk():
+    command = f"{sys.executable} -m minids count deepseek-v3 | true"
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (finished.stdout, finished.stderr) == ("", "")

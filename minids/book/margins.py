@@ -1,4 +1,4 @@
-"""Whether what the chapters assert about live training holds for other seeds, too: `make margins`.
+"""Checks whether what the chapters assert about live training holds for other seeds, too: `make margins`.
 
 A chapter trains with one seed, on the processor of whoever reads it. Another processor rounds differently, and after a
 hundred steps that is as good as another seed. So such an assert needs room: over ten seeds, its slack is on average at
@@ -47,12 +47,13 @@ def facts_of(chapter: Path, seeds: int = SEEDS) -> dict[str, list[Sides]]:
     """
     cells = list(_code_cells(chapter))
     live = [cell for cell in cells if cell[1]]
+    last = max((place for place, cell in enumerate(cells) if cell[1]), default=-1)
     facts: dict[str, list[Sides]] = {}
     namespace: dict = {"__name__": "__main__"}
     for seed in range(seeds if live else 0):
         found: dict[str, Sides] = {}
-        namespace["note"] = lambda *sides, found=found: _note(found, *sides)
-        for source, is_live in cells[: cells.index(live[-1]) + 1] if seed == 0 else live:
+        namespace["__note"] = lambda *sides, found=found: _note(found, *sides)
+        for source, is_live in cells[: last + 1] if seed == 0 else live:
             tree = _WithSeed(seed).visit(ast.parse(source)) if is_live else ast.parse(source)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(chapter.parent):
                 exec(compile(ast.fix_missing_locations(tree), chapter.name, "exec"), namespace)
@@ -81,7 +82,7 @@ def _note(found: dict[str, Sides], text: str, value, bound=0.5, sign: int = -1) 
 
 
 class _WithSeed(ast.NodeTransformer):
-    """Gives SEED another value, and turns every assert into calls of `note`."""
+    """Gives SEED another value, and turns every assert into calls of `__note`."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -102,9 +103,9 @@ def _notes(test: ast.expr) -> Iterator[str]:
     elif isinstance(test, ast.Compare) and all(type(op) in SIGNS for op in test.ops):
         for (left, right), op in zip(itertools.pairwise([test.left, *test.comparators]), test.ops, strict=True):
             text = ast.unparse(ast.Compare(left, [op], [right]))
-            yield f"note({text!r}, {ast.unparse(left)}, {ast.unparse(right)}, {SIGNS[type(op)]})"
+            yield f"__note({text!r}, {ast.unparse(left)}, {ast.unparse(right)}, {SIGNS[type(op)]})"
     else:
-        yield f"note({ast.unparse(test)!r}, {ast.unparse(test)})"
+        yield f"__note({ast.unparse(test)!r}, {ast.unparse(test)})"
 
 
 if __name__ == "__main__":

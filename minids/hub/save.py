@@ -58,8 +58,8 @@ def save_pretrained(
     dtype = dtype or model.embed_tokens.weight.dtype
     require_float(dtype)
     _require_target(folder, overwrite)
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model has {model.config.vocab_size}.")
+    if tokenizer is not None:
+        tokenizer.require_fit(model.config.vocab_size)
     config = replace(model.config, **_text_ids(folder, tokenizer, model.config))
     pieces = released_tensors(model)
     if mtp_copies:
@@ -70,8 +70,8 @@ def save_pretrained(
         if tokenizer is not None:
             (temporary / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
             _write_json(temporary / "tokenizer_config.json", _tokenizer_config(config))
-        for name in TOKENIZER_FILES:
-            if (folder / name).exists() and not (temporary / name).exists():
+        for name in () if tokenizer is not None else TOKENIZER_FILES:
+            if (folder / name).exists():
                 shutil.copyfile(folder / name, temporary / name)
         if report is not None:
             _write_json(temporary / "report.json", report)
@@ -105,7 +105,10 @@ def _text_ids(folder: Path, tokenizer: Tokenizer | None, c: ModelConfig) -> dict
         end = tokenizer.end_of_text
         return {"bos_token_id": end, "eos_token_id": c.eos_token_id if end in c.end_of_text_ids else end}
     if (folder / "tokenizer.json").exists():
-        entries = {name: value for name, value in read_config(folder).items() if name in names}
+        entries = read_config(folder)
+        if entries.get("vocab_size") != c.vocab_size:
+            raise ValueError(f"{folder} has a tokenizer for another vocabulary: give the one of this model.")
+        entries = {name: value for name, value in entries.items() if name in names}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()}
     return {}
 

@@ -50,8 +50,7 @@ def generate(
     longer, and then gets worse. The model is left in the mode it was in. Raises ValueError for an empty prompt, an
     unknown token, settings out of range, more tokens than the memory holds, and logits that are no numbers.
     """
-    prompt = read_request(model, prompt_tokens, max_new_tokens, temperature, top_k, seed)
-    ends = torch.tensor([] if end_of_text is None else end_of_text, device=prompt.device).flatten()
+    prompt, ends = read_request(model, prompt_tokens, max_new_tokens, temperature, top_k, seed, end_of_text)
     tokens_BT = prompt[None] if prompt.ndim == 1 else prompt
     generator = torch.Generator().manual_seed(seed)
     cache = model.new_cache(len(tokens_BT), prompt.shape[-1] + max_new_tokens)

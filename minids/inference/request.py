@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,8 +14,6 @@ from minids.model.deepseek import DeepSeek
 from minids.units import GIB
 from minids.validation import is_number, require, require_whole
 
-WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
 
 def read_request(
     model: DeepSeek,
@@ -23,19 +22,18 @@ def read_request(
     temperature: float,
     top_k: int | None,
     seed: int,
-) -> Tensor:
-    """Return the prompt on the model's device, (T,) or (B, T), int64.
+    end_of_text: int | Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the prompt, (T,) or (B, T), and the ids that end a text, (any,), int64 on the model's device.
 
     Raises ValueError, one sentence, for what is no such prompt, an unknown token, a setting out of range, and more
     tokens than the memory can cache.
     """
     weight, vocabulary = model.embed_tokens.weight, model.config.vocab_size
-    prompt = _read_tokens(prompt_tokens).to(weight.device)
+    prompt = _read_tokens("the prompt", prompt_tokens, vocabulary).to(weight.device)
     if prompt.ndim not in (1, 2) or prompt.numel() == 0:
         raise ValueError(f"the prompt has shape {tuple(prompt.shape)}: give at least one token, (T,) or (B, T).")
-    unknown = prompt[(prompt < 0) | (prompt >= vocabulary)]
-    if len(unknown):
-        raise ValueError(f"the prompt has token {unknown[0].item()}: tokens are 0 to {vocabulary - 1}.")
+    ends = _read_tokens("end_of_text", [] if end_of_text is None else end_of_text, vocabulary).to(weight.device)
     require_whole("max_new_tokens", max_new_tokens)
     rows = prompt.numel() // prompt.shape[-1]
     needed = rows * (prompt.shape[-1] + max_new_tokens) * kv_cache_bytes(model.config, weight.element_size())
@@ -46,14 +44,18 @@ def read_request(
     if top_k is not None:
         require_whole("top_k", top_k, at_most=vocabulary)
     require_whole("seed", seed, at_least=0)
-    return prompt
+    return prompt, ends.flatten()
 
 
-def _read_tokens(prompt_tokens: Sequence[int] | Tensor) -> Tensor:
+def _read_tokens(name: str, given: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
     try:
-        tokens = torch.as_tensor(prompt_tokens)
+        tokens = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # torch has one for each kind of what is no array
-        tokens = None
-    if tokens is None or (tokens.numel() > 0 and tokens.dtype not in WHOLE):
-        raise ValueError("the prompt is not possible: it must be whole numbers, (T,), or rows of equal length, (B, T).")
-    return tokens.long()
+        tokens = torch.tensor(math.nan)
+    if tokens.numel() > 0 and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
+        raise ValueError(f"{name} is not possible: it must be whole numbers, in rows of equal length if it has rows.")
+    tokens = tokens.long()
+    unknown = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if len(unknown):
+        raise ValueError(f"{name} has token {unknown[0].item()}: tokens are 0 to {vocabulary - 1}.")
+    return tokens

@@ -161,7 +161,7 @@ def read_fields(source: dict | str | Path, names: Iterable[str]) -> dict:
     for name in ("n_group", "topk_group"):  # null in config.json: the gate knows no groups
         fields[name] = 1 if fields.get(name) is None else fields[name]
     for name in ("n_shared_experts", "q_lora_rank"):  # 0 in some files: there is none
-        fields[name] = None if fields.get(name) == 0 else fields.get(name)
+        fields[name] = None if fields.get(name) == 0 and fields[name] is not False else fields.get(name)
     return fields
 
 
@@ -201,6 +201,7 @@ def _read_rope(entries: dict) -> dict:
         require(name, value, value is None or isinstance(value, dict), "an object or null")
     parameters = entries.get("rope_parameters") or {}
     rope = {"rope_theta": entries.get("rope_theta", 10000.0)} | (entries.get("rope_scaling") or parameters)
+    rope = {name: value for name, value in rope.items() if value is not None or name not in YARN_KEYS}  # null: absent
     agree = parameters.get("rope_theta", rope["rope_theta"]) == rope["rope_theta"]
     require("rope_theta", rope["rope_theta"], agree, "the same in rope_parameters, too")
     return rope
@@ -216,6 +217,8 @@ def _read_rope_scaling(rope: dict, family: str) -> dict | None:
         if value is not None and name not in {"rope_type", "type", "rope_theta", *YARN_KEYS, *ROPE_SWITCHES}:
             raise ValueError(f"rope_scaling has a key {quoted(name)}, which is not understood: it must be absent.")
     if kind == "default":
+        if ignored := [name for name in YARN_KEYS if name in rope]:
+            raise ValueError(f"rope_scaling has {ignored[0]} without the type 'yarn': give it, or leave that out.")
         return None
     for name in ("factor", "original_max_position_embeddings"):
         if name not in rope:

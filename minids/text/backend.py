@@ -1,8 +1,8 @@
 """Hugging Face's `tokenizers`, which learns and applies the merges, with what must be known to use it safely.
 
-It learns in one call that hears no Ctrl-C. A tokenizer.json can make it panic or take memory without end, in ways that
-no except clause catches. So no JSON of somebody else reaches it: all that a tokenizer.json of minids holds follows
-from its merges, and is built anew from them and compared.
+It learns in one call, which cannot be interrupted while it runs. And a tokenizer.json can make it panic or take memory
+without end, in ways that no except clause catches. So no JSON of somebody else reaches it: all that a tokenizer.json of
+minids holds follows from its merges, and is built anew from them and compared.
 """
 
 from __future__ import annotations
@@ -72,25 +72,29 @@ def _with_end_of_text(backend: Backend) -> Backend:
 
 
 def _train(backend: Backend, trainer: trainers.BpeTrainer, texts: Iterator[str]) -> None:
-    """Train the backend in a thread of its own: for up to a minute it hears no Ctrl-C, and this one does."""
+    """Train the backend in a thread of its own, because it may take a minute and cannot be interrupted."""
     result, stopped, fed = Future(), threading.Event(), threading.Event()
 
     def feed() -> Iterator[str]:
-        for text in texts:
-            if stopped.is_set():
-                break
-            yield text
-        fed.set()
+        try:
+            for text in texts:
+                if stopped.is_set():
+                    break
+                yield text
+        finally:
+            fed.set()
 
     def work() -> None:
         try:
             result.set_result(backend.train_from_iterator(feed(), trainer))
         except BaseException as error:
             result.set_exception(error)
+        finally:
+            fed.set()
 
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(0.1)  # and look: a signal may have reached the other thread, which wakes nobody
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from minids.files import write_atomically
+from minids.files import read_json, write_atomically
 from minids.text.arithmetic import arithmetic_documents
 from minids.validation import require
 
@@ -113,9 +113,7 @@ def _cache_file() -> Path | None:
 def _read_cache(path: Path) -> Corpus | None:
     """Return the corpus in a cache file; None if the file is missing, damaged, or holds another corpus."""
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_CACHE:  # to open a named pipe would wait for ever
-            return None
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = read_json(path, LARGEST_CACHE)
         corpus = Corpus(splits["train"], splits["validation"], MIXTURE)
         return corpus if corpus.sha256 == CORPUS_SHA256 else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -69,7 +69,7 @@ def _grams(symbols: np.ndarray, n: int) -> np.ndarray:
 
 
 def _parts(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the stream again, in parts of at least AT_A_TIME symbols and hardly more."""
+    """Yield the stream again, in parts of fewer than 2 · AT_A_TIME symbols."""
     waiting, size = [], 0
     for array in arrays:
         for start in range(0, len(array), AT_A_TIME):

@@ -22,9 +22,9 @@ def read_texts(path: str | Path, leave_out: Iterable[str | Path] = ()) -> Corpus
 
     In a folder these are skipped, and counted in the corpus's `skipped`: hidden files and folders, files that are not
     UTF-8 text, subfolders that hold a run or a saved model, and what is neither file nor folder, such as a named pipe
-    or a link that leads nowhere. Blank files, copies of a file, and the files and subfolders to `leave_out` are not
-    read either. A byte-order mark is no text. Raises ValueError for a path that is missing or has no text, for a single
-    file that is not UTF-8 text, and for what may not be read.
+    or a link that leads nowhere. Blank files, copies of a file, and the files and subfolders to `leave_out` are left
+    out and not counted. A byte-order mark is no text. Raises ValueError for a path that is missing or has too little
+    text to hold any of it out, for a single file that is not UTF-8 text, and for what may not be read.
     """
     path, skipped, documents = Path(path), Counter(), {}
     for file in _files(path, leave_out, skipped):
@@ -47,6 +47,8 @@ def _split(documents: list[str]) -> tuple[dict[str, list[str]], dict[str, list[s
         text = "\n".join(documents)
         tenth = len(text) - len(text) // 10
         cut = text.rfind("\n", len(text) // 2, tenth) + 1 or tenth  # at the end of a line, if there are lines
+        if not text[cut:]:
+            raise ValueError(f"{len(text)} characters of text are too few: a tenth of them is held out.")
         return {"text": [text[:cut]]}, {"text": [text[cut:]]}
     cut = len(documents) - len(documents) // 10
     return {"text": documents[:cut]}, {"text": documents[cut:]}
@@ -59,10 +61,11 @@ def _files(root: Path, leave_out: Iterable[str | Path], skipped: Counter[str]) -
     while waiting:
         path = waiting.pop()
         inside = path != root
-        identity, mode = _look(path)
         if inside and path.name.startswith("."):
             skipped["hidden"] += 1
-        elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            continue
+        identity, mode = _look(path)
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             if not inside:
                 raise ValueError(f"{path} {'is neither file nor folder' if mode else 'does not exist'}: {WANTED}.")
             skipped["neither file nor folder"] += 1  # such as a named pipe: to open it would wait for ever

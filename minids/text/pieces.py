@@ -3,7 +3,7 @@
 The tokenizer's backend first cuts a text into words: letters with the space before them, punctuation with the space
 before it, a digit, white space. No token reaches across the end of a word, so a text may be cut there, and its
 pieces together have the tokens of the whole. That matters because the backend holds more than a hundred bytes for each
-byte of a text that it is given, and listens to nobody until it has done with it.
+byte of a text that it is given, and cannot be interrupted before it is done with it.
 
 A single word must be cut too if it is very long, such as a genome: the time to learn from a word grows with the square
 of its length. No word of more than LONGEST_WORD characters stays whole. This changes the tokens of such a word a

@@ -67,6 +67,11 @@ class Tokenizer:
         path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         return cls(rebuild(read_json(path, LARGEST_FILE), path))
 
+    def require_fit(self, vocab_size: int) -> None:
+        """Raise ValueError unless a model with a vocabulary of this size knows every token."""
+        if self.vocab_size > vocab_size:
+            raise ValueError(f"the tokenizer has {self.vocab_size} tokens: the model has {vocab_size}.")
+
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""
         return self._backend.to_str(pretty=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from minids.files import atomic_path
@@ -82,9 +83,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; ValueError, one sentence, if there is none or it is damaged."""
     with open_tensors(path, "there is no checkpoint to read") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-    if "sha256" not in metadata:
-        raise ValueError(f"{path} is no checkpoint of a run: `minids train` writes one.")
+        if "sha256" not in metadata:
+            raise ValueError(f"{path} is no checkpoint of a run: `minids train` writes one.")
+        try:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        except SafetensorError as error:  # a dtype that torch does not know
+            raise ValueError(f"{path} is damaged: {error}.") from None
     if metadata.pop("sha256") != _digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: it no longer holds what was written, so the run must begin again.")
     return Checkpoint(int(metadata["step"]), json.loads(metadata["settings"]), metadata["log_sha256"], tensors)

@@ -7,6 +7,7 @@ resumed run knows whether they are still its own.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,13 +23,14 @@ BEGINNING = b'{"step": 0, '  # of the first line of every log
 class Log:
     """The lines of one run. `with log:` opens the file, locks it, and closes it again.
 
-    Opening raises ValueError, one sentence, if another process trains there, and for what is no file of its own.
+    Opening raises ValueError, one sentence, if another training has it, if it cannot be written, and for a link, a
+    named pipe or a folder in its place.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._file: IO[bytes] | None = None
-        self._size, self._digest = 0, hashlib.sha256()
+        self._lines, self._size, self._digest = 0, 0, hashlib.sha256()
 
     @property
     def sha256(self) -> str:
@@ -36,62 +38,66 @@ class Log:
         return self._digest.hexdigest()
 
     def __enter__(self) -> Log:
-        if self.path.is_symlink():
-            raise ValueError(f"{self.path} is a link: a run writes to no file but its own.")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab+", buffering=0, opener=_without_following)
+            file = open(self.path, "ab+", buffering=0, opener=_without_following)
         except OSError as error:
-            raise ValueError(f"{self.path} cannot be written: {error.strerror}.") from None
+            reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+            raise ValueError(f"{self.path} cannot be written: {reason}.") from None
         try:
-            self._lock()
+            self._lock(file)
         except ValueError:
-            self._file.close()
+            file.close()
             raise
+        self._file = file
         return self
 
     def __exit__(self, *error) -> None:
         self._file.close()
 
-    def _lock(self) -> None:
-        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+    def _lock(self, file: IO[bytes]) -> None:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{self.path} is not a regular file: choose another folder (--out).")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{self.path.parent} is in use by another training: choose another (--out).") from None
         except OSError:
             pass  # a file system without locks
 
-    def begin(self) -> None:
-        """Make sure that the file holds the lines so far and no others.
+    def begin(self, steps: int) -> None:
+        """Make sure that the file holds the lines of the first `steps` steps and no others.
 
         At the first step, lines of a run that died before its first checkpoint are dropped. Raises ValueError if the
-        file is not of a run, or was changed after it was left.
+        file is not of a run, or does not hold what this run wrote.
         """
-        length = os.fstat(self._file.fileno()).st_size
-        if self._size and length != self._size:
+        content = self._read()
+        if steps == 0:
+            if not (content.startswith(BEGINNING) or BEGINNING.startswith(content)):
+                raise ValueError(f"{self.path} is not the log of a run: choose another folder (--out).")
+            self._file.truncate(0)
+        elif steps != self._lines or hashlib.sha256(content).hexdigest() != self.sha256:
             raise ValueError(f"{self.path} was changed meanwhile: resume the run from its checkpoint.")
-        if not self._size and length and os.pread(self._file.fileno(), len(BEGINNING), 0) != BEGINNING:
-            raise ValueError(f"{self.path} is not the log of a run: choose another folder (--out).")
-        self._file.truncate(self._size)
 
     def resume(self, steps: int, sha256: str) -> list[dict]:
         """Return the records of the first `steps` lines, and drop those after them.
 
         Raises ValueError unless these lines have that digest.
         """
-        self._file.seek(0)
-        lines = self._file.read().splitlines(keepends=True)[:steps]
+        lines = self._read().splitlines(keepends=True)[:steps]
         digest = hashlib.sha256(b"".join(lines))
-        if len(lines) < steps or digest.hexdigest() != sha256:
+        if digest.hexdigest() != sha256:
             raise ValueError(
                 f"{self.path} does not hold the {steps} steps before the checkpoint: "
                 "bring it back, or choose another folder."
             )
-        self._size, self._digest = sum(map(len, lines)), digest
+        self._lines, self._size, self._digest = steps, sum(map(len, lines)), digest
         self._file.truncate(self._size)
         return [json.loads(line) for line in lines]
+
+    def _read(self) -> bytes:
+        self._file.seek(0)
+        return self._file.read()
 
     def append(self, record: dict) -> None:
         """Write one line, whole or not at all; OSError where the disk is full."""
@@ -104,6 +110,7 @@ class Log:
             with suppress(OSError):
                 self._file.truncate(self._size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self._lines += 1
         self._size += len(line)
         self._digest.update(line)
 
@@ -118,5 +125,5 @@ def _without_following(path: str, flags: int) -> int:
 
 
 def read_log(path: Path) -> list[dict]:
-    """Return the records in a log.jsonl, a dict per step."""
+    """Return the records in the log.jsonl of a run, a dict per step."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

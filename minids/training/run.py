@@ -83,7 +83,7 @@ def start_run(
     elif tokenizer is None:
         texts = [text for documents in corpus.train.values() for text in documents]
         tokenizer = Tokenizer.train(texts, model_config.vocab_size)
-    _require_fit(tokenizer, model_config)
+    tokenizer.require_fit(model_config.vocab_size)
     if batches is None:
         batches = Batches(encode_split(tokenizer, corpus.train), corpus.mixture, config.sequence_length, config.seed)
     torch.manual_seed(config.seed)
@@ -101,7 +101,8 @@ def start_run(
     if folder is not None:
         _require_own(folder / "tokenizer.json", tokenizer)
         with trainer.log as log:
-            log.begin()
+            log.begin(0)
+            _require_own(folder / "tokenizer.json", tokenizer)  # again: now nobody else can put one there
             write_atomically(folder / "tokenizer.json", tokenizer.to_json())
     return run
 
@@ -147,11 +148,14 @@ def check_start(
 
 
 def load_run(folder: Path) -> tuple[DeepSeek, Tokenizer]:
-    """Return model and tokenizer of a run's folder, or of a saved model's; ValueError if it holds neither."""
+    """Return model and tokenizer of a run's folder, or of a saved model's.
+
+    Raises ValueError if it holds neither, if the checkpoint is damaged, and if the tokenizer is of another model.
+    """
     tokenizer = Tokenizer.load(folder)  # first: it is small
     if not _has_run(folder):
         model = load_pretrained(folder)
-        _require_fit(tokenizer, model.config)
+        tokenizer.require_fit(model.config.vocab_size)
         return model, tokenizer
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     entries = checkpoint.settings.get("model")
@@ -171,16 +175,11 @@ def _has_run(folder: Path) -> bool:
     return (folder / "checkpoint.safetensors").exists()
 
 
-def _require_fit(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens: the model has {config.vocab_size}.")
-
-
 def _sha256(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
 
 
 def _require_own(path: Path, tokenizer: Tokenizer) -> None:
-    """Raise ValueError if there is another tokenizer, which belongs to something else."""
+    """Raise ValueError if there is another tokenizer, of something else or of a run that died early."""
     if path.exists() and _sha256(Tokenizer.load(path)) != _sha256(tokenizer):
-        raise ValueError(f"{path} is the tokenizer of something else: choose another folder (--out).")
+        raise ValueError(f"{path} is another tokenizer than this run's: choose another folder (--out), or remove it.")

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from minids.device import autocast
-from minids.files import remove_leftovers
 from minids.model.balance import max_violation
 from minids.model.deepseek import DeepSeek, LossTerms
 from minids.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -154,6 +153,7 @@ class Trainer:
         self.seconds = 0.0
         self.records: list[dict] = []
         self.log = None if folder is None else Log(folder / "log.jsonl")
+        self._resumed = False
 
     @property
     def checkpoint_path(self) -> Path:
@@ -186,7 +186,7 @@ class Trainer:
         checkpoint.check(self.model, self.optimizer)
         self.records = self.log.resume(checkpoint.step, checkpoint.log_sha256)
         checkpoint.restore(self.model, self.optimizer)
-        self.step = checkpoint.step
+        self.step, self._resumed = checkpoint.step, True
         self.seconds = self.records[-1]["seconds"] if self.records else 0.0
         return differences
 
@@ -202,14 +202,13 @@ class Trainer:
 
         With a folder it saves on the way and at the end. Ctrl-C lets the step finish, saves if there is a folder, and
         raises TrainingInterrupted; calling `run` again goes on. Raises TrainingDiverged, and ValueError if the folder
-        holds a run that was not resumed, or if another process trains there.
+        holds a run that was not resumed, or if another process trains there; OSError for a full disk.
         """
         with _stop_requested() as stop, self.log or nullcontext() as log:
             if log:
-                if self.step == 0 and self.checkpoint_path.exists():
+                if not self._resumed and self.step == 0 and self.checkpoint_path.exists():
                     raise ValueError(f"{self.folder} already holds a run: resume it, or choose another folder.")
-                log.begin()
-                remove_leftovers(self.checkpoint_path)
+                log.begin(self.step)
             while self.step < self.config.steps:
                 record = self.train_step()
                 if log:

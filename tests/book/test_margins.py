@@ -28,7 +28,13 @@ def notebook(path, *cells):
 @pytest.fixture
 def facts(tmp_path):
     told = f"import json; json.dump(runs, open({str(tmp_path / 'runs.json')!r}, 'w'))"
-    cells = [("runs = []",), (TRAIN, "live"), ("SEED",), (CHECK + "\n" + told, "live"), ("1 / 0",)]
+    cells = [
+        ("runs, note = [], 'a name that the reader gave'",),
+        (TRAIN, "live"),
+        ("SEED",),
+        (CHECK + "\n" + told, "live"),
+        ("1 / 0",),
+    ]
     return facts_of(notebook(tmp_path / "chapter.ipynb", *cells), seeds=3)
 
 
@@ -51,6 +57,13 @@ def test_what_is_only_true_or_false_is_counted(facts):
     assert margin(facts["value in (10, 12, 14)"]) == math.inf
     assert [side.slack > 0 for side in facts["not loss == 12"]] == [True, False, True]
     assert 0 < margin(facts["not loss == 12"]) < 1
+
+
+def test_a_live_cell_that_occurs_twice_counts_twice(tmp_path):
+    again = ("assert count() > SEED", "live")
+    cells = [("calls = []\ndef count():\n    calls.append(0)\n    return len(calls)",), ("SEED = 0", "live"), again]
+    facts = facts_of(notebook(tmp_path / "chapter.ipynb", *cells, ("calls.append(0)",), again), seeds=2)
+    assert [side.value for side in facts["count() > SEED"]] == [1, 4]
 
 
 def test_a_chapter_without_live_cells_is_not_run(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ import pytest
 import torch
 from configurations import configurations, examples, random_model
 from helpers_hub import BIAS, COPIES, EXPERT, FLOATS, SMALL, assert_same, contents, refusal, stored
+from helpers_training import file_size_limit
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -125,14 +125,18 @@ def test_a_save_that_breaks_off_leaves_what_was_there(model, other, tmp_path, ea
 
 @pytest.mark.parametrize("room", [0, 50_000])  # bytes that a file may have: the configuration does not fit, or a shard
 def test_on_a_full_disk_the_system_says_so_and_the_earlier_export_stays(folder, other, room):
-    before, (_, most) = contents(folder.parent), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_pretrained(other, folder, overwrite=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    before = contents(folder.parent)
+    with file_size_limit(room), pytest.raises(OSError, match="File too large"):
+        save_pretrained(other, folder, overwrite=True)
     assert contents(folder.parent) == before
+
+
+def test_a_tokenizer_that_stays_must_be_of_a_model_with_the_same_vocabulary(tmp_path, tokenizer):
+    small, large = (random_model(replace(SMALL, vocab_size=tokenizer.vocab_size + more)) for more in (0, 8))
+    save_pretrained(large, tmp_path / "model", tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="has a tokenizer for another vocabulary"):
+        save_pretrained(small, tmp_path / "model", overwrite=True)
+    save_pretrained(small, tmp_path / "model", tokenizer=tokenizer, overwrite=True)
 
 
 def test_an_export_that_lost_its_name_in_a_crash_keeps_its_tokenizer(model, other, tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """Generation against full forward passes without a cache, and sampling against the softmax it claims to follow."""
 
+import numpy as np
 import pytest
 import torch
 from helpers_training import assert_bitwise_equal, small_config, small_model, state
@@ -149,6 +150,8 @@ NO_TEMPERATURES = (-0.1, float("nan"), float("inf"), 10**400, True, "1", None)
         *((prompt, {}, r"\(T,\) or \(B, T\)") for prompt in (5, [[[1]]])),
         *(([1, token], {}, f"token {token}: tokens are 0 to 511") for token in (512, -1)),
         *((prompt, {}, "must be whole numbers") for prompt in NO_PROMPTS),
+        *(([1], {"end_of_text": value}, "end_of_text .* must be whole numbers") for value in ("a", 1.0, True)),
+        *(([1], {"end_of_text": value}, "end_of_text has token .*: tokens are 0 to 511") for value in (512, [3, -1])),
         *(([1], {"max_new_tokens": value}, f"max_new_tokens={value}") for value in (0, 2.0, True, 2**63)),
         *((prompt, {"max_new_tokens": 2**60}, "must be fewer, because") for prompt in ([1], [[1], [2]])),
         *(
@@ -164,6 +167,12 @@ def test_bad_input_is_refused_and_named(model, prompt, options, says):
         generate(model, prompt, **options)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_tokens_may_come_as_an_array_of_any_whole_numbers(model, dtype):
+    expected = generate(model, [1, 2], 3).tokens.tolist()
+    assert generate(model, np.array([1, 2], dtype=dtype), 3).tokens.tolist() == expected
 
 
 def test_as_many_tokens_as_the_memory_can_cache_are_allowed_and_one_more_is_not(model, monkeypatch):

@@ -334,6 +334,9 @@ REFUSED = [
     *[(LLAMA_ENTRIES | {"rope_parameters": YARN | {"rope_type": "yarn", name: value}}, name) for name, value in [
         ("attention_factor", 3.0), ("truncate", False), ("truncate", None), ("partial_rotary_factor", 0.5),
     ]],
+    (LLAMA_ENTRIES | {"rope_scaling": {"factor": 4}}, "rope_scaling has factor without the type 'yarn'"),
+    *[(V3.to_hf() | {name: False}, f"{name}=False is not possible") for name in ("n_shared_experts", "q_lora_rank")],
+    (LLAMA_ENTRIES | {"x": [10**5000]}, "'x' (here (a number of thousands of digits, in the list))"),
     *[(LLAMA_ENTRIES | {"rope_scaling": scaling}, "rope_scaling=") for scaling in (40, "yarn", [40])],
 ]  # fmt: skip
 

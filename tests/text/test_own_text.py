@@ -43,7 +43,7 @@ def test_what_is_not_text_of_the_reader_s_own_is_skipped_and_counted(tmp_path):
     (tmp_path / "nowhere").symlink_to("absent")
     (tmp_path / "itself").symlink_to("itself")
     for model in ("checkpoint.safetensors", "model.safetensors", "model.safetensors.index.json"):
-        write(tmp_path / model.replace(".", "-"), ["report"])
+        write(tmp_path / model.replace(".", "-"), ["a long report"])
         (tmp_path / model.replace(".", "-") / model).touch()
     corpus = read_texts(tmp_path)
     assert everything(corpus) == texts
@@ -150,3 +150,25 @@ def test_what_is_no_text_is_refused_by_name(tmp_path, name, content, says):
         path.write_bytes(content)
     with pytest.raises(ValueError, match=says):
         read_texts(path)
+
+
+def test_a_text_of_which_no_tenth_can_be_held_out_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("123456789")
+    with pytest.raises(ValueError, match="9 characters of text are too few"):
+        read_texts(tmp_path)
+    (tmp_path / "a.txt").write_text("1234567890")
+    assert read_texts(tmp_path).validation == {"text": ["0"]}
+
+
+def test_hidden_files_are_not_even_looked_at(tmp_path, monkeypatch):
+    real = os.stat
+
+    def stat(path, *arguments, **options):
+        if ".secret" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    (tmp_path / ".secret").mkdir()
+    (tmp_path / "a.txt").write_text("1234567890")
+    monkeypatch.setattr(os, "stat", stat)
+    assert read_texts(tmp_path).skipped == "1 hidden"

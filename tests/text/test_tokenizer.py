@@ -146,6 +146,25 @@ def test_who_interrupts_the_training_does_not_wait_for_its_end():
     learned.set()
 
 
+@pytest.mark.parametrize("fails", ["the texts", "the backend"])
+def test_who_interrupts_a_training_that_has_failed_does_not_wait_at_all(fails):
+    class Failing:
+        def train_from_iterator(self, texts, trainer):
+            next(texts)
+            if fails == "the backend":
+                signal.raise_signal(signal.SIGINT)
+                raise RuntimeError
+            list(texts)
+
+    def texts():
+        yield "first"
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError
+
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        _train(Failing(), None, texts())
+
+
 # ---------------------------------------------------------------------------------------------------
 # Files
 

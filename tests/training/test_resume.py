@@ -162,7 +162,7 @@ def test_a_folder_serves_one_training_at_a_time_and_the_second_touches_nothing(t
     straight = small_trainer(steps=3).run()
 
     def meanwhile(record):
-        for attempt in (second.run, second.resume):
+        for attempt in (second.run, second.resume, first.resume):
             with pytest.raises(ValueError, match="is in use by another training"):
                 attempt()
 
@@ -171,7 +171,7 @@ def test_a_folder_serves_one_training_at_a_time_and_the_second_touches_nothing(t
     assert small_trainer(tmp_path, steps=3, save_every=1).resume() == [], "the lock ends with the run"
 
 
-@pytest.mark.parametrize("text", [b"of somebody else\n", b"null\n", b'{"step": 7}\n'])
+@pytest.mark.parametrize("text", [b"of somebody else\n", b"null\n", b'{"step": 7}\n', b"{}"])
 def test_a_log_of_something_else_is_left_alone(tmp_path, text):
     trainer = small_trainer(tmp_path)
     trainer.log.path.write_bytes(text)
@@ -185,9 +185,15 @@ def test_a_log_is_neither_written_through_a_link_nor_waited_for(tmp_path, make):
     trainer = small_trainer(tmp_path / "run")
     (tmp_path / "run").mkdir()
     make(trainer.log.path)
-    with pytest.raises(ValueError, match=r"is a link|is not a regular file|Is a directory"):
+    with pytest.raises(ValueError, match=r"it is a link|is not a regular file|Is a directory"):
         trainer.run()
     assert not (tmp_path / "run" / "elsewhere").exists()
+
+
+def test_a_first_line_that_a_crash_tore_is_no_obstacle(tmp_path):
+    trainer = small_trainer(tmp_path, steps=1)
+    trainer.log.path.write_bytes(b'{"st')
+    assert len(trainer.run()) == len(read_log(trainer.log.path)) == 1
 
 
 def lose_a_line(log: bytes) -> bytes:
@@ -213,6 +219,25 @@ def test_a_log_that_is_not_the_one_of_the_checkpoint_is_refused(tmp_path, change
     assert trainer.log.path.read_bytes() == changed
 
 
+def test_a_run_whose_log_misses_a_step_is_not_trained_on(tmp_path):
+    """Its checkpoint could never be resumed."""
+    full, ahead = small_trainer(tmp_path / "full"), small_trainer(tmp_path / "ahead")
+    with file_size_limit(1000), pytest.raises(OSError, match="too large"):
+        full.run()
+    ahead.train_step()
+    for trainer in (full, ahead):
+        with pytest.raises(ValueError, match="was changed meanwhile"):
+            trainer.run()
+
+
+def test_a_checkpoint_of_the_beginning_can_be_resumed_and_run(tmp_path):
+    trainer, straight = small_trainer(tmp_path), small_trainer()
+    with trainer.log:
+        trainer.save()
+    trainer.resume()
+    assert without_seconds(trainer.run()) == without_seconds(straight.run())
+
+
 def test_a_run_that_was_resumed_does_not_go_on_over_what_another_process_wrote_since(tmp_path):
     stopped = small_trainer(tmp_path, steps=4)
     with pytest.raises(TrainingInterrupted):
@@ -224,6 +249,10 @@ def test_a_run_that_was_resumed_does_not_go_on_over_what_another_process_wrote_s
     with pytest.raises(ValueError, match="was changed meanwhile"):
         late.run()
     assert read_log(other.log.path) == records
+    finished = other.log.path.read_bytes()
+    other.log.path.write_bytes(finished.replace(b"1", b"2"))  # of the same length
+    with pytest.raises(ValueError, match="was changed meanwhile"):
+        other.run()
 
 
 @pytest.mark.parametrize("room", [200, 1000, 100_000])  # for a part of a line, a line, but no checkpoint
