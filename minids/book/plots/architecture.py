@@ -147,7 +147,7 @@ def _attention(d: Diagram, c: ModelConfig, lit: set[str]) -> None:
     d.box(534, 134, 50, 26, "values", color=PARTS["attention"], lit=on, size=10)
     for x in (429, 501, 559, 608):
         d.line((x, 106 if x == 608 else 160), (x, 184), lit=on)
-    d.box(390, 184, 242, 26, "each query meets all keys before it", color=PARTS["attention"], lit=on, size=10)
+    d.box(390, 184, 242, 26, "each query attends to all keys before it", color=PARTS["attention"], lit=on, size=10)
     width = c.kv_lora_rank + c.qk_rope_head_dim
     d.text(632, 52, f"dashed: cached, {width} numbers", color=MUTED, size=10, ha="right")
 
