@@ -1,0 +1,219 @@
+"""The command line from outside: exit codes, what is printed where, and which files are there afterwards."""
+
+import json
+import os
+import signal
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_cli import FILES, SMALL, minids, minids_without, names_in, tensors_of, train
+from helpers_training import assert_bitwise_equal, other_value, small_corpus
+
+import minids as package
+from minids.device import best_dtype
+from minids.hub.load import load_pretrained
+from minids.text.tokenizer import Tokenizer
+from minids.training import trainer
+from minids.training.checkpoint import load_checkpoint
+from minids.training.config import TrainConfig
+from minids.training.log import read_log
+from minids.training.trainer import Trainer
+
+# ---------------------------------------------------------------------------------------------------
+# Help and count
+
+
+def test_the_package_gives_its_public_names_when_they_are_asked_for():
+    assert {getattr(package, name).__name__ for name in package.__all__} == set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        getattr(package, "absent")  # noqa: B009
+
+
+def test_help_names_every_command_and_every_setting(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    settings = [f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig)]
+    for command, words in {
+        "": ["train", "generate", "export", "count"],
+        "train": ["--config", "--data", "--out", "--resume", "--device", "--threads", *settings],
+        "generate": ["--prompt", "--tokens", "--temperature", "--top-k", "--seed"],
+        "export": ["--dtype", "bfloat16", "--overwrite"],
+        "count": ["--context", "deepseek-v3"],
+    }.items():
+        shown = minids(*command.split(), "--help")
+        assert shown.exit_code == 0
+        assert [word for word in words if word not in shown.stdout] == []
+        assert minids(*command.split(), "-h").stdout == shown.stdout
+    assert "Usage" in minids().output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["count", "deepseek-v3"]])
+def test_help_and_count_need_neither_torch_nor_pictures_nor_the_book(arguments, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    printed = minids_without("torch numpy matplotlib IPython minids.book", *arguments)
+    assert printed.splitlines()[2:] == minids(*arguments).stdout.splitlines()[2:], "all but the name of the program"
+
+
+def test_count_gives_the_published_numbers():
+    lines = minids("count", "deepseek-v3").stdout.splitlines()
+    numbers = {line[:28].strip(): line[28:].split()[0] for line in lines}
+    names = ("total", "active: body + head", "MTP, on top of the total", "cache per token, BF16", "training, per token")
+    assert [numbers[name] for name in names] == [
+        "671,026,419,200", "36,625,618,432", "11,610,068,224", f"{2 * 35_136:,}", "250.46",
+    ]  # fmt: skip
+    longer = minids("count", "deepseek-v3", "--context", 131072).stdout
+    assert f"{70_272 * 131_072 / 2**30:.2f} GiB at 131,072 tokens" in longer
+
+
+# ---------------------------------------------------------------------------------------------------
+# Training
+
+
+@pytest.mark.parametrize("field", fields(TrainConfig), ids=lambda field: field.name)
+def test_every_setting_is_an_option_and_reaches_the_run(folder, tmp_path, monkeypatch, field):
+    monkeypatch.chdir(tmp_path)  # where no run is
+    asked = []
+
+    def start_run(model_config, config, *_, **__):
+        asked.append(config)
+        raise ValueError("enough.")
+
+    monkeypatch.setattr("minids.training.run.start_run", start_run)
+    value = other_value(field)
+    values = value if isinstance(value, tuple) else (value,)
+    option = f"--{field.name.replace('_', '-')}"
+    result = minids("train", "--data", folder / "text.txt", "--device", "cpu", option, *values)
+    assert result.output == "minids: enough.\n"
+    dtype = {"dtype": best_dtype(torch.device("cpu"))}
+    assert asked == [TrainConfig(**dtype | {field.name: value})]
+    assert value != field.default
+
+
+def test_a_run_leaves_all_its_files_and_no_others_and_says_so(finished):
+    run, printed = finished, (finished.parent / "printed").read_text()
+    assert names_in(run) == FILES
+    assert all(name in printed for name in (*FILES, "held-out bits per byte", f"minids generate {run}"))
+    assert load_checkpoint(run / "checkpoint.safetensors").step == 3
+    assert [record["step"] for record in read_log(run / "log.jsonl")] == [0, 1, 2]
+    for name in ("loss.png", "experts.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    report = json.loads((run / "report.json").read_text())
+    assert (report["preset"], report["train"]["steps"]) == (str(run.parents[1] / "small.json"), 3)
+    assert set(report["bits_per_byte"]) == {"text", "all"}
+
+
+def test_a_dense_model_on_another_corpus_than_the_book_s_without_a_named_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minids.text.corpus.load_corpus", small_corpus)
+    result = minids("train", *SMALL, "--config", folder / "dense.json", "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "this corpus differs from the recorded one" in result.stdout
+    assert "experts.png" not in result.stdout
+    assert names_in(Path("runs/dense")) == FILES - {"experts.png"}
+    report = json.loads(Path("runs/dense/report.json").read_text())
+    assert set(report["samples"]) == {"prose", "code", "arithmetic"}
+    assert report["arithmetic_accuracy"] is not None
+
+
+# ---------------------------------------------------------------------------------------------------
+# Stopping and going on
+
+
+def test_resuming_a_finished_run_evaluates_it_again_and_trains_neither_model_nor_tokenizer(
+    folder, finished, monkeypatch
+):
+    before = {name: (finished / name).read_bytes() for name in FILES}
+    monkeypatch.delattr(Tokenizer, "train")
+    monkeypatch.delattr(Trainer, "train_step")
+    result = train(folder, "--out", finished, "--steps", 3, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "the run is complete" in result.stdout
+    after = {name: (finished / name).read_bytes() for name in names_in(finished)}
+    reports = [json.loads(files.pop("report.json")) for files in (before, after)]
+    assert after == before
+    assert reports[0] | {"seconds": 0} == reports[1] | {"seconds": 0}
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on_and_the_resumed_run_is_the_straight_one(
+    folder, finished, tmp_path, monkeypatch
+):
+    """`--resume` begins a run where there is none."""
+    monkeypatch.chdir(tmp_path)
+    run, steps, real = Path("runs/small"), iter(range(3)), trainer.update_weights
+
+    def update_weights(*arguments, **options):
+        if next(steps, None) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "update_weights", update_weights)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    result = train(folder, "--steps", 3, "--resume")
+    signal.signal(signal.SIGINT, before)
+    assert result.exit_code == 130, result.output
+    assert "stopped after step 2 of 3; saved" in result.stderr
+    assert "--resume" in result.stderr
+    assert load_checkpoint(run / "checkpoint.safetensors").step == 2
+    assert names_in(run) == {"checkpoint.safetensors", "tokenizer.json", "log.jsonl"}
+    result = train(folder, "--steps", 3, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "going on from step 2" in result.stdout
+    assert names_in(run) == FILES
+    assert_bitwise_equal(tensors_of(run), tensors_of(finished))
+    assert (run / "tokenizer.json").read_bytes() == (finished / "tokenizer.json").read_bytes()
+    losses = [[record["loss"] for record in read_log(out / "log.jsonl")] for out in (run, finished)]
+    assert losses[0] == losses[1]
+
+
+def test_a_diverged_run_exits_with_1_and_keeps_its_checkpoint(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/tiny")  # named after the preset
+    result = train(folder, "--config", "tiny", "--steps", 9, "--learning-rate", 1e30, "--save-every", 1)
+    assert result.exit_code == 1
+    (sentence,) = (line for line in result.stderr.splitlines() if line.startswith("minids: "))
+    words = ("diverged at step", "learning rate below 1e+30", f"The checkpoint in {run} is intact.")
+    assert all(word in sentence for word in words)
+    assert load_checkpoint(run / "checkpoint.safetensors").step == len(read_log(run / "log.jsonl"))
+    assert "report.json" not in names_in(run)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Generation and export
+
+
+def test_generate_continues_the_prompt_that_it_is_given(finished):
+    def text(*arguments, **options) -> str:
+        result = minids("generate", finished, "--tokens", 12, "--threads", 1, *arguments, **options)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    named = text("--prompt", "Line\n7 of größe")
+    assert named.startswith("Line\n7 of größe")
+    assert text("--prompt", "-", stdin="Line\n7 of größe") == named
+    assert text("--prompt", "") != named
+    sampled = [text("--temperature", 1, "--seed", seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert text("--seed", 1) == text("--seed", 2), "greedy"
+    assert len(minids("generate", "reference", "--tokens", 4).stdout) > len("Return the\n"), "the one that comes along"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_run_is_the_trained_model_with_its_report_and_writes_its_text(finished, tmp_path, dtype):
+    out, again = tmp_path / "model", tmp_path / "again"
+    result = minids("export", finished, out, "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    assert all(name in result.stdout for name in names_in(out))
+    trained = tensors_of(finished)
+    for name, tensor in load_pretrained(out).state_dict().items():
+        expected = trained[f"model.{name}"]
+        rounded = expected if dtype == "float32" or name.endswith("expert_bias") else expected.bfloat16().float()
+        assert torch.equal(tensor, rounded)
+    if dtype == "float32":
+        assert minids("generate", out, "--tokens", 8).stdout == minids("generate", finished, "--tokens", 8).stdout
+    assert minids("export", out, again).exit_code == 0
+    reports = [(folder / "report.json").read_text() for folder in (finished, out, again)]
+    assert json.loads(reports[0]) == json.loads(reports[1]) == json.loads(reports[2])
+    (again / "report.json").unlink()
+    assert minids("export", again, out, "--overwrite").exit_code == 0
+    assert "report.json" not in names_in(out), "of a model that has none"
