@@ -28,8 +28,8 @@ test: .venv/test.stamp
 
 # Every cell again, its output compared with the stored one; pictures by their text.
 notebooks: .venv/test.stamp
-	$(TEST_ENV) $(BIN)/python -m pytest --nbval chapters --nbval-sanitize-with tests/nbval.cfg \
-		--nbval-cell-timeout 600 -n 2 --dist loadscope -p no:cacheprovider
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m pytest --nbval chapters --nbval-sanitize-with tests/nbval.cfg \
+		--nbval-cell-timeout 600 -n 2 --dist loadscope -p no:cacheprovider -p nbval_kernels
 
 # Every cell three times more, compared as strictly: digits must survive other processors, which round differently.
 portable: .venv/test.stamp

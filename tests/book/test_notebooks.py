@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import nbval_kernels
 import pytest
 from nbformat import v4
 
@@ -149,3 +150,19 @@ def test_nbval_finds_a_changed_digit_and_overlooks_only_measured_times(tmp_path)
     no_other_plugins = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they take seconds to load
     said = subprocess.run(command, cwd=tmp_path, env=no_other_plugins, capture_output=True, text=True).stdout
     assert re.findall(r"(?m)^(PASSED|FAILED) .*Cell (\d)", said) == [("PASSED", "0"), ("PASSED", "2"), ("FAILED", "1")]
+
+
+@pytest.mark.parametrize("deaths", range(nbval_kernels.TIMES + 1))
+def test_a_kernel_that_dies_at_its_start_gets_other_chances(deaths):
+    waiting = [RuntimeError("Kernel died")] * deaths
+
+    def start(kernel_name):
+        if waiting:
+            raise waiting.pop()
+        return kernel_name
+
+    if deaths < nbval_kernels.TIMES:
+        assert nbval_kernels.again(start)(kernel_name="python3") == "python3"
+    else:
+        with pytest.raises(RuntimeError, match="Kernel died"):
+            nbval_kernels.again(start)(kernel_name="python3")
