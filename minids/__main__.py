@@ -14,7 +14,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from minids.training.run import Run
 
 LONGEST_LINE = 600  # characters of a refusal
+LONGEST_PROMPT = 100_000  # characters that are read from standard input
 OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")  # how torch says it
 
 app = typer.Typer(
@@ -99,11 +102,13 @@ def train(
     """Train a model from scratch, evaluate it, and write weights, log, pictures and report to a folder."""
     began = time.perf_counter()
     with _told_in_one_sentence(train):
-        from minids.device import best_dtype, choose_device
-        from minids.text.corpus import CORPUS_SHA256, load_corpus
-        from minids.text.own_text import read_texts
-        from minids.training.run import RUN_FILES, check_start, start_run
+        with _killed_by_ctrl_c():
+            import matplotlib  # noqa: F401, a wrong setting of the reader's is told now and not after the training
 
+            from minids.device import best_dtype, choose_device
+            from minids.text.corpus import CORPUS_SHA256, load_corpus
+            from minids.text.own_text import read_texts
+            from minids.training.run import RUN_FILES, check_start, start_run
         _set_up(threads)
         torch_device = choose_device(device)
         model_config = _read_config(config)
@@ -129,8 +134,11 @@ def train(
         _describe(run)
         _train(run)
         typer.echo("evaluating on held-out text ...")
-        report = {"preset": config} | run.report() | {"seconds": time.perf_counter() - began + seconds_before}
-        _write_results(run, report)
+        try:
+            report = {"preset": config} | run.report() | {"seconds": time.perf_counter() - began + seconds_before}
+            _write_results(run, report)
+        except KeyboardInterrupt:
+            _stop("the trained run is saved. To evaluate it, run the same command with --resume.", 130)
 
 
 @app.command("generate")
@@ -148,14 +156,14 @@ def generate_text(
 ):
     """Continue a prompt with a trained model."""
     with _told_in_one_sentence(generate_text, max_new_tokens="tokens"):
-        from minids.inference.generate import generate
-        from minids.training.report import printable
-        from minids.training.run import load_run
-
+        with _killed_by_ctrl_c():
+            from minids.inference.generate import generate
+            from minids.training.report import printable
+            from minids.training.run import load_run
         _set_up(threads)
         require_whole("tokens", tokens)
         model, tokenizer = load_run(_find(_path("run", run)))
-        text = sys.stdin.read() if prompt == "-" else prompt
+        text = _read_stdin() if prompt == "-" else prompt
         ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
         ends = {tokenizer.end_of_text}
         if ends <= set(model.config.end_of_text_ids):  # else the configuration was not made for this tokenizer
@@ -163,7 +171,7 @@ def generate_text(
         out = generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=sorted(ends))
         new = [token for token in out.new_tokens.tolist() if token not in ends]
         continued = text + tokenizer.decode(new)
-        typer.echo(printable(continued) if sys.stdout.isatty() else continued)
+        typer.echo(printable(continued) if sys.stdout and sys.stdout.isatty() else continued)
 
 
 @app.command()
@@ -178,11 +186,11 @@ def export(
 ):
     """Write a trained model in the released layout, as load_pretrained, transformers and others read it."""
     with _told_in_one_sentence(export):
-        import torch
+        with _killed_by_ctrl_c():
+            import torch
 
-        from minids.hub.save import save_pretrained
-        from minids.training.run import load_run
-
+            from minids.hub.save import save_pretrained
+            from minids.training.run import load_run
         require("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES))
         source, target = _find(_path("run", run)), _path("folder", folder)
         model, tokenizer = load_run(source)
@@ -255,6 +263,26 @@ def _told_in_one_sentence(command: Callable, **options: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         _stop("there is not enough memory.", 1)
+
+
+@contextmanager
+def _killed_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: an import that is interrupted leaves half a package, and other errors."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _read_stdin() -> str:
+    text = sys.stdin.read(LONGEST_PROMPT + 1) if sys.stdin else ""
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"the prompt on standard input is too long: it may have {LONGEST_PROMPT:,} characters.")
+    return text
 
 
 def _said(error: OSError) -> str:

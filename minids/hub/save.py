@@ -94,6 +94,10 @@ def _require_target(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} holds {stranger}, which is no part of a saved model: choose another folder.")
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds no config.json, so it is no saved model: choose another folder.")
+    try:
+        ModelConfig.from_hf(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder} is no saved model: choose another folder. ({error})") from None
     if not overwrite:
         raise ValueError(f"{folder} holds a saved model: choose another folder, or pass overwrite=True (--overwrite).")
 

@@ -30,7 +30,7 @@ def read_texts(path: str | Path, leave_out: Iterable[str | Path] = ()) -> Corpus
     for file in _files(path, leave_out, skipped):
         text = _read_text(file)
         if text is None and file == path:
-            raise ValueError(f"{path} is not UTF-8 text: {WANTED}.")
+            raise ValueError(f"{path} is not UTF-8 text, or has a NUL character: {WANTED}.")
         if text is None:
             skipped["not UTF-8 text"] += 1
         elif text and not text.isspace():
@@ -48,7 +48,7 @@ def _split(documents: list[str]) -> tuple[dict[str, list[str]], dict[str, list[s
         tenth = len(text) - len(text) // 10
         cut = text.rfind("\n", len(text) // 2, tenth) + 1 or tenth  # at the end of a line, if there are lines
         if not text[cut:]:
-            raise ValueError(f"{len(text)} characters of text are too few: a tenth of them is held out.")
+            raise ValueError(f"a text of {len(text)} characters is too short: a tenth of them is held out.")
         return {"text": [text[:cut]]}, {"text": [text[cut:]]}
     cut = len(documents) - len(documents) // 10
     return {"text": documents[:cut]}, {"text": documents[cut:]}

@@ -91,7 +91,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise ValueError(f"{path} is damaged: {error}.") from None
     if metadata.pop("sha256") != _digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: it no longer holds what was written, so the run must begin again.")
-    return Checkpoint(int(metadata["step"]), json.loads(metadata["settings"]), metadata["log_sha256"], tensors)
+    try:
+        step, settings, log_sha256 = int(metadata["step"]), json.loads(metadata["settings"]), metadata["log_sha256"]
+        if step < 0 or not isinstance(settings, dict):
+            raise ValueError
+    except (LookupError, ValueError, RecursionError):
+        raise ValueError(f"{path} is no checkpoint of a run: `minids train` writes one.") from None
+    return Checkpoint(step, settings, log_sha256, tensors)
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

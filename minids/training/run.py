@@ -181,5 +181,11 @@ def _sha256(tokenizer: Tokenizer) -> str:
 
 def _require_own(path: Path, tokenizer: Tokenizer) -> None:
     """Raise ValueError if there is another tokenizer, of something else or of a run that died early."""
-    if path.exists() and _sha256(Tokenizer.load(path)) != _sha256(tokenizer):
+    if not path.exists():
+        return
+    try:
+        same = _sha256(Tokenizer.load(path)) == _sha256(tokenizer)
+    except ValueError:
+        same = False
+    if not same:
         raise ValueError(f"{path} is another tokenizer than this run's: choose another folder (--out), or remove it.")

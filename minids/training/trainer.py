@@ -179,8 +179,11 @@ class Trainer:
             if ours != theirs and name.startswith("environment."):
                 differences.append(f"{name.removeprefix('environment.')} was {theirs} and is {ours}")
             elif ours != theirs:
+                what = f"{name}={quoted(theirs)}, not {quoted(ours)}"
+                if name.endswith("_sha256"):  # a digest tells a reader nothing
+                    what = f"another {'text' if name == 'corpus_sha256' else name.removesuffix('_sha256')}"
                 raise ValueError(
-                    f"{self.checkpoint_path} was made with {name}={quoted(theirs)}, not {quoted(ours)}: "
+                    f"{self.checkpoint_path} was made with {what}: "
                     "resume with the same settings or choose another folder."
                 )
         checkpoint.check(self.model, self.optimizer)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -217,3 +219,10 @@ def test_an_exported_run_is_the_trained_model_with_its_report_and_writes_its_tex
     (again / "report.json").unlink()
     assert minids("export", again, out, "--overwrite").exit_code == 0
     assert "report.json" not in names_in(out), "of a model that has none"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_a_process_without_standard_streams_is_told_nothing_about_python(finished, closed):
+    command = f"{sys.executable} -m minids generate '{finished}' --tokens 2 --prompt - {closed}"
+    ended = subprocess.run(["bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")

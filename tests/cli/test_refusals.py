@@ -32,6 +32,8 @@ def refused(folder, finished) -> Path:
     shutil.copytree(finished, folder / "retokenized", copy_function=os.link)
     (folder / "retokenized" / "tokenizer.json").unlink()
     shutil.copy(folder / "tokenizer" / "tokenizer.json", folder / "retokenized")
+    (folder / "somebody").mkdir()
+    (folder / "somebody" / "config.json").write_text('{"my": "settings"}')
     (folder / "log").mkdir()
     (folder / "log" / "log.jsonl").write_text("of something else")
     (folder / "other.txt").write_text((folder / "text.txt").read_text().replace("small", "large"))
@@ -99,12 +101,14 @@ REFUSED = {
     f"{TRAIN} --out new/run": "new/run already holds a run: go on with it (--resume)",
     "export new/run new/run --overwrite": "new/run",
     "export exported exported": "overwrite",
+    "export new/run somebody --overwrite": "somebody is no saved model",
+    "generate new/run --prompt -": "the prompt on standard input is too long",
     # Another run than the one in the folder
     f"{RESUME} --steps 4": "train.steps=3, not 4",
     f"{RESUME} --seed 1": "train.seed=0, not 1",
     f"{RESUME} --config mini-dense": "model.",
-    f"{RESUME} --data other.txt": "corpus_sha256",
-    f"{RESUME} --out retokenized": "tokenizer_sha256",
+    f"{RESUME} --data other.txt": "was made with another text",
+    f"{RESUME} --out retokenized": "was made with another tokenizer",
     "generate retokenized": "is not the one that this run was trained with",
     f"{RESUME} --out missing-log.jsonl": "missing-log.jsonl/log.jsonl does not exist",
     **{f"{RESUME} --out {kind}-log.jsonl": "does not hold the 3 steps" for kind in ("empty", "garbage")},
@@ -118,7 +122,7 @@ def test_what_cannot_be_done_is_told_in_one_sentence_and_nothing_is_written(refu
 
     monkeypatch.chdir(refused)
     before = everything()
-    result = minids(*command.split(" "))
+    result = minids(*command.split(" "), stdin="a" * 100_001)
     assert result.exit_code == 2, result.output
     assert result.output.startswith("minids: ")
     assert result.output.count("\n") == 1

@@ -136,7 +136,11 @@ def test_fewer_than_ten_files_are_joined_and_hold_out_their_last_lines_whole(tmp
         ("absent.txt", None, "absent.txt does not exist"),
         ("blank.txt", b" \n\t\n", "holds no text"),
         ("mark.txt", b"\xef\xbb\xbf", "holds no text"),
-        ("picture.png", b"\x89PNG\r\n\x1a\n\0\0", "picture.png is not UTF-8 text: give a UTF-8 text file"),
+        (
+            "picture.png",
+            b"\x89PNG\r\n\x1a\n\0\0",
+            "or has a NUL character: give a UTF-8 text file",
+        ),
         ("binary.dat", b"ab\0cd", "binary.dat is not UTF-8 text"),
         ("utf16.txt", "text".encode("utf-16"), "utf16.txt is not UTF-8 text"),
         ("pipe", os.mkfifo, "pipe is neither file nor folder"),
@@ -154,7 +158,7 @@ def test_what_is_no_text_is_refused_by_name(tmp_path, name, content, says):
 
 def test_a_text_of_which_no_tenth_can_be_held_out_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("123456789")
-    with pytest.raises(ValueError, match="9 characters of text are too few"):
+    with pytest.raises(ValueError, match="a text of 9 characters is too short"):
         read_texts(tmp_path)
     (tmp_path / "a.txt").write_text("1234567890")
     assert read_texts(tmp_path).validation == {"text": ["0"]}

@@ -10,7 +10,7 @@ import torch
 from helpers_training import assert_bitwise_equal, file_size_limit, moments, small_trainer, state
 from safetensors.torch import save_file
 
-from minids.training.checkpoint import load_checkpoint, save_checkpoint
+from minids.training.checkpoint import _digest, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,20 @@ def test_a_checkpoint_in_which_anything_was_changed_is_damaged(trained, tmp_path
     changed = json.dumps(header).encode()
     (tmp_path / "c").write_bytes(len(changed).to_bytes(8, "little") + changed + values)
     with pytest.raises(ValueError, match="/c is damaged: it no longer holds what was written"):
+        load_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"step": None}, {"step": "x"}, {"step": "-5"}, {"step": "9" * 5000}, {"settings": "[]"}, {"settings": "["},
+     {"settings": "[" * 10**5}, {"log_sha256": None}],
+)  # fmt: skip
+def test_metadata_that_minids_would_not_write_are_refused_even_with_their_digest(trained, tmp_path, changes):
+    metadata = {"step": "2", "settings": "{}", "log_sha256": ""} | changes
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    tensors = {"a": torch.zeros(2)}
+    save_file(tensors, tmp_path / "c", metadata | {"sha256": _digest(tensors, metadata)})
+    with pytest.raises(ValueError, match="/c is no checkpoint of a run"):
         load_checkpoint(tmp_path / "c")
 
 

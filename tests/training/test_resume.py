@@ -135,7 +135,7 @@ THETA, YARN = {"model": {"rope_theta": 2.0}}, {"model": {"rope_scaling": {"facto
     ("theirs", "ours", "changes", "named"),
     [
         *(({}, {}, {f.name: other_value(f)}, f"train.{f.name}=") for f in fields(TrainConfig)),
-        ({"corpus_sha256": "a"}, {"corpus_sha256": "b"}, {}, "corpus_sha256='a', not 'b'"),
+        ({"corpus_sha256": "a"}, {"corpus_sha256": "b"}, {}, "another text"),
         ({}, THETA, {}, "model.rope_theta=None, not 2.0"),
         (THETA, {}, {}, "model.rope_theta=2.0, not None"),
         ({"model": {"rope_scaling": None}}, YARN, {}, "model.rope_scaling"),
