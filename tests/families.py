@@ -1,14 +1,28 @@
-"""Random small configurations of each family, as entries that this library and transformers know by the same names."""
+"""Small configurations of each family, as entries that this library and transformers know by the same names."""
 
+import json
 import random
 
 import hf_oracle  # noqa: F401, it makes the family "deepseek" known to AutoConfig
+from configurations import DENSE, MLA, MOE
 from transformers import AutoConfig, PreTrainedConfig
 
 from minids.model.config import ModelConfig, YarnScaling
 
+# One small configuration of each family.
+SOFTMAX = dict(scoring_func="softmax", topk_method="greedy", norm_topk_prob=False)
+LLAMA = ModelConfig(**DENSE, head_dim=16)
+DEEPSEEK = ModelConfig(**MOE, **SOFTMAX)
+V2 = ModelConfig(**(MLA | MOE), **SOFTMAX, n_shared_experts=2)
+V3 = ModelConfig(**(MLA | MOE), n_shared_experts=1)
+FAMILY = {LLAMA: "llama", DEEPSEEK: "deepseek", V2: "deepseek_v2", V3: "deepseek_v3"}
+
 # No 0: beside one transformers passes over the other, DeepSeek's own code does not, and we name no family.
 MSCALES = [{}, *[dict(mscale=a, mscale_all_dim=b) for a, b in ((1.0, 1.0), (0.7, 0.7), (1.0, 0.5), (0.6, 1.4))]]
+
+
+def on_disk(entries: dict) -> dict:
+    return json.loads(json.dumps(entries))
 
 
 def draw_body(rng: random.Random) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from helpers_training import small_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from minids.quantization.fp8 import dequantize_blocks, scale_shape
 
 # Layer 0 is dense, layer 1 has 8 experts, layer 2 is the MTP module.
 SMALL = small_config(vocab_size=300)
@@ -70,3 +73,19 @@ def refusal(act: Callable, folder: Path, **options) -> str:
     assert torch.equal(torch.get_rng_state(), random_state)
     assert contents(folder.parent) == before
     return message
+
+
+SCALE = EXPERT + "_scale_inv"
+
+
+def quantize_folder(folder: Path, block: tuple[int, int], layers: str) -> dict:
+    """Store matrices in FP8 with any scales; return by name what they then stand for."""
+    tensors, meant = load_file(folder / "model.safetensors"), {}
+    for name in [name for name in tensors if re.fullmatch(layers, name)]:
+        values, scale = tensors[name].to(torch.float8_e4m3fn), torch.rand(scale_shape(tensors[name].shape, block))
+        tensors |= {name: values, f"{name}_scale_inv": scale}
+        meant[name] = dequantize_blocks(values, scale, block)
+    save_file(tensors, folder / "model.safetensors")
+    entry = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(block)}
+    change_json(folder / "config.json", quantization_config=entry)
+    return meant

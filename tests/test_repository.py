@@ -22,7 +22,7 @@ MODULES = {
 # From the ground up. A room may import from itself and from what stands before it; nothing imports `minids` itself.
 ROOMS = (
     "files", "device", "validation", "units", "tensors",
-    "model", "quantization", "cost", "text", "inference", "hub", "parallel", "training", "book",
+    "model", "quantization", "cost", "text", "inference", "hub", "parallel", "training", "book", "cli",
 )  # fmt: skip
 
 

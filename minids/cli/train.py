@@ -1,0 +1,157 @@
+"""`minids train`: read the text, train with a progress bar, evaluate, and write the results into the run's folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minids.cli.arguments import path_of, read_config, set_up, with_options_of
+from minids.cli.errors import killed_by_ctrl_c, sentence_of, stop, told_in_one_sentence
+from minids.cost.parameters import count_parameters
+from minids.files import atomic_path, write_atomically
+from minids.model.config import ModelConfig
+from minids.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from minids.text.corpus import Corpus
+    from minids.training.run import Run
+
+
+@with_options_of(TrainConfig)
+def train(
+    config: Annotated[str, typer.Option(help="A preset (see `minids count --help`) or a config.json.")] = "mini",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own text: a UTF-8 file or a folder; its last tenth is held out. Default: the book's corpus.",
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run. Default: runs/NAME_OF_THE_PRESET.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the folder, if there is one.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or mps. Default: cuda if there is one, else cpu.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
+    **settings,
+):
+    """Train a model from scratch, evaluate it, and write weights, log, pictures and report to a folder."""
+    began = time.perf_counter()
+    with told_in_one_sentence(train):
+        with killed_by_ctrl_c():
+            import matplotlib  # noqa: F401, a wrong setting of the reader's is told now and not after the training
+
+            from minids.device import best_dtype, choose_device
+            from minids.training.run import check_start, start_run
+        set_up(threads)
+        torch_device = choose_device(device)
+        model_config = read_config(config)
+        given = {name: value for name, value in settings.items() if value is not None}
+        train_config = TrainConfig(**{"dtype": best_dtype(torch_device)} | given)
+        name = config if config in ModelConfig.preset_names() else Path(config).stem
+        folder = path_of("out", out) or Path("runs") / name
+        text = path_of("data", data)
+        check_start(model_config, train_config, folder, resume, torch_device)
+        corpus = _read_corpus(text, folder)
+        run = start_run(model_config, train_config, corpus, folder, device=torch_device, resume=resume)
+        seconds_before = run.trainer.seconds
+        for difference in run.differences:
+            typer.echo(f"{difference}: the run goes on, but its last bits may differ.")
+        _describe(run)
+        _train(run)
+        typer.echo("evaluating on held-out text ...")
+        try:
+            report = {"preset": config} | run.report() | {"seconds": time.perf_counter() - began + seconds_before}
+            _write_results(run, report)
+        except KeyboardInterrupt:
+            stop("the trained run is saved. To evaluate it, run the same command with --resume.", 130)
+
+
+def _read_corpus(text: Path | None, folder: Path) -> Corpus:
+    """Return the reader's own text, without what the run itself wrote into its folder, or else the book's corpus."""
+    from minids.text.corpus import CORPUS_SHA256, load_corpus
+    from minids.text.own_text import read_texts
+    from minids.training.run import RUN_FILES
+
+    if text is not None:
+        corpus = read_texts(text, leave_out=[folder, *(folder / name for name in RUN_FILES)])
+        if corpus.skipped:
+            typer.echo(f"skipped in {text}: {corpus.skipped}")
+        return corpus
+    typer.echo("reading the corpus ...")
+    corpus = load_corpus()
+    if corpus.sha256 != CORPUS_SHA256:
+        typer.echo("this corpus differs from the recorded one: the figures of the book do not apply to it.")
+    return corpus
+
+
+def _describe(run: Run) -> None:
+    import torch
+
+    parameters, config = count_parameters(run.model.config), run.trainer.config
+    typer.echo(
+        f"{parameters.total:,} parameters, {parameters.active:,} active per token, {parameters.mtp:,} more in MTP; "
+        f"{config.steps} steps of {config.batch_size} x {config.sequence_length} tokens, "
+        f"{config.dtype} on {run.trainer.device} with {torch.get_num_threads()} threads"
+    )
+    if run.trainer.step == config.steps:
+        typer.echo("the run is complete")
+    elif run.trainer.step:
+        typer.echo(f"going on from step {run.trainer.step}")
+
+
+def _train(run: Run) -> None:
+    """Train with a progress bar; leave with an exit code if the run was stopped or diverged."""
+    from tqdm import tqdm
+
+    from minids.training.trainer import TrainingDiverged, TrainingInterrupted
+
+    trainer, config = run.trainer, run.trainer.config
+    tokens_per_step = config.batch_size * config.sequence_length
+    with tqdm(
+        total=config.steps * tokens_per_step, initial=trainer.step * tokens_per_step, unit="tok", unit_scale=True
+    ) as bar:
+
+        def show(record: dict) -> None:
+            bar.update(tokens_per_step)
+            by_domain = "  ".join(f"{domain} {value:.2f}" for domain, value in record["bits_per_byte"].items())
+            bar.set_postfix_str(f"step {record['step'] + 1}  bits per byte: {by_domain}", refresh=False)
+
+        try:
+            trainer.run(show)
+        except TrainingInterrupted as reason:
+            bar.close()
+            typer.echo(f"{reason}; saved. To go on, run the same command with --resume.", err=True)
+            raise typer.Exit(130) from None
+        except (TrainingDiverged, OSError) as reason:
+            bar.close()
+            what = f"training diverged at {reason}" if isinstance(reason, TrainingDiverged) else sentence_of(reason)
+            kept = f" The checkpoint in {trainer.folder} is intact." if trainer.checkpoint_path.exists() else ""
+            stop(f"{what}.{kept}", 1)
+
+
+def _write_results(run: Run, report: dict) -> None:
+    """Write report and pictures into the folder of the run, and print the report."""
+    from minids.training.report import format_report
+    from minids.training.run import RUN_FILES
+
+    folder, records = run.trainer.folder, run.trainer.records
+    write_atomically(folder / "report.json", json.dumps(report, indent=2, default=float) + "\n")
+    from minids.book.plots.c10_training import draw_expert_load, draw_loss  # after the report is safe
+
+    pictures = {"loss.png": draw_loss(records, report)}
+    if report["max_violation"] is not None:
+        pictures["experts.png"] = draw_expert_load(records, run.model.config.moe_layer_names())
+    for name, figure in pictures.items():
+        with atomic_path(folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+    typer.echo(format_report(report))
+    files = ", ".join(name for name in RUN_FILES if (folder / name).exists())
+    typer.echo(f"\n{report['seconds']:.0f} seconds in all. In {folder}/: {files}.")
+    typer.echo(f'Next: minids generate {shlex.quote(str(folder))} --prompt "Return the"')
