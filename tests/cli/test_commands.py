@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from helpers_cli import FILES, SMALL, minids, minids_without, names_in, tensors_of, train
 from helpers_training import assert_bitwise_equal, other_value, small_corpus
+from safetensors.torch import load_file, save_file
 
 import minids as package
 from minids.device import best_dtype
@@ -226,3 +228,54 @@ def test_a_process_without_standard_streams_is_told_nothing_about_python(finishe
     command = f"{sys.executable} -m minids generate '{finished}' --tokens 2 --prompt - {closed}"
     ended = subprocess.run(["bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+INTERRUPTED = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of the background ignores it
+runpy.run_module("minids", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_ctrl_c_while_packages_load_ends_the_process_at_once(tmp_path):
+    """In place of the first package stands one that presses it."""
+    (tmp_path / "matplotlib.py").write_text("import signal; signal.raise_signal(signal.SIGINT); print('went on')")
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "train", "--out", tmp_path / "run"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_after_the_training_says_that_the_run_is_saved(folder, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minids.training.run.make_report", interrupted)
+    result = train(folder, "--out", tmp_path / "run", "--steps", 1)
+    assert result.exit_code == 130
+    assert "minids: the trained run is saved. To evaluate it, run the same command with --resume." in result.stderr
+    monkeypatch.undo()
+    assert train(folder, "--out", tmp_path / "run", "--steps", 1, "--resume").exit_code == 0
+
+
+def test_a_wrong_setting_of_matplotlib_is_told_before_the_training(folder, tmp_path):
+    command = [sys.executable, "-m", "minids", "train", "--data", folder / "text.txt", "--out", tmp_path / "run"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "foo"})
+    assert ended.returncode == 2
+    assert re.fullmatch("minids: .*'foo'.*\n", ended.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_model_without_the_mtp_that_its_configuration_names_is_used_with_a_word_about_it(finished, tmp_path):
+    assert minids("export", finished, tmp_path / "model").exit_code == 0
+    weights = tmp_path / "model" / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(weights).items() if ".layers.2." not in name}
+    save_file(kept, weights)
+    result = minids("generate", tmp_path / "model", "--tokens", 2)
+    assert result.exit_code == 0
+    assert (
+        result.stderr
+        == f"minids: {tmp_path / 'model'} holds nothing of the MTP modules: the model is loaded without.\n"
+    )

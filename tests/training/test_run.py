@@ -1,10 +1,14 @@
 """A run assembled: what it starts from, where it goes on from, and what it leaves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from helpers_training import assert_bitwise_equal, small_config, small_corpus, small_train_config, small_trainer, state
 
+from minids.device import peak_bytes
+from minids.hub.reference import REFERENCE
 from minids.text.tokenizer import Tokenizer
 from minids.training.run import load_run, start_run
 from minids.training.trainer import language_model_loss
@@ -92,3 +96,23 @@ def test_a_checkpoint_that_names_no_model_is_refused(tmp_path):
     small_trainer(tmp_path).save()
     with pytest.raises(ValueError, match="holds a checkpoint without a configuration"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("model", [str(REFERENCE), ["a"], None])
+def test_what_a_checkpoint_says_of_its_model_is_no_path(tmp_path, model):
+    start_run(MODEL, CONFIG, CORPUS, tmp_path)
+    small_trainer(tmp_path, settings={"model": model}).save()
+    with pytest.raises(ValueError, match="holds a checkpoint without a configuration"):
+        load_run(tmp_path)
+
+
+def test_a_checkpoint_that_says_it_is_larger_than_it_is_takes_no_memory(tmp_path):
+    run = start_run(MODEL, CONFIG, CORPUS, tmp_path)
+    larger = {"model": replace(MODEL, hidden_size=2**20).to_hf()}
+    trainer = small_trainer(tmp_path, settings=run.trainer.settings | larger)
+    trainer.settings["tokenizer_sha256"] = run.trainer.settings["tokenizer_sha256"]
+    trainer.save()
+    before = peak_bytes()
+    with pytest.raises(ValueError, match=r"has shape .* in the checkpoint"):
+        load_run(tmp_path)
+    assert peak_bytes() < before + 2**28, "its embedding alone would take 2 GiB"
