@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,22 @@ def test_a_diverged_run_exits_with_1_and_keeps_its_checkpoint(folder, tmp_path, 
     assert "report.json" not in names_in(run)
 
 
+def test_a_disk_that_fills_up_during_the_training_leaves_the_last_checkpoint(folder, tmp_path, monkeypatch):
+    real = Trainer.save
+
+    def save(self):
+        if self.step == 2:
+            raise OSError(28, "No space left on device", str(self.checkpoint_path))
+        real(self)
+
+    monkeypatch.setattr(Trainer, "save", save)
+    result = train(folder, "--out", tmp_path / "run", "--steps", 3, "--save-every", 1)
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("minids: "))
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    assert (result.exit_code, load_checkpoint(file).step) == (1, 1)
+    assert line == f"minids: No space left on device: {file}. The checkpoint in {file.parent} is intact."
+
+
 # ---------------------------------------------------------------------------------------------------
 # Generation and export
 
@@ -230,6 +247,18 @@ def test_a_process_without_standard_streams_is_told_nothing_about_python(finishe
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("out", [".", "run"])
+def test_a_run_in_the_folder_of_its_text_goes_on_and_what_is_no_text_is_counted(folder, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(folder / "text.txt", ".")
+    Path("picture.png").write_bytes(b"\x89PNG\0")
+    for resume in ([], ["--resume"]):
+        result = train(folder, "--data", ".", "--out", out, "--steps", 1, *resume)
+        assert result.exit_code == 0, result.output
+        assert "skipped in .: 1 not UTF-8 text\n" in result.stdout
+    assert "the run is complete" in result.stdout
+
+
 INTERRUPTED = """
 import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of the background ignores it
@@ -260,7 +289,8 @@ def test_ctrl_c_after_the_training_says_that_the_run_is_saved(folder, tmp_path, 
 
 
 def test_a_wrong_setting_of_matplotlib_is_told_before_the_training(folder, tmp_path):
-    command = [sys.executable, "-m", "minids", "train", "--data", folder / "text.txt", "--out", tmp_path / "run"]
+    options = ["--config", "tiny", "--steps", "1", "--data", folder / "text.txt", "--out", tmp_path / "run"]
+    command = [sys.executable, "-m", "minids", "train", *options]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "foo"})
     assert ended.returncode == 2
     assert re.fullmatch("minids: .*'foo'.*\n", ended.stderr)

@@ -30,6 +30,8 @@ def refused(folder, finished) -> Path:
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text(Tokenizer.train(["something else"], 260).to_json())
     shutil.copytree(finished, folder / "retokenized", copy_function=os.link)
+    (folder / "unreadable").mkdir()
+    (folder / "unreadable" / "tokenizer.json").write_text("{")
     (folder / "retokenized" / "tokenizer.json").unlink()
     shutil.copy(folder / "tokenizer" / "tokenizer.json", folder / "retokenized")
     (folder / "somebody").mkdir()
@@ -60,6 +62,7 @@ REFUSED = {
     "count deepseek-v9": "'deepseek-v9' is neither a file nor a preset: the presets are ",
     f"{TRAIN} --config deepseek-v9": "'deepseek-v9'",
     f"{TRAIN} --data absent.txt": "absent.txt does not exist",
+    f"{TRAIN} --data {'y' * 5000}": "yyy cannot be read: File name too long",
     "generate absent": "absent holds neither a run (checkpoint.safetensors) nor a saved model",
     "export absent model": "absent holds neither a run",
     **{f"count bad{i}.json": word for i, word in enumerate(("bad0.json", "bad1.json", "bad2.json", "gpt2", ""))},
@@ -97,6 +100,7 @@ REFUSED = {
     f"{TRAIN} --out exported": "exported holds a saved model",
     f"{TRAIN} --out results": "results holds report.json of something else",
     f"{TRAIN} --out tokenizer": "tokenizer.json is another tokenizer than this run's",
+    f"{TRAIN} --out unreadable": "tokenizer.json is another tokenizer than this run's",
     f"{TRAIN} --out log": "log.jsonl is not the log of a run",
     f"{TRAIN} --out new/run": "new/run already holds a run: go on with it (--resume)",
     "export new/run new/run --overwrite": "new/run",
