@@ -1,15 +1,15 @@
 """minids: DeepSeek-V3, rebuilt in miniature.
 
-The names below are loaded when they are first used, so that `minids count` need not wait for torch.
+The names below are imported when they are first used, so that `minids count` runs without importing torch.
 """
 
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# Between two operations torch's threads (of GNU's OpenMP) wait for each other. They spin, which is fast on a quiet
-# machine and slow where another program wants the core, and then they sleep, from which they wake up slowly. Torch's
-# default spins for long; this is a compromise (minids/device.py has the times). It is read when torch is loaded.
+# Torch's threads (GNU OpenMP) wait for each other between operations. They first spin, which is fast on a quiet machine
+# but takes the core from other programs, and then sleep, from which waking up is slow. Torch's default spins for a long
+# time; this is a compromise (times in minids/device.py). Torch reads the variable when it is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 

@@ -1,7 +1,7 @@
 """The command line: `minids train`, `minids generate`, `minids export`, `minids count`.
 
-Each command is a call into a room of the library, which is loaded only then: help and `count` do not wait for torch.
-`train` has a file of its own, cli/train.py.
+Each command imports the part of the library that it calls only when it runs, so help and `count` do not import torch.
+`train` is defined in cli/train.py.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ app.command()(train)
 def generate_text(
     run: Annotated[
         str,
-        typer.Argument(help="Folder of a run or of an exported model; `reference`: the one that comes along."),
+        typer.Argument(help="Folder of a run or of an exported model, or `reference` for the bundled model."),
     ] = "runs/mini",
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")] = "Return the",
-    tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = 0.0,
+    tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token; higher: more varied.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens only.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
@@ -58,7 +58,7 @@ def generate_text(
         text = read_stdin() if prompt == "-" else prompt
         ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
         ends = {tokenizer.end_of_text}
-        if ends <= set(model.config.end_of_text_ids):  # else the configuration was not made for this tokenizer
+        if ends <= set(model.config.end_of_text_ids):  # otherwise the configuration belongs to another tokenizer
             ends = set(model.config.end_of_text_ids)
         out = generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=sorted(ends))
         new = [token for token in out.new_tokens.tolist() if token not in ends]
@@ -70,13 +70,13 @@ def generate_text(
 def export(
     run: Annotated[
         str,
-        typer.Argument(help="Folder of a run, or of a model to convert; `reference`: the one that comes along."),
+        typer.Argument(help="Folder of a run or of a model to convert, or `reference` for the bundled model."),
     ],
-    folder: Annotated[str, typer.Argument(help="Where to put it: a new folder.")],
-    dtype: Annotated[str, typer.Option(help="bfloat16, as DeepSeek's models are released, or float32.")] = "bfloat16",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export of that name.")] = False,
+    folder: Annotated[str, typer.Argument(help="The new folder to write.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in this folder.")] = False,
 ):
-    """Write a trained model in the released layout, as load_pretrained, transformers and others read it."""
+    """Write a trained model in the released layout, which load_pretrained, transformers and other tools read."""
     with told_in_one_sentence(export):
         with killed_by_ctrl_c():
             import torch
@@ -103,9 +103,9 @@ def count(
             metavar="PRESET_OR_CONFIG", help=f"A config.json, or one of: {', '.join(ModelConfig.preset_names())}."
         ),
     ],
-    context: Annotated[int, typer.Option(help="Tokens of context, for cache and attention.")] = 4096,
+    context: Annotated[int, typer.Option(help="Context length in tokens, for the KV cache and attention.")] = 4096,
 ):
-    """Count a model's parameters, cache bytes and training FLOPs from its configuration alone."""
+    """Compute a model's parameters, KV-cache bytes and training FLOPs from its configuration."""
     with told_in_one_sentence(count):
         require_whole("context", context)
         model_config = read_config(config)

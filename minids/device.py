@@ -1,15 +1,15 @@
 """The machine and this process: devices, the dtypes that are fast there, and memory.
 
-**Dtypes.** Training runs its matrix products in bfloat16 where the hardware has such products; emulated, they would
-be slower than float32.
+**Dtypes.** Training multiplies matrices in bfloat16 where the hardware supports it. Emulated bfloat16 would be slower
+than float32.
 
-**Memory.** A training step asks for the same large blocks again and again. By default glibc gives them back to the
-system each time, and getting them again costs a page fault for every 4 KB. This setting belongs to a
-whole process, so no import makes it: the commands do, and the benchmarks for both sides.
+**Memory.** Every training step allocates the same large blocks. By default glibc returns them to the system after each
+step, and allocating them again costs a page fault per 4 KB. `keep_freed_memory` changes that for the whole process, so
+it is not called on import but by the commands, and by the benchmarks for both of the programs compared.
 
-**Waiting threads.** How often a waiting thread spins before it sleeps, GOMP_SPINCOUNT, is set by `import minids` unless
-the reader has set it. Torch reads it when it is loaded, so minids is imported before torch. Medians of training steps
-of `mini` (1,024 tokens, two threads on two cores with AVX-512 BF16), in ms:
+**Waiting threads.** GOMP_SPINCOUNT is how often a waiting thread spins before it sleeps. `import minids` sets it unless
+it is set already. Torch reads it on import, so minids must be imported before torch. Median times of a training step of
+`mini` (1,024 tokens, two threads on two cores with AVX-512 BF16), in ms:
 
     spins                     10,000   5,000   3,000   2,000   1,000       0    one thread
     quiet, bfloat16              239     242     256     266     328     382           380
@@ -31,7 +31,7 @@ STATUS = Path("/proc/self/status")
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Return the device of that name, or else CUDA if there is one, else the CPU; ValueError if it is not there."""
+    """Return the named device, by default CUDA if there is one, else the CPU; ValueError if it is not available."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = name or ("cuda" if available["cuda"] else "cpu")
     if not available.get(name, False):
@@ -41,12 +41,12 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """Return the context in which matrix products run in `dtype`, "float32" or "bfloat16"."""
+    """Return a context manager in which matrix products run in `dtype`, "float32" or "bfloat16"."""
     return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
 
 def best_dtype(device: torch.device) -> str:
-    """Return "bfloat16" where the hardware multiplies in it, else "float32"."""
+    """Return "bfloat16" if the hardware multiplies in it, else "float32"."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else False
@@ -54,7 +54,7 @@ def best_dtype(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """Return the name of the processor as far as the system tells it."""
+    """Return the processor's name, or its architecture if the system gives no name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -62,14 +62,14 @@ def cpu_name() -> str:
 
 
 def total_memory(device: torch.device) -> int:
-    """Return the bytes of memory of a GPU, or of the machine."""
+    """Return the memory of the GPU, or of the machine, in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks; elsewhere nothing changes."""
+    """Make glibc keep large freed blocks for reuse. Does nothing with other C libraries."""
     if platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         libc = ctypes.CDLL(None)
@@ -78,7 +78,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has held since its program started, in bytes."""
-    if STATUS.exists():  # Linux; its `ru_maxrss` would begin with what the parent held
+    """Return the peak memory of this process since its program started, in bytes."""
+    if STATUS.exists():  # Linux, where `ru_maxrss` would include the parent's
         return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

@@ -1,8 +1,8 @@
-"""Writing a file, or a folder, so that it is there whole or not at all; and reading JSON that somebody else wrote.
+"""Atomic writes of files and folders, and safe reading of JSON files from other programs.
 
-What is new is written into a *workplace*, a hidden folder `.NAME.XXXXXXXX.tmp` beside NAME, and then renamed: within
-one file system a rename happens completely or not at all. A process holds a lock on its workplace. The system releases
-it when the process ends, however it ends, so a workplace without a lock is a leftover, and the next writer removes it.
+New content is written to a *workplace*, a hidden folder `.NAME.XXXXXXXX.tmp` beside NAME, and then renamed; within one
+file system a rename is atomic. A process holds a lock on its workplace. The system releases the lock when the process
+ends, for whatever reason, so a workplace without a lock is a leftover, and the next writer removes it.
 """
 
 import fcntl
@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-LARGEST_JSON = 2**25  # bytes; the index of V3's weights has 9 million
-NEW, EARLIER = "new", "earlier"  # in a workplace: what is written, and the folder that steps aside for it
+LARGEST_JSON = 2**25  # bytes; the index of V3's weights is 9 MB
+NEW, EARLIER = "new", "earlier"  # in a workplace: the new content, and the old folder that it replaces
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; what was written there takes the name `path` over when the block ends well.
+    """Yield a temporary path. The file written there is renamed to `path` when the block ends without an exception.
 
-    A crash leaves the old file or the new one, never a part. An exception leaves the old one. Raises OSError where the
-    system does: no such folder, no permission, a name too long.
+    After a crash, `path` is the complete old file or the complete new one; after an exception, the old one. Raises
+    OSError if the system does: the folder does not exist, permission is missing, the name is too long.
     """
     with _workplace(path) as workplace:
         temporary = workplace / NEW
@@ -34,15 +34,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Put `text` at `path` in one step, in UTF-8."""
+    """Write `text` to `path` atomically, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> dict:
-    """Return the object in a JSON file. Raises ValueError, one sentence, if there is none, or too large a file."""
+    """Return the object in a JSON file. Raises ValueError if it is missing, too large or not an object."""
     try:
-        if path.exists() and not path.is_file():  # to open a named pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a named pipe would block
             raise ValueError("it is not a regular file")
         if path.stat().st_size > largest:
             raise ValueError(f"it has more than {largest:,} bytes")
@@ -58,14 +58,14 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> dict:
 
 @contextmanager
 def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder, which takes the name `path` over when the block ends well.
+    """Yield a temporary folder, which is renamed to `path` when the block ends without an exception.
 
-    `path` must then be absent or an empty folder (OSError otherwise), unless `overwrite` is set. In that case an
-    earlier folder steps aside, and is removed once the new one has the name. An exception leaves what was there. So
-    does a crash, but between the two renames the earlier folder has no name of its own: the next writer, or
-    `remove_leftovers`, gives it back.
+    `path` must then be absent or an empty folder (OSError otherwise), unless `overwrite` is set: then the old folder is
+    moved into the workplace, and removed after the new one is renamed. After an exception the old folder is in place.
+    After a crash, too, unless it fell between the two renames: then the next writer, or `remove_leftovers`, moves the
+    old folder back from the workplace.
     """
-    path = path.resolve()  # a link stays, and the folder that it leads to is replaced
+    path = path.resolve()  # a symbolic link stays: its target is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     with _workplace(path) as workplace:
         temporary, earlier = workplace / NEW, workplace / EARLIER
@@ -84,9 +84,9 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes that died while they wrote `path` have left beside it; nothing else is touched.
+    """Remove the workplaces that processes left beside `path` when they died while writing it, and nothing else.
 
-    If one died between the two renames of `atomic_folder`, the earlier folder gets its name back first.
+    If one died between the two renames of `atomic_folder`, the old folder is first moved back to `path`.
     """
     workplaces = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
     with suppress(OSError):
@@ -100,7 +100,7 @@ def remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def _workplace(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` that holds this process's lock, and remove it at the end."""
+    """Yield a new folder beside `path` that this process has locked, and remove it at the end."""
     remove_leftovers(path)
     for last in (False, False, True):
         try:
@@ -109,7 +109,7 @@ def _workplace(path: Path) -> Iterator[Path]:
             raise _of(path, error) from None
         with _lock(workplace) as is_ours:
             try:
-                if is_ours or last:  # not ours: another process was just looking at it, or there are no locks here
+                if is_ours or last:  # no lock: another process was checking it, or locks are not supported
                     yield workplace
                     return
             except OSError as error:
@@ -121,13 +121,13 @@ def _workplace(path: Path) -> Iterator[Path]:
 
 
 def _of(path: Path, error: OSError) -> OSError:
-    """Return the error with the name of the file that is to be written, and not that of the temporary one."""
+    """Return the error with the name of the file to be written instead of the temporary one's."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """Hold the lock on a folder. Yields False if another process has it, and where there is no folder or no lock."""
+    """Lock a folder. Yields False if another process holds the lock, or the folder or support for locks is missing."""
     handle = None
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -143,7 +143,7 @@ def _lock(folder: Path) -> Iterator[bool]:
 
 
 def _publish(file: Path) -> None:
-    """Bring a file to the disk before it gets its name, and let others read it: temporary files are private."""
+    """Flush a file to disk before it is renamed, and give it normal permissions: temporary files are private."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
     file.chmod(0o666 & ~_umask())

@@ -1,7 +1,8 @@
-"""Reading and writing safetensors files, with sentences that say what is wrong with one.
+"""Reading and writing safetensors files, with clear error messages.
 
-The format holds tensors and a table of strings, no pickled code, so opening a file cannot run anything. But its library
-has a single class of errors for a torn file, a full disk and a lack of permission, and waits for ever at a named pipe.
+A safetensors file holds tensors and a table of strings, no pickled code, so opening one cannot run code. But
+the library raises the same error class for a damaged file, a full disk and missing permission, and blocks on a named
+pipe. The functions here distinguish these causes.
 """
 
 import os
@@ -14,9 +15,9 @@ from torch import Tensor
 
 
 def open_tensors(path: Path, missing: str) -> safe_open:
-    """Return an open safetensors file, for `with`. Raises ValueError for one that cannot be read.
+    """Return an open safetensors file, a context manager. Raises ValueError if it cannot be read.
 
-    `missing` ends the sentence about a file that is not there.
+    `missing` is the end of the message for a file that does not exist.
     """
     try:
         if path.exists() and not path.is_file():
@@ -32,7 +33,7 @@ def open_tensors(path: Path, missing: str) -> safe_open:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file; OSError, as for any other file, where the disk is full or the file not allowed."""
+    """Write a safetensors file. Raises OSError, as for other files, if the disk is full or permission is missing."""
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:

@@ -1,12 +1,12 @@
-"""Numbers in the unit that fits, as the command line and the pictures print them."""
+"""Numbers with units, as the command line and the pictures print them."""
 
 GIB = 2**30  # bytes
-COUNT = ("", "K", "M", "B", "T")  # as parameters and dollars are counted: thousand, million, billion, trillion
+COUNT = ("", "K", "M", "B", "T")  # for parameters and dollars: thousand, million, billion, trillion
 SI = ("", "k", "M", "G", "T", "P", "E")
 
 
 def in_unit(value: float, base: int, units: tuple[str, ...]) -> tuple[float, str]:
-    """Return the value in the largest unit that leaves at least 1, each unit being `base` times the one before."""
+    """Return the value and the largest unit in which it is at least 1. Each unit is `base` times the one before."""
     for unit in units[:-1]:
         if value < base:
             return value, unit
@@ -15,9 +15,9 @@ def in_unit(value: float, base: int, units: tuple[str, ...]) -> tuple[float, str
 
 
 def short(number: float, units: tuple[str, ...] = COUNT, zeros: bool = True) -> str:
-    """Return a number with three digits and its unit: 671B, 36.6B, 4.00M; without trailing zeros, 4M.
+    """Return a number with three digits and its unit: 671B, 36.6B, 4.00M; without `zeros`, 4M.
 
-    A number below 1,000 is rounded to a whole one.
+    A number below 1,000 is rounded to an integer.
     """
     value, unit = in_unit(float(f"{number:.3g}"), 1000, units)
     if not unit:
@@ -26,10 +26,10 @@ def short(number: float, units: tuple[str, ...] = COUNT, zeros: bool = True) -> 
 
 
 def in_k(tokens: float) -> str:
-    """Return a number of tokens as contexts are named: 512, 4K, 128K, with 1,024 tokens to a K."""
+    """Return a context length as usually written: 512, 4K, 128K; 1K is 1,024 tokens."""
     return "{:.0f}{}".format(*in_unit(tokens, 1024, ("", "K")))
 
 
 def in_gib(size: float) -> str:
-    """Return a size in GiB as the ticks of an axis name it: 0.5 GiB, 1,000 GiB."""
+    """Return the label of a size in GiB on an axis: 0.5 GiB, 1,000 GiB."""
     return f"{size:,g} GiB"

@@ -1,4 +1,4 @@
-"""What a command is given: settings, names of files, presets and runs, a prompt, and threads."""
+"""The arguments of commands: settings, names of files, presets and runs, a prompt, and threads."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ LONGEST_PROMPT = 100_000  # characters that are read from standard input
 def with_options_of(config_class: type) -> Callable:
     """Let a command take every field of a dataclass as an option, with the help that its metadata holds.
 
-    The command gets what was given as keyword arguments, None where nothing was, and so need not list the fields.
+    The command receives the options as keyword arguments, None if not given, and so need not list the fields.
     """
 
     def decorate(command: Callable) -> Callable:
@@ -39,7 +39,7 @@ def with_options_of(config_class: type) -> Callable:
 
 
 def _shown(default: object) -> str:
-    """What help says of a default; of a word it says nothing, because the help text itself does."""
+    """Return the default as the help shows it; '' for a string, which the help text itself names."""
     numbers = default if isinstance(default, tuple) else (default,)
     return "" if isinstance(default, str | None) else f" Default: {' '.join(f'{n:g}' for n in numbers)}."
 
@@ -83,7 +83,7 @@ def read_stdin() -> str:
 
 
 def set_up(threads: int | None) -> None:
-    """Make the settings that belong to a process and not to a library: threads and memory."""
+    """Apply the settings of the whole process, which a library should not change: threads and memory."""
     import torch
 
     from minids.device import keep_freed_memory

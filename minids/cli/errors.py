@@ -1,6 +1,6 @@
 """How a command ends: errors on one line of stderr, and exit codes.
 
-2     a mistake in the input, told by the sentence of its ValueError
+2     a mistake in the input, reported by the message of its ValueError
 1     an error of the system, such as a full disk, and a run that diverged
 130   stopped by Ctrl-C
 """
@@ -18,15 +18,15 @@ import typer
 
 from minids.validation import BadValueError
 
-LONGEST_LINE = 600  # characters of a refusal
-OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")  # how torch says it
+LONGEST_LINE = 600  # characters of an error message
+OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")  # torch's messages
 
 
 @contextmanager
 def told_in_one_sentence(command: Callable, **options: str) -> Iterator[None]:
     """Turn an error of the input (exit code 2) or of the system (1) into one line.
 
-    A value is named as the command's option. `options` are those with another name in the library.
+    A value is named as the command's option. `options` maps names in the library to options with another name.
     """
     try:
         with warnings.catch_warnings():
@@ -38,7 +38,7 @@ def told_in_one_sentence(command: Callable, **options: str) -> Iterator[None]:
         stop(f"--{name.replace('_', '-')} {error.sentence}" if is_option else str(error), 2)
     except ValueError as error:
         stop(str(error), 2)
-    except BrokenPipeError:  # nobody reads on, as in `minids count mini | head -1`
+    except BrokenPipeError:  # the reader of the pipe has ended, as in `minids count mini | head -1`
         raise
     except OSError as error:
         stop(f"{sentence_of(error)}.", 1)
@@ -50,7 +50,7 @@ def told_in_one_sentence(command: Callable, **options: str) -> Iterator[None]:
 
 @contextmanager
 def killed_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: an import that is interrupted leaves half a package, and other errors."""
+    """Let Ctrl-C end the process at once: an interrupted import leaves a half-loaded package and misleading errors."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -68,7 +68,7 @@ def sentence_of(error: OSError) -> str:
 
 
 def stop(sentence: str, code: int) -> NoReturn:
-    """Say why on one line of stderr, names with line breaks in them included, and leave."""
+    """Print the sentence on one line of stderr, with line breaks in names escaped, and exit with the code."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"

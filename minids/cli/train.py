@@ -33,7 +33,7 @@ def train(
     ] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run. Default: runs/NAME_OF_THE_PRESET.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in the folder, if there is one.")
+        bool, typer.Option("--resume", help="Resume from the checkpoint in the folder, if there is one.")
     ] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or mps. Default: cuda if there is one, else cpu.")
@@ -45,7 +45,7 @@ def train(
     began = time.perf_counter()
     with told_in_one_sentence(train):
         with killed_by_ctrl_c():
-            import matplotlib  # noqa: F401, a wrong setting of the reader's is told now and not after the training
+            import matplotlib  # noqa: F401, reports a wrong setting of the reader's before the training
 
             from minids.device import best_dtype, choose_device
             from minids.training.run import check_start, start_run
@@ -62,7 +62,7 @@ def train(
         run = start_run(model_config, train_config, corpus, folder, device=torch_device, resume=resume)
         seconds_before = run.trainer.seconds
         for difference in run.differences:
-            typer.echo(f"{difference}: the run goes on, but its last bits may differ.")
+            typer.echo(f"{difference}: the run continues, but the last bits of its numbers may differ.")
         _describe(run)
         _train(run)
         typer.echo("evaluating on held-out text ...")
@@ -87,7 +87,7 @@ def _read_corpus(text: Path | None, folder: Path) -> Corpus:
     typer.echo("reading the corpus ...")
     corpus = load_corpus()
     if corpus.sha256 != CORPUS_SHA256:
-        typer.echo("this corpus differs from the recorded one: the figures of the book do not apply to it.")
+        typer.echo("this corpus differs from the recorded one: the book's numbers do not apply to it.")
     return corpus
 
 
@@ -103,11 +103,11 @@ def _describe(run: Run) -> None:
     if run.trainer.step == config.steps:
         typer.echo("the run is complete")
     elif run.trainer.step:
-        typer.echo(f"going on from step {run.trainer.step}")
+        typer.echo(f"resuming from step {run.trainer.step}")
 
 
 def _train(run: Run) -> None:
-    """Train with a progress bar; leave with an exit code if the run was stopped or diverged."""
+    """Train with a progress bar; exit with a code if the run was stopped or diverged."""
     from tqdm import tqdm
 
     from minids.training.trainer import TrainingDiverged, TrainingInterrupted
@@ -127,7 +127,7 @@ def _train(run: Run) -> None:
             trainer.run(show)
         except TrainingInterrupted as reason:
             bar.close()
-            typer.echo(f"{reason}; saved. To go on, run the same command with --resume.", err=True)
+            typer.echo(f"{reason}; saved. To resume, run the same command with --resume.", err=True)
             raise typer.Exit(130) from None
         except (TrainingDiverged, OSError) as reason:
             bar.close()

@@ -1,1 +1,1 @@
-"""What a model costs, computed from its configuration alone and without torch, and the numbers that reports print."""
+"""What a model costs, computed from its configuration alone, without torch; and numbers quoted from the reports."""

@@ -1,9 +1,9 @@
-"""What a model keeps of every token that it has read: the key-value cache, in numbers and in bytes.
+"""The size of the KV cache per token, in numbers and in bytes.
 
-While a model writes, the cache grows with the context, layer by layer. Attention comes in four kinds, and they
-differ mainly in what they cache: a key and a value for each head (MHA), for each group of heads (GQA), for all
-heads together (MQA), or one latent with one rotated key (MLA; V2 report, table 1). The formulas use the
-configuration only; the tests compare them with the bytes of real caches.
+Prefill and decoding add one row per token to the KV cache of each layer. The four kinds of attention differ mainly in
+what a row holds: a key and a value for each head (MHA), for each group of heads (GQA), for all heads together (MQA), or
+one latent and one rotated key (MLA; V2 report, table 1). The formulas use the configuration only; the tests compare
+them with the bytes of real caches.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from minids.model.config import ModelConfig
 def kv_cache_elements(config: ModelConfig) -> int:
     """Numbers cached per token over all layers of the main model (V2 report, table 1).
 
-    MLA keeps one latent and one rotated key per token and layer, (d_c + d_h^R) l, for any number of heads.
-    The others keep a key and a value for each key-value head.
+    MLA caches one latent and one rotated key per token and layer, d_latent + d_rope numbers for any number of heads.
+    The other kinds cache a key and a value for each key-value head.
     """
     c = config
     per_layer = c.kv_lora_rank + c.qk_rope_head_dim if c.uses_mla else 2 * c.num_key_value_heads * c.head_dim
@@ -25,7 +25,7 @@ def kv_cache_elements(config: ModelConfig) -> int:
 
 
 def kv_cache_bytes(config: ModelConfig, bytes_per_element: float = 2) -> float:
-    """Bytes cached per token; by default in BF16, 2 bytes per element."""
+    """Bytes cached per token over all layers, by default in BF16 (2 bytes per number)."""
     return kv_cache_elements(config) * bytes_per_element
 
 
@@ -38,10 +38,10 @@ def attention_kind(config: ModelConfig) -> str:
 
 
 def kv_cache_bytes_by_kind(config: ModelConfig) -> dict[str, float]:
-    """Bytes cached per token, in BF16, by a model of this shape (layers, heads, width of a head) with each kind.
+    """Bytes cached per token in BF16, for a model with these layers, heads and head width and each kind of attention.
 
-    GQA has 8 groups. MLA has what V2 and V3 have: a latent of four head widths and a rotated key of half of one.
-    A model with MLA keeps its own widths. Raises ValueError if the heads do not divide into 8 groups.
+    GQA has 8 groups. MLA has the proportions of V2 and V3, a latent of four head widths and a rotated key of half a
+    head width; a model with MLA keeps its own widths. Raises ValueError if 8 does not divide the number of heads.
     """
     c = config
     width = c.v_head_dim if c.uses_mla else c.head_dim

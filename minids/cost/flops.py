@@ -1,9 +1,9 @@
-"""What a model computes: floating-point operations (FLOPs) to train on a token and to decode one.
+"""Floating-point operations (FLOPs) per token, in training and in decoding.
 
-In the forward pass each active weight takes one multiplication and one addition per token, which are two operations;
-attention adds those of each query with each key and value. The backward pass computes two products for each product
-of the forward pass, so training takes three times as many. What softmax, rotations and the choice of experts
-calculate is not counted: it costs time, but few operations. MTP is not counted either.
+In the forward pass each active weight takes one multiplication and one addition per token, 2 FLOPs; attention adds
+those of each query with each key and value. The backward pass computes two matrix products for each one of the forward
+pass, 4 FLOPs per weight, so training takes 6. Softmax, rotations and the choice of experts are not counted: they take
+time, but few operations. MTP is not counted either.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from minids.model.config import ModelConfig
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """FLOPs to train the main model on one token: forward, and twice that for backward.
 
-    Six per active weight, plus causal attention: a query attends to (sequence_length / 2) keys on
-    average, and each pair costs a multiply-add per key and per value dimension and head. For V3
-    at 4096 tokens this is the 250 GFLOP per token of "Insights into DeepSeek-V3" (2025).
+    Six per active weight, plus causal attention: a query attends to sequence_length / 2 keys on average, and each pair
+    takes one multiplication and one addition per key and value dimension and head. For V3 at 4096 tokens this gives the
+    250 GFLOP per token of "Insights into DeepSeek-V3" (2025).
     """
     c = config
     key_dim, value_dim = (c.qk_head_dim, c.v_head_dim) if c.uses_mla else (c.head_dim, c.head_dim)
@@ -28,10 +28,10 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
 
 
 def decoding_flops_per_token(config: ModelConfig, context: int) -> float:
-    """FLOPs to decode one token over `context` cached ones: two per active weight, and attention.
+    """FLOPs to decode one token with `context` cached tokens: two per active weight, plus attention.
 
-    With MLA in its absorbed form every head uses each cached latent twice: once, with the rotated key, for
-    the score, and once as a value.
+    In MLA's absorbed form every head multiplies each cached latent twice: with the rotated key for the score, and as
+    the value.
     """
     c = config
     score_and_value = 2 * c.kv_lora_rank + c.qk_rope_head_dim if c.uses_mla else 2 * c.head_dim
@@ -39,7 +39,7 @@ def decoding_flops_per_token(config: ModelConfig, context: int) -> float:
 
 
 def pre_training_hours_like_v3(config: ModelConfig) -> float:
-    """H800-hours to pre-train a model on as many tokens as V3, at as many FLOPs per GPU and hour as V3 reached."""
+    """H800-hours to pre-train a model on as many tokens as V3, at the FLOPs per GPU-hour that V3's training reached."""
     v3, length = ModelConfig.preset("deepseek-v3"), 4096
     share = training_flops_per_token(config, length) / training_flops_per_token(v3, length)
     return REPORTS["deepseek-v3"].pre_training_hours * share

@@ -1,12 +1,12 @@
-"""How many numbers a model has: parameters by part, those one token uses, and those in the released files.
+"""Parameters of a model: by part, active per token, and in the released files.
 
-The formulas use the configuration only, no tensor, so DeepSeek-V3's 671,026,419,200 parameters are counted in
-microseconds. The tests compare them with instantiated models, to the unit.
+The formulas use the configuration only, so DeepSeek-V3's 671,026,419,200 parameters are counted in microseconds. The
+tests check that instantiated models have exactly as many.
 
-**What "active" means.** The reports count in different ways: DeepSeekMoE's 2.8B includes the embedding and
-the head, V2-Lite's 2.4B cannot include the embedding. Here `active` is the body (every weight that
-one token multiplies) plus the output head, without the embedding, which is a table look-up. That
-gives V3's 36.6B, printed as 37B. The other two conventions are properties of `ParameterCount` as well.
+**What "active" means.** The reports count in different ways: DeepSeekMoE's 2.8B includes the embedding and the head,
+V2-Lite's 2.4B cannot include the embedding. Here `active` is the body (the weights of the blocks that a token is
+multiplied by) plus the output head, without the embedding, which is a look-up. For V3 this is 36.6B, printed as 37B.
+The other two conventions are properties of `ParameterCount`, too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass
 
 from minids.model.config import ModelConfig
 
-FP8_TILE = 128  # numbers that share a scale: 1 x 128 of an activation, 128 x 128 of a weight (V3 report §3.3.2)
+FP8_TILE = 128  # side of a block with one scale: 1 x 128 in activations, 128 x 128 in weights (V3 report §3.3.2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Parameters of the main model by part, plus what the MTP modules add. All in numbers of weights.
+    """Parameters of the main model by part, and those that the MTP modules add.
 
-    `total` and the three kinds of `active` leave MTP out, as the published 671B and 37B do.
+    `total` and the three kinds of `active` exclude MTP, as the published 671B and 37B do.
     """
 
     embedding: int
@@ -33,10 +33,10 @@ class ParameterCount:
     shared_experts: int
     router: int  # gate weights and the balancing bias
     norms: int
-    head: int  # 0 where it shares the embedding's weights
-    mtp: int  # beyond what MTP shares with the main model
-    active_routed_experts: int  # of `routed_experts`, those that one token uses
-    head_matmul: int  # the head's multiplications, also where its weights are shared
+    head: int  # 0 if it shares the embedding's weights
+    mtp: int  # without the embedding and head that MTP shares with the main model
+    active_routed_experts: int  # those of `routed_experts` that one token uses
+    head_matmul: int  # weights that the head multiplies by, also if they are the embedding's
 
     @property
     def total(self) -> int:
@@ -54,7 +54,7 @@ class ParameterCount:
 
     @property
     def active(self) -> int:
-        """Body plus head: the convention of this book, and of V3's 37B."""
+        """Body plus head: the convention of this book and of V3's 37B."""
         return self.active_body + self.head_matmul
 
     @property
@@ -71,7 +71,7 @@ class ParameterCount:
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
-    """Count every weight of the model that `config` describes, by closed formulas."""
+    """Count the parameters of the model that `config` describes, by closed formulas."""
     c = config
     layers = range(c.num_hidden_layers)
     moe_layers = sum(c.is_moe_layer(i) for i in layers)
@@ -94,7 +94,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 
 
 def attention_parameters(config: ModelConfig) -> int:
-    """Weights of one attention layer, RMSNorms on the latents included (V3 report eq. 1-11)."""
+    """Parameters of one attention layer, including the norms of the latents (V3 report eq. 1-11)."""
     c = config
     h, heads = c.hidden_size, c.num_attention_heads
     if not c.uses_mla:
@@ -130,14 +130,14 @@ def _mtp_module(c: ModelConfig, layer_index: int) -> int:
 
 
 def released_numbers(config: ModelConfig) -> dict[str, int]:
-    """Numbers of each dtype in the files of a model that is released like V3 (V3's README_WEIGHTS.md).
+    """Count the numbers of each dtype in the files of a model released as V3 was (V3's README_WEIGHTS.md).
 
     Linear layers are in FP8, with an FP32 scale for each 128 x 128 block. Embedding, head, gates, norms and the MTP
-    projection stay in BF16, the balancing bias in FP32. Each MTP module comes with its own copy of embedding and head.
-    Raises ValueError for a model that lacks one of V3's parts.
+    projection are in BF16, and the balancing bias in FP32. Each MTP module has a copy of embedding and head. Raises
+    ValueError for a model that lacks one of V3's components.
     """
     if not (config.uses_mla and config.q_lora_rank and config.uses_moe and config.uses_expert_bias):
-        raise ValueError("Only models with MLA, a query latent, experts and a balancing bias were released like V3.")
+        raise ValueError("this model is not like V3: it must have MLA, q_lora_rank, experts and an expert bias.")
     c, modules = config, config.num_nextn_predict_layers
     matrices = list(_matrices(c))
     fp8 = sum(rows * columns * times for rows, columns, times in matrices)
@@ -153,13 +153,13 @@ def released_numbers(config: ModelConfig) -> dict[str, int]:
 
 
 def released_bytes(config: ModelConfig) -> int:
-    """Bytes of the checkpoint that `released_numbers` counts; ValueError as there."""
+    """Bytes of the checkpoint that `released_numbers` counts. Raises ValueError as it does."""
     width = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
     return sum(width[dtype] * numbers for dtype, numbers in released_numbers(config).items())
 
 
 def _matrices(c: ModelConfig) -> Iterator[tuple[int, int, int]]:
-    """Yield rows, columns and how often, for every matrix of an MLA model's blocks except the gates."""
+    """Yield the rows, columns and number of every matrix in an MLA model's blocks, except the gates."""
     h, heads, layers = c.hidden_size, c.num_attention_heads, c.num_hidden_layers + c.num_nextn_predict_layers
     yield c.q_lora_rank, h, layers
     yield heads * c.qk_head_dim, c.q_lora_rank, layers

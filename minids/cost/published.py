@@ -1,6 +1,6 @@
-"""What the reports and price lists print: the only numbers that the book quotes and does not compute.
+"""Numbers quoted from reports and price lists, each with its source.
 
-Each comes with its source. Everything else follows from them and from the configurations (presets.py).
+All other numbers of the book are computed from these and from the configurations (presets.py).
 """
 
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Figures of one model's report, as printed there.
+    """Figures from one model's report, as printed there.
 
-    `hours_per_trillion` are GPU-hours for a trillion tokens of pre-training; the other hours are totals.
+    `hours_per_trillion` is GPU-hours per trillion tokens of pre-training; the other hours are totals.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Report:
 
     @property
     def gpu_hours(self) -> float | None:
-        """All GPU-hours of the final run; None where the report does not give those of every stage."""
+        """GPU-hours of the whole final run, or None if the report does not give them for every stage."""
         stages = (self.pre_training_hours, self.extension_hours, self.post_training_hours)
         return None if None in stages else sum(stages)
 
@@ -63,7 +63,7 @@ H800_BYTES_PER_SECOND = 3.35e12  # of its memory, the same data sheet
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens of DeepSeek's API from `since` to the next entry, from its pricing page."""
+    """Dollars per million tokens of DeepSeek's API, valid from `since` until the next entry (its pricing page)."""
 
     since: str
     model: str
@@ -79,7 +79,7 @@ PRICES = (
     Price("2025-09-29", "V3.2-Exp", 0.028, 0.28, 0.42),
 )
 R1_PRICE = Price("2025-01-20", "R1", 0.14, 0.55, 2.19)
-# Price lists of OpenAI and Anthropic at the time that the articles speak of, input and output.
+# Dollars per million input and output tokens, from OpenAI's and Anthropic's price lists at the time of the articles.
 OTHER_PRICES = {
     "GPT-4o": (2.50, 10.0),
     "GPT-4 Turbo": (10.0, 30.0),
@@ -101,7 +101,7 @@ NODE_LINKS, LINK_BYTES_PER_SECOND = 8, 50e9  # InfiniBand, of a node with 8 H800
 FOUR_BIT = 4.5  # bits per weight of common 4-bit files: 64 weights share a scale and an offset of 16 bits
 CACHE_BITS_V2 = 6  # of V2 as deployed, on average (V2 report, §3.2.3)
 
-# V2 report, appendix D: dense 7B models after 1.33T tokens, alike but for their attention.
+# V2 report, appendix D: dense 7B models after 1.33T tokens that differ in their attention.
 ATTENTION_7B = {
     "MQA": {"MMLU": 37.9, "BBH": 33.2, "C-Eval": 30.0, "CMMLU": 34.6},
     "GQA, 8 groups": {"MMLU": 41.2, "BBH": 35.6, "C-Eval": 37.7, "CMMLU": 38.4},

@@ -1,1 +1,1 @@
-"""The released layout, in and out, and the trained miniature that comes with the book."""
+"""Reading and writing the released layout, and the bundled trained miniature."""

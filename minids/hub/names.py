@@ -1,24 +1,23 @@
-"""What the released layout calls each file and each tensor.
+"""The released layout: the names of its files and tensors.
 
-DeepSeek's tools, transformers and this library share one kind of folder:
+DeepSeek's tools, transformers and this library read the same kind of folder:
 
     config.json                        the architecture (config_json.py)
     model.safetensors                  all weights, or
-    model-00001-of-00163.safetensors   ... several files, and
-    model.safetensors.index.json       which tensor is in which of them
+    model-00001-of-00163.safetensors   … several files, and
+    model.safetensors.index.json       the file of each tensor
     tokenizer.json                     the tokenizer
 
-In these files three things differ from the model in memory:
+The files differ from the model in memory in three ways:
 
-- **Each expert has its own matrices**: `mlp.experts.7.gate_proj.weight` and so on. `Experts` stacks them all, and puts
-  gate above up.
-- **MTP modules are layers**: module k is `model.layers.{l+k-1}`, and stores the embedding and the head once more. These
-  copies must equal the originals; they may also be absent.
+- **Each expert has separate matrices**: `mlp.experts.7.gate_proj.weight` and so on. `Experts` stacks those of all
+  experts, with gate above up.
+- **MTP modules are layers**: module k is `model.layers.{l+k-1}`, and stores copies of the embedding and the head. The
+  copies must equal the originals; they may be absent.
 - **Matrices may be in FP8**, with their scales in a second tensor, `….weight_scale_inv` (quantization/fp8.py).
 
-`released_tensors` is the whole dictionary between the two sides: the released name of every tensor, and the piece
-of the model's own memory that it is. Saving writes the pieces, loading fills them. The tables in the docstrings of
-the model's files say the same in words.
+`released_tensors` maps the released name of every tensor to a view of the model's memory. Saving writes the views,
+loading fills them. The docstrings of the model's files have the same names in tables.
 """
 
 import re
@@ -32,14 +31,14 @@ from minids.validation import require
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING = "model.embed_tokens.weight"
-FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors calls them
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
 
 
 def released_tensors(model: DeepSeek) -> dict[str, Tensor]:
-    """Return the model's weights by their released names. Each is a view: what is copied into it is in the model."""
+    """Return the model's weights by released name. Each is a view, so copying into it changes the model."""
     c, named = model.config, {}
     for name, tensor in model.state_dict().items():
-        name = released_name(name.replace("_orig_mod.", ""), c)  # torch.compile inserts that
+        name = released_name(name.replace("_orig_mod.", ""), c)  # a prefix of torch.compile
         if name == "lm_head.weight" and c.tie_word_embeddings:
             continue
         stem, _, stacked = name.rpartition(".")
@@ -54,7 +53,7 @@ def released_tensors(model: DeepSeek) -> dict[str, Tensor]:
 
 
 def released_name(name: str, c: ModelConfig) -> str:
-    """Return the released name of a parameter or buffer; one of stacked experts keeps its last part."""
+    """Return the released name of a parameter or buffer. Stacked experts keep the last part of their name."""
     if mtp := re.fullmatch(r"mtp\.(\d+)\.(.*)", name):
         part = "shared_head.norm.weight" if mtp[2] == "norm.weight" else mtp[2].removeprefix("block.")
         name = f"layers.{c.num_hidden_layers + int(mtp[1])}.{part}"
@@ -63,12 +62,12 @@ def released_name(name: str, c: ModelConfig) -> str:
 
 
 def mtp_layers(c: ModelConfig) -> list[str]:
-    """Return what the released names of each MTP module begin with."""
+    """Return the prefix of each MTP module's released names."""
     return [f"model.layers.{c.num_hidden_layers + k}." for k in range(c.num_nextn_predict_layers)]
 
 
 def copied_names(c: ModelConfig) -> dict[str, str]:
-    """Return what the MTP modules store once more: the name of each copy, and the name of its original."""
+    """Return the names of the copies that MTP modules store, each with the name of its original."""
     head = EMBEDDING if c.tie_word_embeddings else "lm_head.weight"
     copies = {}
     for layer in mtp_layers(c):

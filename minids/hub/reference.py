@@ -1,7 +1,7 @@
-"""The trained miniature that comes with the book.
+"""The trained miniature that is bundled with the package.
 
-Chapters and tests never train `mini`: they load this one, made once by the default recipe and kept in
-the package. `make reference` trains it anew (minids/book/experiments/reference.py).
+Chapters and tests do not train `mini`: they load this checkpoint, which was trained with the default settings.
+`make reference` trains it again (minids/book/experiments/reference.py).
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ REFERENCE = Path(__file__).parent / "checkpoints" / "mini"
 class Reference:
     """The model in evaluation mode and float32, its tokenizer, and the report of its training.
 
-    The report is that of `minids train` (report.py), measured on the saved weights; `quick_bits_per_byte` is
-    measured on twelve rows of each domain only, so that a test can repeat it.
+    The report is that of `minids train` (report.py), measured with the saved weights. Its `quick_bits_per_byte` is
+    measured on only twelve rows of each domain, so that a test can repeat it.
     """
 
     model: DeepSeek
@@ -29,5 +29,5 @@ class Reference:
 
 
 def reference() -> Reference:
-    """Return the trained `mini`."""
+    """Load the trained `mini`."""
     return Reference(load_pretrained(REFERENCE), Tokenizer.load(REFERENCE), read_json(REFERENCE / "report.json"))

@@ -1,7 +1,7 @@
-"""Writing the released layout, so that `load_pretrained`, transformers and DeepSeek's tools can read it.
+"""Saving a model in the released layout, which `load_pretrained` and transformers can read.
 
-A folder is written under a temporary name and takes its own name when it is complete (files.py). An earlier export is
-replaced only on request, and nothing else is ever replaced.
+The folder is written under a temporary name and renamed when it is complete (files.py). Only an earlier export is ever
+replaced, and only on request.
 """
 
 import json
@@ -24,7 +24,7 @@ from minids.text.tokenizer import Tokenizer
 from minids.validation import quoted
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-# A folder with anything else in it is no export. (macOS puts .DS_Store into every folder that it shows.)
+# A folder that contains any other file is not an export. (macOS adds .DS_Store to folders.)
 OUR_FILES = re.compile(
     r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|\.DS_Store"
@@ -42,16 +42,17 @@ def save_pretrained(
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
 ) -> None:
-    """Write the model to a folder in the released layout, from which `load_pretrained` gives it back.
+    """Save the model to a folder in the released layout, from which `load_pretrained` loads it.
 
-    The weights keep their dtype unless `dtype` names another; the gates' biases stay float32. As released, the MTP
-    modules bring copies of embedding and head, unless `mtp_copies` is False. Above `max_shard_bytes` the weights are
-    divided into several files. `report` is JSON about the training, put beside. With `tokenizer`, config.json names
-    its end of text as the token that texts begin and end with.
+    The weights are saved in `dtype`, by default their own; the gates' biases stay float32. As in DeepSeek's releases,
+    the MTP modules include copies of embedding and head, unless `mtp_copies` is False. Weights of more than
+    `max_shard_bytes` are divided into several files. `report` is saved as report.json. With `tokenizer`, config.json
+    names its end-of-text token as the token at which texts begin and end.
 
-    The folder must be new or empty. With `overwrite` it may be an earlier export, which is replaced once the new one
-    is complete: its tokenizer stays unless a new one is given, and its report goes, because it describes other weights.
-    Raises ValueError if the folder holds anything else, and OSError, for example for a full disk; what was there stays.
+    The folder must be new or empty. With `overwrite` it may also be an earlier export, which is replaced when the new
+    one is complete. Its tokenizer is kept unless a new one is given; its report is removed, because it describes other
+    weights. Raises ValueError if the folder holds anything else, and OSError, for example if the disk is full; the
+    folder is then unchanged.
     """
     folder = Path(path)
     remove_leftovers(folder.resolve())
@@ -81,9 +82,9 @@ def _require_target(folder: Path, overwrite: bool) -> None:
     """Raise ValueError unless the folder is new or empty, or an earlier export that may be replaced."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the name of a folder.")
-    if folder.resolve().is_mount():  # nothing can be renamed across its border
+    if folder.resolve().is_mount():  # a mount point cannot be renamed
         raise ValueError(f"{folder} is a mount point: give the name of a folder in it.")
-    if folder.resolve() == Path.cwd():  # it would be replaced under our feet
+    if folder.resolve() == Path.cwd():  # the working directory would be replaced
         raise ValueError(f"{folder} is the working directory: give the name of a folder in it.")
     files = sorted(folder.iterdir()) if folder.exists() else []
     if not files:
@@ -91,9 +92,9 @@ def _require_target(folder: Path, overwrite: bool) -> None:
     strangers = [file.name for file in files if not (OUR_FILES.fullmatch(file.name) and file.is_file())]
     if strangers:
         stranger = quoted(strangers[0])
-        raise ValueError(f"{folder} holds {stranger}, which is no part of a saved model: choose another folder.")
+        raise ValueError(f"{folder} holds {stranger}, which is not part of a saved model: choose another folder.")
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds no config.json, so it is no saved model: choose another folder.")
+        raise ValueError(f"{folder} holds no config.json, so it is not a saved model: choose another folder.")
     try:
         ModelConfig.from_hf(folder)
     except ValueError as error:
@@ -103,7 +104,7 @@ def _require_target(folder: Path, overwrite: bool) -> None:
 
 
 def _text_ids(folder: Path, tokenizer: Tokenizer | None, c: ModelConfig) -> dict:
-    """Return what config.json must say so that it agrees with the tokenizer: the one given, or the one that stays."""
+    """Return the token ids that make config.json agree with the tokenizer, the given one or the earlier export's."""
     names = ("bos_token_id", "eos_token_id")
     if tokenizer is not None:
         end = tokenizer.end_of_text
@@ -118,12 +119,12 @@ def _text_ids(folder: Path, tokenizer: Tokenizer | None, c: ModelConfig) -> dict
 
 
 def _tokenizer_config(c: ModelConfig) -> dict:
-    """What transformers' AutoTokenizer needs to know beyond tokenizer.json."""
+    """What transformers' AutoTokenizer needs beyond tokenizer.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
-        "clean_up_tokenization_spaces": False,  # transformers 4 would; 5 does not
+        "clean_up_tokenization_spaces": False,  # the default of transformers 4, but not of 5
         "model_max_length": c.max_position_embeddings,
     }
 
@@ -133,7 +134,7 @@ def _write_weights(folder: Path, pieces: dict[str, Tensor], dtype: torch.dtype, 
     sizes = {name: piece.numel() * dtypes[name].itemsize for name, piece in pieces.items()}
     shards = _shards(sizes, max_shard_bytes)
     for file, names in shards.items():
-        # Clones: safetensors takes no two tensors of the same memory. They have no name here, so one file's at a time.
+        # Clones, because safetensors does not save tensors that share memory. They are freed after each file.
         write_tensors(folder / file, {name: _clone(pieces[name], dtypes[name]) for name in names}, {"format": "pt"})
     if len(shards) > 1:
         places = {name: file for file, names in shards.items() for name in names}
@@ -141,7 +142,7 @@ def _write_weights(folder: Path, pieces: dict[str, Tensor], dtype: torch.dtype, 
 
 
 def _shards(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
-    """Return which tensors go into which file: in order, with a new file whenever the next one does not fit."""
+    """Return the tensors of each file, in order. A new file begins when the next tensor does not fit."""
     shards: list[list[str]] = [[]]
     room = max_bytes
     for name, size in sizes.items():

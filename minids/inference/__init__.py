@@ -1,1 +1,1 @@
-"""Using a trained model: generating text."""
+"""Inference: generating text with a trained model."""

@@ -1,10 +1,11 @@
-"""Writing text: the prompt fills the KV cache at once (*prefill*), then one token follows another (*decoding*).
+"""Generating text: *prefill* computes the KV cache of the prompt, then *decoding* generates one token per step.
 
-Prefill runs the whole prompt through the model and leaves a latent per token in the cache. Every decoding step then
-runs one token through, and (with MLA) attends to the cached latents in absorbed form.
+Prefill runs the model on all tokens of the prompt at once and caches a row per token and layer (with MLA, a latent and
+a rotated key). Each decoding step runs the model on one token, which attends to the cached rows (with MLA, in absorbed
+form).
 
-Greedy decoding (temperature 0) takes the most likely token. Sampling divides the logits by the
-temperature first: below 1 it sharpens the distribution, above 1 it flattens it.
+Greedy decoding (temperature 0) takes the most likely token. Sampling first divides the logits by the temperature: below
+1 this sharpens the distribution, above 1 it flattens it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from minids.model.deepseek import DeepSeek
 
 @dataclass(frozen=True)
 class Generation:
-    """`tokens` holds prompt and continuation, of the prompt's rank; `prompt_length` says where it begins."""
+    """`tokens` holds prompt and continuation, (T,) or (B, T) like the prompt, which has `prompt_length` tokens."""
 
     tokens: Tensor
     prompt_length: int
@@ -44,11 +45,11 @@ def generate(
 ) -> Generation:
     """Continue a prompt (T,), or several of equal length (B, T), by up to `max_new_tokens`.
 
-    `temperature` 0 is greedy; otherwise tokens are sampled, from the `top_k` likeliest if given, and
-    the same `seed` gives the same text. Stops early when every row has produced `end_of_text`, or one of several, if
-    any is named; a finished row is filled up with the first. `max_position_embeddings` is not enforced: text may become
-    longer, and then gets worse. The model is left in the mode it was in. Raises ValueError for an empty prompt, an
-    unknown token, settings out of range, more tokens than the memory holds, and logits that are no numbers.
+    `temperature` 0 is greedy; otherwise tokens are sampled, from the `top_k` likeliest if given, and the same `seed`
+    gives the same text. Stops early when every row has generated `end_of_text` (or one of several); a finished row is
+    padded with the first of them. `max_position_embeddings` is not enforced: longer text is possible but gets worse.
+    The model's training mode is restored at the end. Raises ValueError for an empty prompt, an unknown token, a setting
+    out of range, a KV cache larger than the memory, and logits that are not finite.
     """
     prompt, ends = read_request(model, prompt_tokens, max_new_tokens, temperature, top_k, seed, end_of_text)
     tokens_BT = prompt[None] if prompt.ndim == 1 else prompt
@@ -75,18 +76,18 @@ def generate(
 
 
 def sample(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
-    """Return one token per row, (B,): the likeliest at temperature 0, else drawn from the softmax.
+    """Return one token per row, (B,): the likeliest at temperature 0, otherwise sampled from the softmax.
 
     Raises ValueError for logits that are NaN or infinite.
     """
     if not logits_BV.isfinite().all():
-        raise ValueError("the model's logits are no finite numbers: its weights are damaged, or its training diverged.")
+        raise ValueError("the model's logits are not finite: its weights are damaged, or its training diverged.")
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     if top_k is not None:
         threshold = logits_BV.topk(top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < threshold, float("-inf"))
-    # At most 0, and in float64: a tiny temperature overflows nothing. On the CPU: a seed means the same everywhere.
+    # At most 0 and in float64, so tiny temperatures do not overflow. On the CPU, so a seed means the same everywhere.
     above = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).cpu().double()
     probabilities = (above / float(temperature)).softmax(dim=-1)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

@@ -1,4 +1,4 @@
-"""What is asked of `generate`, read and checked before anything is computed."""
+"""Checks of `generate`'s arguments, before anything is computed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def read_request(
     seed: int,
     end_of_text: int | Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the prompt, (T,) or (B, T), and the ids that end a text, (any,), int64 on the model's device.
+    """Return the prompt, (T,) or (B, T), and the ids that end a text, (any,), as int64 on the model's device.
 
-    Raises ValueError, one sentence, for what is no such prompt, an unknown token, a setting out of range, and more
-    tokens than the memory can cache.
+    Raises ValueError, one sentence, for an invalid prompt, an unknown token, a setting out of range, and a KV cache
+    larger than the memory.
     """
     weight, vocabulary = model.embed_tokens.weight, model.config.vocab_size
     prompt = _read_tokens("the prompt", prompt_tokens, vocabulary).to(weight.device)
@@ -50,10 +50,10 @@ def read_request(
 def _read_tokens(name: str, given: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
     try:
         tokens = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # torch has one for each kind of what is no array
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # torch raises any of these for invalid arrays
         tokens = torch.tensor(math.nan)
     if tokens.numel() > 0 and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
-        raise ValueError(f"{name} is not possible: it must be whole numbers, in rows of equal length if it has rows.")
+        raise ValueError(f"{name} is not possible: it must be whole numbers, with rows of equal length.")
     tokens = tokens.long()
     unknown = tokens[(tokens < 0) | (tokens >= vocabulary)]
     if len(unknown):

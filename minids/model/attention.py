@@ -1,11 +1,11 @@
 """Causal attention with ordinary keys and values: multi-head, grouped-query, multi-query.
 
-    out_t = sum over j <= t of softmax_j(q_t · k_j · scale) v_j
+    o_t = sum over j <= t of softmax_j(q_t · k_j · scale) v_j
 
-In multi-head attention (MHA) every head has its own keys and values. In grouped-query attention (GQA) a group of heads
-shares them, in multi-query attention (MQA) all heads share one. Sharing shrinks the KV cache, 2 · kv_heads · head_dim
-numbers per token and layer, and costs quality. MLA (mla.py) avoids that trade, and it ends in the same `attend`:
-its expanded form as MHA, its absorbed form as MQA over the latent.
+In multi-head attention (MHA) every head has its own keys and values. In grouped-query attention (GQA) the heads of a
+group share one key and value, in multi-query attention (MQA) all heads do. Sharing shrinks the KV cache, which holds
+2 · kv_heads · head_dim numbers per token and layer, but can cost quality. MLA (mla.py) caches a low-rank
+latent instead. It uses the same `attend`: expanded as MHA, absorbed as MQA over the latent.
 
     code        released weight
     q_proj      self_attn.q_proj.weight     (heads · head_dim, hidden)
@@ -13,7 +13,7 @@ its expanded form as MHA, its absorbed form as MQA over the latent.
     v_proj      self_attn.v_proj.weight     (kv_heads · head_dim, hidden)
     o_proj      self_attn.o_proj.weight     (hidden, heads · head_dim)
 
-Shape letters: see minids/model/__init__.py. Of the S key positions, S - T were cached before.
+Shape letters: see minids/model/__init__.py. Of the S key positions, the first S - T come from the cache.
 """
 
 import torch
@@ -25,19 +25,19 @@ from minids.model.config import ModelConfig
 from minids.model.linear import Linear
 from minids.model.rope import apply_rope, softmax_scale
 
-QUERY_BLOCK = 128  # this many queries attend at a time
+QUERY_BLOCK = 128  # queries computed at a time
 
 
 def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSA: Tensor, scale: float) -> Tensor:
     """Return the causal attention output (B, H, T, A). The T queries are the last T of the S positions.
 
-    Written out instead of calling torch's fused kernel: on a CPU, in bfloat16 and at the lengths of
-    this book, that is also the faster way. Long sequences go block by block: scores of keys after the
-    block are never computed, and without gradients only QUERY_BLOCK · S are in memory at a time, not T · S.
+    Written out, not torch's fused kernel: on a CPU, in bfloat16 and at this book's lengths, this is also faster. Long
+    sequences are computed in blocks of queries: scores of keys after the block are never computed, and without
+    gradients at most QUERY_BLOCK · S scores per head are in memory at a time instead of T · S.
     """
     B, H, T, C = q_BHTC.shape
     G, S, A = v_BGSA.shape[1:]
-    # The heads of a group attend to the same keys, so their queries are further rows of one matrix product.
+    # The heads of a group share their keys, so their queries are stacked as rows of one matrix product.
     q_JQTC = (q_BHTC * scale).reshape(B * G, H // G, T, C)
     k_JSC, v_JSA = k_BGSC.flatten(0, 1), v_BGSA.flatten(0, 1)
     outs = []
@@ -49,19 +49,19 @@ def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSA: Tensor, scale: float) -> Tens
 
 
 def _attend_block(q_JQtC: Tensor, k_JSC: Tensor, v_JSA: Tensor) -> Tensor:
-    """Return the output (J, Q, t, A) of t queries, the last of the S positions."""
+    """Return the output (J, Q, t, A) of t queries at the last t of the S positions."""
     (Q, t), S = q_JQtC.shape[1:3], k_JSC.shape[1]
     scores = torch.bmm(q_JQtC.flatten(1, 2), k_JSC.mT)
     if t > 1:
         future_tS = torch.full((t, S), float("-inf"), dtype=scores.dtype, device=scores.device).triu(S - t + 1)
         scores += future_tS.repeat(Q, 1)
-    # The dtype is named so that autocast does not widen the largest tensor of the layer to float32.
+    # The explicit dtype keeps autocast from converting the layer's largest tensor to float32.
     out = torch.bmm(scores.softmax(dim=-1, dtype=scores.dtype), v_JSA)
     return out.unflatten(1, (Q, t))
 
 
 class Attention(nn.Module):
-    """MHA, GQA or MQA, by `num_key_value_heads`: (B, T, hidden) -> (B, T, hidden)."""
+    """MHA, GQA or MQA, depending on `num_key_value_heads`: (B, T, hidden) -> (B, T, hidden)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(self.heads * self.head_dim, c.hidden_size)
 
     def new_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Return an empty cache for keys (already rotated) and values, side by side."""
+        """Return an empty KV cache. A row holds the rotated keys, then the values."""
         return Cache(batch_size, max_length, 2 * self.kv_heads * self.head_dim, like=self.k_proj.weight)
 
     def forward(self, x_BTD: Tensor, rotation: Tensor, cache: Cache | None = None) -> Tensor:

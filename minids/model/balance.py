@@ -1,22 +1,22 @@
-"""Keeping experts equally busy: the bias update, the sequence-wise loss, and how far off we are.
+"""Load balancing of experts: the bias update, the sequence-wise loss, and a measure of imbalance.
 
-A mixture-of-experts layer (moe.py) has many small feed-forward layers, the experts. For each token a
-router, or gate, gives every expert a score, its affinity, and the token is sent to the best few.
+A mixture-of-experts layer (moe.py) has many small feed-forward layers, the experts. A router, or gate, computes a score
+of each expert for each token, its affinity, and routes the token to the experts with the highest scores.
 
-A router left alone sends most tokens to few experts, and the others never learn. The classic cure
-is an auxiliary loss, whose gradient fights the language model's. DeepSeek-V3 moves a bias instead
-(V3 report §2.1.2; Wang et al. 2024, algorithm 1): after every step, each overloaded expert's bias
-goes down by γ and each underloaded one's up. The bias takes part in choosing the experts and never
-in weighing them, so no gradient sees it.
+Without balancing, routing collapses: few experts get most tokens, and the others hardly learn. The usual remedy is an
+auxiliary loss, but its gradient interferes with that of the language model. DeepSeek-V3 adds a bias to each score
+instead (V3 report §2.1.2; Wang et al. 2024, algorithm 1). After every step, it lowers the bias of each overloaded
+expert by γ and raises that of each underloaded one. The bias is used to choose the experts, not to weight their
+outputs, so it gets no gradient.
 
-A very small loss stays (eq. 17-20), against extreme imbalance inside a single sequence. "Without
+V3 still has a very small auxiliary loss (eq. 17-20), against extreme imbalance within a single sequence. So "without
 auxiliary loss" is not quite true of V3.
 
     paper     code                        paper     code
     γ         speed                       f_i       share of a sequence's choices, 1 = even
-    c_i       load_E, tokens an expert    P_i       mean normalised affinity
-              was chosen by
-    b_i       expert_bias                 α         balance_weight, applied by the model's loss
+    c_i       load_E, tokens routed to    P_i       mean normalised affinity
+              each expert
+    b_i       expert_bias                 α         balance_weight, a factor in the model's loss
 
 Shape letters: see minids/model/__init__.py.
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def update_expert_bias(expert_bias: Tensor, load_E: Tensor, speed: float) -> None:
-    """Move each bias in place by `speed` towards even load: b_i += γ sign(mean(c) - c_i)."""
+    """Change each bias by `speed` towards an even load, in place: b_i += γ sign(mean(c) - c_i)."""
     load_E = load_E.float()
     expert_bias += speed * torch.sign(load_E.mean() - load_E)
 
@@ -35,9 +35,9 @@ def update_expert_bias(expert_bias: Tensor, load_E: Tensor, speed: float) -> Non
 def sequence_balance_loss(scores_BTE: Tensor, top_k: int) -> Tensor:
     """Return sum_i f_i P_i per sequence, averaged over the batch; a scalar (V3 report eq. 17-20, without α).
 
-    `scores_BTE` are the gate's affinities s, positive and without bias. The loss is taken within
-    each sequence first and averaged after: the other order would let two lopsided sequences cancel.
-    Even routing gives 1.
+    `scores_BTE` are the gate's affinities s, positive and without bias. The loss is computed for each sequence and then
+    averaged: with f and P averaged over the batch first, opposite imbalances of two sequences would cancel. Even
+    routing gives 1.
     """
     B, T, E = scores_BTE.shape
     chosen = scores_BTE.topk(top_k, dim=-1).indices  # eq. 18: without the bias
@@ -50,7 +50,7 @@ def sequence_balance_loss(scores_BTE: Tensor, top_k: int) -> Tensor:
 def max_violation(load_E: Tensor) -> float:
     """Return MaxVio, (max load - mean load) / mean load: 0 is even (Wang et al. 2024, eq. 4).
 
-    Raises ValueError for an all-zero load: nothing was routed.
+    Raises ValueError if all loads are zero, because nothing was routed.
     """
     mean = load_E.float().mean().item()
     if mean == 0:

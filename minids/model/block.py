@@ -1,7 +1,7 @@
-"""One transformer block of any kind: normalise, attend, add; normalise, feed forward, add.
+"""One transformer block: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-The sum x, the residual stream, is never normalised itself: a path of additions alone leads from the embedding to the
-head, and along it gradients reach every layer. Shape letters: see minids/model/__init__.py.
+Only the input of each part is normalised (pre-norm). The residual stream x itself changes by additions alone, from the
+embedding to the final norm, so gradients reach every layer directly. Shape letters: see minids/model/__init__.py.
 
 code                          released weight (model.layers.N.…)
 input_layernorm               input_layernorm.weight
@@ -32,7 +32,7 @@ class Block(nn.Module):
         self.mlp = MoE(c) if c.is_moe_layer(layer_index) else SwiGLU(c.hidden_size, c.intermediate_size)
 
     def forward(self, x_BTD: Tensor, rotation: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the new hidden state and the layer's balance loss, None where the layer is dense."""
+        """Return the new residual stream and the layer's balance loss, which is None if the layer is dense."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, cache)
         normalised = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):

@@ -1,15 +1,15 @@
-"""One frozen dataclass describes every model of the DeepSeek family, and the miniatures beside them.
+"""The configuration of a model: one frozen dataclass for all of DeepSeek's models and for the miniatures.
 
-Field names are the keys of Hugging Face's `config.json`, so that a released file can
-be read as it is and a miniature can be saved as one. Two fields decide which model it is:
+Field names are the keys of Hugging Face's `config.json`, so released files can be read unchanged and miniatures are
+saved in the same form. Two fields select the architecture:
 
     kv_lora_rank        None: multi-head, grouped-query or multi-query attention by num_key_value_heads
                         else: multi-head latent attention (MLA) with a cached latent of that width
     n_routed_experts    None: every feed-forward layer is dense
                         else: a mixture of experts from layer `first_k_dense_replace` on
 
-Every mixture of the two is legal. What cannot work (groups that do not divide the experts, an odd
-number of rotary dimensions, ...) is refused here, with one sentence, before any tensor exists.
+The two can be combined freely. Invalid configurations (groups that do not divide the experts, an odd number of rotary
+dimensions, ...) raise a ValueError of one sentence here, before any tensor is allocated.
 
 Symbols of the V3 report (§2.1, §2.2; l from the V2 report, table 1) and their names here:
 
@@ -30,7 +30,7 @@ from minids.model import config_json
 from minids.model.presets import ALIASES, PRESETS
 from minids.validation import is_number, quoted, require, require_fields, require_whole, require_whole_fields
 
-MOST_LAYERS, MOST_MTP_MODULES, MOST_EXPERTS = 1000, 100, 65_536  # many times what any model has
+MOST_LAYERS, MOST_MTP_MODULES, MOST_EXPERTS = 1000, 100, 65_536  # far above any real model
 SCORING_FUNCTIONS = ("sigmoid", "softmax")
 TOPK_METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
 
@@ -56,7 +56,7 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture of one model. Raises ValueError, one sentence, for a combination that cannot work."""
+    """The architecture of one model. Raises ValueError, one sentence, if the fields are not valid together."""
 
     vocab_size: int
     hidden_size: int
@@ -64,12 +64,12 @@ class ModelConfig:
     intermediate_size: int  # width of the dense feed-forward layers
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.006  # V3 report §4.2; its config.json says 0.02
-    embedding_initializer_range: float | None = None  # None: the same, as in DeepSeek's models
+    embedding_initializer_range: float | None = None  # None: initializer_range, as in DeepSeek's models
     tie_word_embeddings: bool = False
     bos_token_id: int = 0
-    eos_token_id: int | tuple[int, ...] = 1  # several: each of them ends a text
+    eos_token_id: int | tuple[int, ...] = 1  # one or several tokens, each of which ends a text
 
-    # Attention. num_key_value_heads and head_dim are for MHA, GQA and MQA only: MLA ignores them.
+    # Attention. MHA, GQA and MQA use num_key_value_heads and head_dim; MLA ignores them.
     num_attention_heads: int
     num_key_value_heads: int | None = None  # None: one per head
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
@@ -80,7 +80,7 @@ class ModelConfig:
     v_head_dim: int | None = None
 
     # Position
-    max_position_embeddings: int = 4096  # recorded, not enforced
+    max_position_embeddings: int = 4096  # stored, not enforced
     rope_theta: float = 10000.0
     rope_scaling: YarnScaling | None = None
 
@@ -89,15 +89,15 @@ class ModelConfig:
     n_shared_experts: int | None = None
     num_experts_per_tok: int | None = None
     moe_intermediate_size: int | None = None  # width of one expert
-    first_k_dense_replace: int = 0  # as many as there are layers, or more: none has experts
+    first_k_dense_replace: int = 0  # num_hidden_layers or more: no layer has experts
     moe_layer_freq: int = 1
-    n_group: int = 1  # in how many groups the experts are,
-    topk_group: int = 1  # and how many of them a token may use
-    routed_scaling_factor: float = 1.0  # on the sum of the routed experts
+    n_group: int = 1  # number of groups of experts
+    topk_group: int = 1  # number of groups that a token can be routed to
+    routed_scaling_factor: float = 1.0  # multiplies the sum of the routed experts
     scoring_func: str = "sigmoid"  # V3; DeepSeekMoE and V2: softmax
-    # noaux_tc (V3): by score plus bias; greedy: by score; group_limited_greedy (V2): by score, within groups
+    # noaux_tc (V3): score plus bias, within groups; group_limited_greedy (V2): score, within groups; greedy: score
     topk_method: str = "noaux_tc"
-    norm_topk_prob: bool = True  # the weights of the chosen experts are made to sum to 1
+    norm_topk_prob: bool = True  # normalise the weights of the chosen experts to sum 1
 
     # Multi-token prediction
     num_nextn_predict_layers: int = 0
@@ -108,7 +108,7 @@ class ModelConfig:
         _check_body(self)
         if self.uses_mla:
             _check_mla(self)
-            object.__setattr__(self, "head_dim", None)  # Hugging Face writes the rotary width there
+            object.__setattr__(self, "head_dim", None)  # Hugging Face sets it to the rotary width
         else:
             _check_attention(self)
             object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // self.num_attention_heads)
@@ -125,47 +125,47 @@ class ModelConfig:
 
     @property
     def uses_expert_bias(self) -> bool:
-        """Whether the router has the bias that balances without a loss (V3 report §2.1.2)."""
+        """Whether the gate has the bias for auxiliary-loss-free balancing (V3 report §2.1.2)."""
         return self.uses_moe and self.topk_method == "noaux_tc"
 
     @property
     def end_of_text_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text: `eos_token_id` is one or several."""
+        """The tokens that end a text: `eos_token_id`, always as a tuple."""
         return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
     @property
     def qk_head_dim(self) -> int:
-        """Width of one query and one key head in MLA: content part plus rotary part, d_h + d_h^R."""
+        """Width of a query or key head in MLA: d_nope + d_rope (d_h + d_h^R in the report)."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
     def rope_dim(self) -> int:
-        """How many dimensions of a query and a key RoPE turns: the decoupled part in MLA, else the whole head."""
+        """Number of dimensions that RoPE rotates: in MLA those of the decoupled part, otherwise the whole head."""
         return self.qk_rope_head_dim if self.uses_mla else self.head_dim
 
     def is_moe_layer(self, layer_index: int) -> bool:
-        """Whether this layer's feed-forward part is a mixture of experts. MTP modules count on from the last layer."""
+        """Whether this layer has a mixture of experts. The first MTP module has index num_hidden_layers, and so on."""
         return self.uses_moe and layer_index >= self.first_k_dense_replace and layer_index % self.moe_layer_freq == 0
 
     def moe_layer_names(self) -> list[str]:
-        """Return a name for each of the model's gates, in order: "layer 2", …, and "MTP" for an MTP module's."""
+        """Return a name for each gate of the model, in order: "layer 2", …, and "MTP" for an MTP module."""
         body = self.num_hidden_layers
         names = [f"layer {i + 1}" if i < body else "MTP" for i in range(body + self.num_nextn_predict_layers)]
         return [name for i, name in enumerate(names) if self.is_moe_layer(i)]
 
     @property
     def model_type(self) -> str:
-        """The Hugging Face family whose class computes exactly this, or "minids" where none does."""
+        """The Hugging Face family whose class computes exactly the same function, or "minids" if none does."""
         return config_json.family_of(self)
 
     @staticmethod
     def preset_names() -> list[str]:
-        """Return the names that `preset` knows."""
+        """Return the names that `preset` accepts."""
         return [*PRESETS, *ALIASES]
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
-        """Return a published model or one of our miniatures by name; ValueError lists the names."""
+        """Return a published model or a miniature by name. Raises ValueError, with all names, for another name."""
         name = ALIASES.get(name, name)
         if name not in PRESETS:
             raise ValueError(f"preset {quoted(name)} is unknown: choose one of {', '.join(cls.preset_names())}.")
@@ -175,13 +175,13 @@ class ModelConfig:
     def from_hf(cls, source: dict | str | Path) -> ModelConfig:
         """Read a Hugging Face configuration: a dict, a config.json, or the folder that holds one.
 
-        A key that is missing takes the default of its `model_type`; a null stays a null. Keys that do not touch the
-        architecture are passed over. Raises ValueError for what this library cannot represent.
+        A missing key takes the default of its `model_type`; a null stays null. Keys that do not affect the
+        architecture are ignored. Raises ValueError for a model that this library cannot represent.
         """
         return cls._from_fields(config_json.read_fields(source, cls.field_names()))
 
     def to_hf(self) -> dict:
-        """Return the Hugging Face configuration as a dict; `from_hf` gives this one back."""
+        """Return the Hugging Face configuration as a dict. `from_hf` restores this configuration from it."""
         return config_json.write_entries(self.model_type, dataclasses.asdict(self))
 
     @classmethod
@@ -190,17 +190,17 @@ class ModelConfig:
 
     @classmethod
     def _from_fields(cls, fields: dict) -> ModelConfig:
-        """From plain values, `rope_scaling` being a dict of its own."""
+        """Build a configuration from plain values, with `rope_scaling` as a dict or None."""
         scaling = fields.get("rope_scaling")
         return cls(**fields | {"rope_scaling": YarnScaling(**scaling) if scaling is not None else None})
 
 
 # ---------------------------------------------------------------------------------------------------
-# What is refused
+# Checks
 
 
 def _require_numbers(config: ModelConfig | YarnScaling, *names: str, at_least: float = 1e-18) -> None:
-    allowed = f"a number from {at_least:g} to 1e18"  # what float32 computes with safely
+    allowed = f"a number from {at_least:g} to 1e18"  # far from float32's limits
     require_fields(config, allowed, lambda value: is_number(value) and at_least <= value <= 1e18, *names)
 
 
@@ -229,7 +229,7 @@ def _check_mla(c: ModelConfig) -> None:
     require_whole_fields(c, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     if c.q_lora_rank is not None:
         require_whole_fields(c, "q_lora_rank")
-    require_fields(c, "even, because RoPE turns pairs", lambda value: value % 2 == 0, "qk_rope_head_dim")
+    require_fields(c, "even, because RoPE rotates pairs", lambda value: value % 2 == 0, "qk_rope_head_dim")
 
 
 def _check_attention(c: ModelConfig) -> None:
@@ -240,7 +240,7 @@ def _check_attention(c: ModelConfig) -> None:
     else:
         require_whole_fields(c, "head_dim")
     head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
-    require("head_dim", head_dim, head_dim % 2 == 0, "even, because RoPE turns pairs")
+    require("head_dim", head_dim, head_dim % 2 == 0, "even, because RoPE rotates pairs")
     divides = c.num_attention_heads % c.num_key_value_heads == 0
     allowed = f"a divisor of num_attention_heads={c.num_attention_heads}"
     require("num_key_value_heads", c.num_key_value_heads, divides, allowed)
@@ -262,10 +262,10 @@ def _check_moe(c: ModelConfig) -> None:
     require_fields(c, f"at most n_group={groups}", lambda value: value <= groups, "topk_group")
     per_group = experts // groups
     if c.topk_method == "noaux_tc" and groups > 1:
-        # The score of a group is the sum of its two best experts, so a group needs two.
-        allowed = f"at most half of n_routed_experts={experts} with noaux_tc"
+        # The score of a group is the sum of its two best experts, so a group needs two of them.
+        allowed = f"at most half of n_routed_experts={experts}, because noaux_tc scores a group by two experts"
         require("n_group", groups, per_group >= 2, allowed)
-    # Plain greedy selection does not look at groups.
+    # Plain greedy selection ignores groups.
     reachable = experts if c.topk_method == "greedy" else per_group * c.topk_group
-    allowed = f"at most {reachable}, the number of experts that a token can reach"
+    allowed = f"at most {reachable}, the number of experts that a token can be routed to"
     require_fields(c, allowed, lambda value: value <= reachable, "num_experts_per_tok")

@@ -1,16 +1,14 @@
-"""Hugging Face's config.json, in and out.
+"""Reading and writing Hugging Face's config.json.
 
-A configuration names a `model_type`, and the class of that family decides what the other keys mean:
-which of them it reads at all, and what it assumes for one that is missing. transformers' V3 class, for
-one, has no `scoring_func`, because it knows only the sigmoid.
+A configuration names a `model_type`. The class of that family decides which other keys are read, and what the default
+of a missing one is. For example, transformers' V3 class has no `scoring_func`, because it always uses the sigmoid.
 
-So a model is written as the family whose class computes *exactly* what the model computes. A mixture that
-no family has (MLA over dense layers, a softmax gate with a balancing bias, ...) is written as
-"minids": transformers then refuses the folder, where under a borrowed name it would silently compute
-something else.
+So a model is written as the family whose class computes *exactly* the same function. A combination that no family has
+(MLA with dense layers, a softmax gate with a balancing bias, ...) is written as "minids", which transformers rejects;
+under another family's name it would silently compute a different function.
 
-Reading is as careful. A key that belongs neither to the model, nor to bookkeeping, training or serving, may stand for
-something that this library does not compute, such as V3.2's indexer. So it is refused, and not passed over.
+Reading is equally strict. An unknown key may stand for a component that this library lacks, such as V3.2's indexer, so
+it raises an error. Known are the keys of the model, and those that only concern bookkeeping, training or serving.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ _DENSE = {"n_routed_experts": None, "kv_lora_rank": None}
 _LLAMA = {"initializer_range": 0.02, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 2048}
 _SOFTMAX_GATE = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
 _MLA_HEADS = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-# What the family's own configuration class assumes when a key is absent.
+# Defaults of each family's own configuration class.
 DEFAULTS = {
     "llama": {**_LLAMA, **_DENSE},
     "deepseek": {**_LLAMA, **_DENSE, **_SOFTMAX_GATE},
@@ -48,10 +46,10 @@ DEFAULTS = {
     },
     "minids": {},
 }  # fmt: skip
-FLOATS = (  # transformers refuses 1 for 1.0
+FLOATS = (  # transformers does not accept 1 for 1.0
     "rms_norm_eps", "initializer_range", "embedding_initializer_range", "routed_scaling_factor",
 )  # fmt: skip
-# Values that are fixed in a family's own code: with another one, ours and theirs would compute different functions.
+# Values that a family's own code fixes. With other values, it would compute another function than this library.
 FIXED = {
     "llama": {"n_routed_experts": [None], "kv_lora_rank": [None], "num_nextn_predict_layers": [0]},
     "deepseek": {
@@ -83,24 +81,24 @@ def family_of(config) -> str:
 
 def _is_v3(c) -> bool:
     gate = c.scoring_func == "sigmoid" and c.topk_method == "noaux_tc"
-    # A group scores by its two best experts, even where there is but one group.
+    # A group is scored by its two best experts, even if there is only one group.
     return _is_mla_moe(c) and gate and c.n_routed_experts > 1
 
 
 def _is_v2(c) -> bool:
     gate = c.scoring_func == "softmax" and c.topk_method != "noaux_tc" and not c.norm_topk_prob
-    # transformers views V2's pairs as complex numbers, which torch allows only at even offsets.
+    # For V2, transformers views pairs as complex numbers, which torch allows only at even offsets.
     even = c.uses_mla and c.kv_lora_rank % 2 == c.qk_nope_head_dim % 2 == 0
     return _is_mla_moe(c) and gate and even and not c.num_nextn_predict_layers and _heads_divide(c)
 
 
 def _is_llama(c) -> bool:
     plain = not c.uses_mla and not c.uses_moe and not c.num_nextn_predict_layers
-    return plain and _usual_yarn(c) and _heads_divide(c) and c.initializer_range <= 1  # more is refused there
+    return plain and _usual_yarn(c) and _heads_divide(c) and c.initializer_range <= 1  # its class allows no more
 
 
 def _is_deepseek_moe(c) -> bool:
-    """DeepSeekMoE's own code: no YaRN, no width for the heads, no scaling; one expert alone is not normalised."""
+    """DeepSeekMoE's own code has no YaRN, head_dim or routed_scaling_factor, and does not normalise a single expert."""
     if c.uses_mla or not c.uses_moe or c.num_nextn_predict_layers or c.rope_scaling is not None:
         return False
     gate = c.scoring_func == "softmax" and c.topk_method == "greedy" and c.routed_scaling_factor == 1
@@ -109,7 +107,7 @@ def _is_deepseek_moe(c) -> bool:
 
 
 def _is_mla_moe(c) -> bool:
-    # transformers can neither skip layers nor do without a shared expert.
+    # transformers supports neither moe_layer_freq nor models without shared experts.
     return c.uses_mla and c.uses_moe and c.moe_layer_freq == 1 and c.n_shared_experts is not None and _usual_yarn(c)
 
 
@@ -118,20 +116,20 @@ def _usual_yarn(c) -> bool:
 
 
 def _usual_mscales(mscale, mscale_all_dim) -> bool:
-    """Whether two entries mean the same here and in transformers, which for a 0 or an absent one takes 1 and 0."""
+    """Whether both mean the same in transformers, which replaces the pair by 1 and 0 if one is 0 or absent."""
     return bool(mscale and mscale_all_dim) or (mscale in (None, 1) and not mscale_all_dim)
 
 
 def _heads_divide(c) -> bool:
-    # Llama and V2 insist on it, even where a head has a width of its own.
+    # Llama and V2 require this even if head_dim is given.
     return c.hidden_size % c.num_attention_heads == 0
 
 
 def read_fields(source: dict | str | Path, names: Iterable[str]) -> dict:
-    """Return the values that a configuration gives to the fields `names`, its family's defaults included.
+    """Return the values of the fields `names` in a configuration, with its family's defaults for missing keys.
 
-    `source` is a dict, a config.json, or the folder that holds one. Raises ValueError, one sentence,
-    for an unknown family, a missing key, or one that would silently be ignored.
+    `source` is a dict, a config.json, or the folder that holds one. Raises ValueError, one sentence, for an unknown
+    family, a missing key without a default, or a key that cannot be honoured.
     """
     entries = dict(source) if isinstance(source, dict) else read_config(Path(source))
     family = entries.get("model_type")
@@ -158,19 +156,19 @@ def read_fields(source: dict | str | Path, names: Iterable[str]) -> dict:
     if entries.get("use_mla", mla) not in (None, mla):
         rank = quoted(fields.get("kv_lora_rank"))
         raise ValueError(f"use_mla={quoted(entries['use_mla'])} contradicts kv_lora_rank={rank}: make them agree.")
-    for name in ("n_group", "topk_group"):  # null in config.json: the gate knows no groups
+    for name in ("n_group", "topk_group"):  # null in config.json: no groups
         fields[name] = 1 if fields.get(name) is None else fields[name]
-    for name in ("n_shared_experts", "q_lora_rank"):  # 0 in some files: there is none
+    for name in ("n_shared_experts", "q_lora_rank"):  # 0 in some files: none
         fields[name] = None if fields.get(name) == 0 and fields[name] is not False else fields.get(name)
     return fields
 
 
 def write_entries(model_type: str, fields: dict) -> dict:
-    """Return the entries of a config.json of that family; `read_fields` gives `fields` back."""
+    """Return the entries of a config.json of that family, from which `read_fields` restores `fields`."""
     entries = {"model_type": model_type, "architectures": [ARCHITECTURES[model_type]]}
     for name, value in fields.items():
         if value is None and DEFAULTS[model_type].get(name) is None and name != "rope_scaling":
-            continue  # absent means the same
+            continue  # the default is the same
         entries[name] = float(value) if name in FLOATS else list(value) if isinstance(value, tuple) else value
     if fields["rope_scaling"] is not None:
         entries["rope_scaling"] = {"type": "yarn"} | fields["rope_scaling"]
@@ -178,7 +176,7 @@ def write_entries(model_type: str, fields: dict) -> dict:
 
 
 def read_config(path: Path) -> dict:
-    """Return the entries of a config.json, or of the one in a folder; ValueError if there is none."""
+    """Return the entries of a config.json, given its path or its folder. Raises ValueError if there is none."""
     return read_json(path / "config.json" if path.is_dir() else path)
 
 
@@ -189,13 +187,13 @@ def _require_understood(entries: dict, names: Iterable[str]) -> None:
             raise ValueError(f"{name}={quoted(value)} is not supported: it must be {SWITCHES[name]!r}.")
         if value is not None and name not in known and not name.startswith("_"):
             raise ValueError(
-                f"{quoted(name)} (here {quoted(value)}) is a key that is not understood, and may change what the model "
-                "computes: remove it if it does not."
+                f"{quoted(name)} (here {quoted(value)}) is a key that is not understood: remove it if it does not "
+                "change what the model computes."
             )
 
 
 def _read_rope(entries: dict) -> dict:
-    """Return the entry about positions, with its rope_theta. Of two it is `rope_scaling`, as in transformers."""
+    """Return the RoPE entry with its rope_theta. `rope_scaling` precedes `rope_parameters`, as in transformers."""
     for name in ("rope_scaling", "rope_parameters"):
         value = entries.get(name)
         require(name, value, value is None or isinstance(value, dict), "an object or null")
@@ -203,7 +201,7 @@ def _read_rope(entries: dict) -> dict:
     rope = {"rope_theta": entries.get("rope_theta", 10000.0)} | (entries.get("rope_scaling") or parameters)
     rope = {name: value for name, value in rope.items() if value is not None or name not in YARN_KEYS}  # null: absent
     agree = parameters.get("rope_theta", rope["rope_theta"]) == rope["rope_theta"]
-    require("rope_theta", rope["rope_theta"], agree, "the same in rope_parameters, too")
+    require("rope_theta", rope["rope_theta"], agree, "the same in rope_parameters")
     return rope
 
 
@@ -218,7 +216,7 @@ def _read_rope_scaling(rope: dict, family: str) -> dict | None:
             raise ValueError(f"rope_scaling has a key {quoted(name)}, which is not understood: it must be absent.")
     if kind == "default":
         if ignored := [name for name in YARN_KEYS if name in rope]:
-            raise ValueError(f"rope_scaling has {ignored[0]} without the type 'yarn': give it, or leave that out.")
+            raise ValueError(f"rope_scaling has {ignored[0]} without the type 'yarn': add the type or remove it.")
         return None
     for name in ("factor", "original_max_position_embeddings"):
         if name not in rope:

@@ -1,7 +1,7 @@
-"""The keys of config.json that are no field of ModelConfig, as DeepSeek's files, Llama's and transformers write them.
+"""Keys of config.json that are no field of ModelConfig: those in DeepSeek's and Llama's files, and transformers' own.
 
-Some are switches, which must stand as in this library, because it has no other way to compute. Others touch nothing
-that a trained model computes: bookkeeping, training, serving. Any further key is refused (config_json.py).
+Switches must have the one value that this library implements. The other keys do not affect what a trained model
+computes: bookkeeping, training, serving. Any further key is an error (config_json.py).
 """
 
 SWITCHES = {
@@ -22,7 +22,7 @@ TRAINING = (
     "attention_dropout", "aux_loss_alpha", "ep_size", "gradient_checkpointing", "pretraining_tp",
     "router_aux_loss_coef", "seq_aux",
 )  # fmt: skip
-GENERATION = (  # transformers wrote them here, too, before they had a file of their own
+GENERATION = (  # older versions of transformers wrote these here, newer ones into generation_config.json
     "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens",
     "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
     "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",

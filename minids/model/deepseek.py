@@ -1,4 +1,4 @@
-"""The whole model: embedding, blocks, final norm, output head, and the MTP modules, with their losses.
+"""The whole model: embedding, blocks, final norm, output head and MTP modules, with the training losses.
 
     code            released weight
     embed_tokens    model.embed_tokens.weight
@@ -9,11 +9,11 @@
 
 Training minimises (V3 report eq. 17, 24, 25)
 
-    total = next-token cross-entropy  +  λ · mean over MTP depths of their cross-entropy
-                                      +  α · sum over MoE layers, MTP's too, of the sequence-wise balance loss
+    total = next-token cross-entropy  +  λ · mean of the cross-entropies of the MTP depths
+                                      +  α · sum of the sequence-wise balance losses of all MoE layers, also MTP's
 
-All losses start from `token_losses`: what each token cost at each depth. A mask says which tokens count. After each
-optimizer step, `update_expert_bias` moves the bias of every gate by γ.
+All losses are computed from `token_losses`, the cross-entropy of each token at each depth. A mask selects the tokens
+that count. After each optimizer step, `update_expert_bias` changes the biases of all gates by γ.
 """
 
 from dataclasses import dataclass
@@ -35,24 +35,24 @@ from minids.model.rope import rope_rotation
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """What each token cost. Depth 0 is the main head, depth k the k-th MTP module.
+    """The loss of each token. Depth 0 is the main head, depth k the k-th MTP module.
 
-    `nats[k][:, i]` is the cross-entropy of predicting token i + k + 1, and 0 where that token does not count.
+    `nats[k][:, i]` is the cross-entropy of predicting token i + k + 1, or 0 if the mask excludes that token.
     """
 
     nats: list[Tensor]  # (B, T - k - 1) for each depth k
-    balance: Tensor  # sum over the MoE layers, mean over the sequences
+    balance: Tensor  # summed over the MoE layers, averaged over the sequences
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """`total` is what to minimise; `mtp` and `balance` come without their weights λ and α. Cross-entropy is in nats."""
+    """`total` is the loss to minimise; `mtp` and `balance` are without the weights λ and α. Unit: nats."""
 
     total: Tensor
     next_token: Tensor
     mtp: Tensor
     balance: Tensor
-    nats_B: Tensor  # without gradient: the sum over each sequence of the main head's cross-entropies
+    nats_B: Tensor  # the main head's cross-entropies, summed over each sequence, without gradient
 
 
 class DeepSeek(nn.Module):
@@ -68,15 +68,15 @@ class DeepSeek(nn.Module):
         if c.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = nn.ModuleList(MTPModule(c, c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers))
-        if not self.lm_head.weight.is_meta:  # a model without memory has nothing to draw
+        if not self.lm_head.weight.is_meta:  # a model on the meta device has no memory to initialise
             self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw every matrix from N(0, initializer_range²) (V3 report §4.2); norms start at 1, biases at 0.
 
-        With embedding_initializer_range the embedding has a deviation of its own. An embedding as small as the other
-        weights is much smaller than what the first layers add to it at the start.
+        `embedding_initializer_range` sets another standard deviation for the embedding. With that of the other weights,
+        the embedding is much smaller than the outputs that the first layers add to it at the start of training.
         """
         for module in self.modules():
             if isinstance(module, (Linear, nn.Embedding, Gate)):
@@ -96,7 +96,7 @@ class DeepSeek(nn.Module):
         return [layer.self_attn.new_cache(batch_size, max_length) for layer in self.layers]
 
     def forward(self, tokens_BT: Tensor, cache: list[Cache] | None = None) -> Tensor:
-        """Return next-token logits (B, T, vocab_size). With a cache, `tokens_BT` continue what it holds."""
+        """Return next-token logits (B, T, vocab_size). With a cache, `tokens_BT` follow the cached tokens."""
         hidden_BTD, _ = self.hidden_states(tokens_BT, cache)
         return self.lm_head(hidden_BTD)
 
@@ -112,14 +112,14 @@ class DeepSeek(nn.Module):
 
     def rope(self, start: int, length: int) -> Tensor:
         """Return RoPE's rotation at positions start ... start + length - 1, complex (length, rope_dim / 2)."""
-        # Not a buffer: model.to(torch.bfloat16) would round the angles away.
+        # Not a buffer, because model.to(torch.bfloat16) would round the angles.
         positions = torch.arange(start, start + length, device=self.lm_head.weight.device)
         return rope_rotation(self.config, positions)
 
     def mtp_hidden_states(self, tokens_BT: Tensor, hidden_BTD: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Return, for each depth k, its hidden states (B, T - k, hidden) and its balance loss.
+        """Return the hidden states (B, T - k, hidden) and the balance loss of each depth k.
 
-        Position i of depth k has seen tokens 0 ... i+k, so the head predicts token i+k+1 from it.
+        Position i of depth k depends on tokens 0 ... i+k, and the head predicts token i+k+1 from it.
         """
         out = []
         for k, module in enumerate(self.mtp, start=1):
@@ -130,17 +130,17 @@ class DeepSeek(nn.Module):
         return out
 
     def token_losses(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> TokenLosses:
-        """Return what each of the tokens (B, T) cost to predict, at every depth.
+        """Return the cross-entropy of each token of (B, T), at every depth.
 
-        `mask_BT` says which tokens count as targets, at every depth alike; without it all do. (Token 0 is never
-        predicted, and depth k predicts no token before k + 1.) The mask is about targets alone. Every token is read and
-        counts for the loads of the gates and the balance loss, so rows are to be packed, not padded. In training mode
-        the gates count their load meanwhile; in evaluation mode the balance loss is 0. Raises ValueError for rows too
-        short to predict anything.
+        `mask_BT` selects the tokens that count as targets, the same at every depth; by default all do. (Token 0 is
+        never predicted, and depth k predicts no token before k + 1.) The mask applies to targets only: all tokens are
+        inputs, and count in the gates' load and the balance loss, so pack the rows, do not pad them. In training mode
+        the gates count their load; in evaluation mode the balance loss is 0. Raises ValueError if the rows are too
+        short for the deepest prediction.
         """
         shortest = 2 + len(self.mtp)
         if tokens_BT.ndim != 2 or tokens_BT.shape[1] < shortest:
-            raise ValueError(f"tokens have shape {tuple(tokens_BT.shape)}: (B, T) with T of at least {shortest}.")
+            raise ValueError(f"tokens have shape {tuple(tokens_BT.shape)}: use (B, T) with T at least {shortest}.")
         inputs = tokens_BT[:, :-1]
         hidden_BTD, balances = self.hidden_states(inputs)
         nats = [self._cross_entropy(hidden_BTD, tokens_BT[:, 1:])]
@@ -155,20 +155,20 @@ class DeepSeek(nn.Module):
         self, tokens_BT: Tensor, mask_BT: Tensor | None = None, *, mtp_weight: float = 0.3,
         balance_weight: float = 1e-4, whole_mask_BT: Tensor | None = None,
     ) -> LossTerms:  # fmt: skip
-        """Return the training loss on tokens (B, T): means over the tokens that `mask_BT` lets count, or over all.
+        """Return the training loss on tokens (B, T): means over the tokens that `mask_BT` selects, by default all.
 
-        Where these rows are a micro-batch, `whole_mask_BT` is the mask of the whole batch, and every term is the
-        share of these rows in the mean over the whole: the terms of all parts add up to those of the batch, however
-        unequal the parts are. Modes and errors are those of `token_losses`.
+        If the rows are a micro-batch, `whole_mask_BT` is the mask of the whole batch. Each term is then this
+        micro-batch's share of the mean over the batch, so the terms of all micro-batches sum to those of the batch,
+        whatever their sizes. For modes and errors see `token_losses`.
 
-        (The report divides the sum of every depth by the same length; dividing by the number of its terms gives λ the
-        same weight at every length.)
+        (The report divides the sum at every depth by the same length T. Here each sum is divided by its number of
+        terms, so that λ has the same weight at every length.)
         """
         losses = self.token_losses(tokens_BT, mask_BT)
         own_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if mask_BT is None else mask_BT
         whole_BT = own_BT if whole_mask_BT is None else whole_mask_BT
         counts = [whole_BT[:, k + 1 :].sum() for k in range(len(losses.nats))]
-        # Where no token counts there is nothing to learn: 0, not 0 / 0.
+        # If no token counts, the loss is 0, not 0 / 0.
         means = [nats.sum() / count.where(count > 0, 1) for nats, count in zip(losses.nats, counts, strict=True)]
         next_token, *depths = means
         mtp = torch.stack(depths).mean() if depths else next_token.new_zeros(())
@@ -182,14 +182,14 @@ class DeepSeek(nn.Module):
 
     @property
     def gates(self) -> list[Gate]:
-        """The routers, from the first MoE layer to the MTP modules."""
+        """The gates of all MoE layers in order, the MTP modules' last."""
         return [module for module in self.modules() if isinstance(module, Gate)]
 
     def update_expert_bias(self, speed: float) -> list[Tensor]:
-        """Balance every gate by the tokens it routed since the last call, and return those loads.
+        """Update the bias of every gate from the tokens routed since the last call, and return those loads.
 
-        Call once per optimizer step, after all its micro-batches: forward passes in training mode
-        add up in `gate.load`, and this consumes it. `speed` is γ; 0 leaves the biases alone.
+        Call it once per optimizer step, after all micro-batches: forward passes in training mode add to `gate.load`,
+        and this resets it. `speed` is γ; 0 leaves the biases unchanged.
         """
         loads = []
         for gate in self.gates:

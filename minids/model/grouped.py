@@ -1,18 +1,19 @@
-"""One linear layer per group of rows: the matrix products of the experts of a mixture.
+"""Grouped matrix products: one linear layer per group of rows, as the experts of a mixture compute it.
 
-Rows that are sorted by expert each go through the matrix of their own expert:
+The rows are sorted by expert, and each is multiplied by the matrix of its expert:
 
     y = x W_e^T        for the rows x of expert e
 
-and the backward pass takes two products of the same kind, kept apart because they need not run together:
+The backward pass needs two products of the same kind. They are separate functions, because they can run at different
+times:
 
-    dx = dy W_e        `input_grad`:  the layers below wait for it
-    dW_e = dy^T x      `weight_grad`: nothing waits for it before the optimizer's step
+    dx = dy W_e        `input_grad`:  the backward pass of the layers below needs it
+    dW_e = dy^T x      `weight_grad`: only the optimizer step needs it
 
-A pipeline schedule that splits its backward (zero bubble, DualPipe) fills its gaps with the second.
+Pipeline schedules that split the backward pass (zero bubble, DualPipe) fill bubbles with the second.
 
-On a CPU, one product per expert writes straight into its part of the result. On a GPU, in
-bfloat16, all groups go to torch's grouped matmul at once.
+On a CPU, each expert's product is written directly into its part of the result. On a GPU, in bfloat16, torch's grouped
+matmul computes all groups in one call.
 
 Shape letters: see minids/model/__init__.py; X is the width of the input, Y that of the output.
 """
@@ -30,20 +31,20 @@ from minids.model.kernels import to_compute_dtype
 def grouped_linear(x_RX: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tensor:
     """Return each row times its expert's matrix, (R, Y); the first `counts[0]` rows are expert 0's, and so on."""
     x_RX, weight_EYX = to_compute_dtype(x_RX), to_compute_dtype(weight_EYX)
-    if not torch.is_grad_enabled():  # in a short decoding step autograd's overhead would count
+    if not torch.is_grad_enabled():  # avoids autograd's overhead, which is noticeable in decoding steps
         return _rows_times_matrices(x_RX, weight_EYX.mT, counts)
     return _GroupedLinear.apply(x_RX, weight_EYX, counts)
 
 
 @torch.no_grad()
 def input_grad(dy_RY: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tensor:
-    """Return the gradient of the rows, (R, X)."""
+    """Return the gradient with respect to the rows, (R, X)."""
     return _rows_times_matrices(dy_RY, weight_EYX, counts)
 
 
 @torch.no_grad()
 def weight_grad(dy_RY: Tensor, x_RX: Tensor, counts: list[int]) -> Tensor:
-    """Return the gradient of the matrices, (E, Y, X): zero where an expert has no rows."""
+    """Return the gradient with respect to the matrices, (E, Y, X): zero for an expert without rows."""
     if _in_one_kernel(x_RX, dy_RY.shape[1], x_RX.shape[1]):
         return F.grouped_mm(dy_RY.contiguous().mT, x_RX.contiguous(), offs=_ends(counts, x_RX.device))
     grad_EYX = x_RX.new_zeros(len(counts), dy_RY.shape[1], x_RX.shape[1])
@@ -79,14 +80,14 @@ def _rows_times_matrices(rows_RX: Tensor, matrices_EXY: Tensor, counts: list[int
 
 
 def _nonempty(counts: list[int], a_RX: Tensor, b_RY: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield each group that has rows, with its rows of both tensors."""
+    """Yield each group that has rows, and its rows of both tensors."""
     groups = [group for group, count in enumerate(counts) if count]
     sizes = [counts[group] for group in groups]
     return zip(groups, a_RX.split_with_sizes(sizes), b_RY.split_with_sizes(sizes), strict=True)
 
 
 def _in_one_kernel(rows: Tensor, *widths: int) -> bool:
-    """Whether torch's grouped matmul takes these: on a GPU, in bfloat16, widths in whole multiples of 16 bytes."""
+    """Whether torch's grouped matmul supports these: on a GPU, in bfloat16, with widths in multiples of 16 bytes."""
     return rows.is_cuda and rows.dtype == torch.bfloat16 and all(width % 8 == 0 for width in widths)
 
 

@@ -1,8 +1,8 @@
-"""Hand-written kernels: the same functions as their one-line formulas, with less time and memory.
+"""RMSNorm and cross-entropy with hand-written gradients, which take less time and memory than their one-line formulas.
 
-The files beside this one read as equations; what makes them fast stands here. A `torch.autograd.Function` states a
-forward and a backward computation by hand: torch's own backward passes of these two functions go operation by
-operation and keep large tensors in between. Tests hold values and gradients against torch's.
+The other files of the model are written like the equations; optimisations are here. Autograd would differentiate these
+two functions operation by operation and save large intermediate tensors. A `torch.autograd.Function` defines forward
+and backward explicitly. The tests compare values and gradients with torch's.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from torch.autograd.function import once_differentiable
 
 
 def to_compute_dtype(x: Tensor) -> Tensor:
-    """Return x in the dtype in which autocast multiplies, or as it is where autocast is off.
+    """Return x in autocast's dtype, or unchanged if autocast is off.
 
-    Converting once saves every matrix product that follows from doing it again.
+    Converted once here, it need not be converted in each of the matrix products that use it.
     """
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x²) + eps) · weight over the last dimension, ready for the matrix product that follows.
+    """Return x / sqrt(mean(x²) + eps) · weight over the last dimension, in autocast's dtype if it is on.
 
-    In float32 whatever comes in: a mean of squares loses too much in bfloat16.
+    Computed in float32, because a mean of squares is too inaccurate in bfloat16.
     """
     function = _RMSNorm.apply if torch.is_grad_enabled() else _rms_norm_without_gradient
     return to_compute_dtype(function(x.float(), weight.float(), eps).to(x.dtype))
@@ -36,10 +36,10 @@ def _rms_norm_without_gradient(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm with its gradient in one piece.
+    """RMSNorm with its gradient in closed form.
 
-    With r = 1 / rms(x), n = x r and g = dy · weight: d weight = sum of dy · n, and dx = r (g - n mean(g · n)),
-    because n depends on x through the length, too.
+    With r = 1 / rms(x), n = x r and g = dy · weight: dweight = sum of dy · n, and dx = r (g - n mean(g · n)). The
+    second term is there because r depends on x, too.
     """
 
     @staticmethod
@@ -63,14 +63,14 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return _CrossEntropy.apply(logits_NV, targets_N)
 
 
-_NO_TARGET = -(2**62)  # torch would skip a target of -100 without a word
+_NO_TARGET = -(2**62)  # torch's default, -100, would silently ignore such targets
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy a few rows at a time; its gradient is softmax minus one at the target.
+    """Cross-entropy in blocks of rows. Its gradient is softmax(logits), minus 1 at the target.
 
-    The logits are the largest tensor of a training step. In blocks, their float32 copies stay in the
-    processor's cache and never exist whole, and the gradient is rounded to the logits' dtype once, at the end.
+    The logits are the largest tensor of a training step. In blocks, their float32 copy never exists as a whole and
+    stays in the processor's cache, and the gradient is rounded to the logits' dtype only once, at the end.
     """
 
     ROWS = 256

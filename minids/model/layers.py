@@ -1,13 +1,13 @@
-"""The small parts that every transformer of the family is built from.
+"""RMSNorm and SwiGLU, which all models of the family use.
 
-RMSNorm (Zhang & Sennrich 2019) divides a vector by its root mean square, so that its direction stays and its
-length becomes the square root of its width, and then scales each entry by a learned weight:
+RMSNorm (Zhang & Sennrich 2019) divides a vector by its root mean square. Its direction stays the same, and its length
+becomes the square root of its width. Then each entry is multiplied by a learned weight:
 
     RMSNorm(x) = x / sqrt(mean(x²) + eps) · w
 
-LayerNorm's mean and bias are left out.
+Unlike LayerNorm, it subtracts no mean and has no bias.
 
-SwiGLU (Shazeer 2020) is the feed-forward layer. One projection goes through SiLU(z) = z · sigmoid(z) and gates another:
+SwiGLU (Shazeer 2020) is the feed-forward layer. One projection, after SiLU(z) = z · sigmoid(z), multiplies another:
 
     SwiGLU(x) = W_2 (SiLU(W x) · V x)        three matrices, no bias
 

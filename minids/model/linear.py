@@ -1,15 +1,16 @@
-"""The one linear layer: every projection of the model is a `Linear`, except the gate and the experts' stacked matrices.
+"""The linear layer: every projection of the model is a `Linear`, except the gate and the experts' stacked matrices.
 
-    y = x W^T        W: (out, in), as it is released; no layer of the family has a bias
+    y = x W^T        W: (out, in), as in the released weights; no layer of the family has a bias
 
-How the product is computed is one attribute, `product`, a function of x and the weight as it is stored. The default is
-torch's, which runs in bfloat16 under autocast. Whatever multiplies differently is set there, layer by layer, and
-nowhere else: `layer.product = fp8_product`, or a product whose backward pass leaves the gradient of the weight for
-later, as pipeline schedules need it. A layer that stores its weights in another form, such as 4 bits, is a subclass
-whose `weight` is a property and whose `__init__` begins with that of nn.Module.
+The attribute `product` is the function of x and the stored weight that computes the product. The default is torch's,
+which runs in bfloat16 under autocast. Other kinds of products are set there, layer by layer: `layer.product =
+fp8_product`, or a product whose backward pass defers the weight's gradient, as pipeline schedules need it. A layer with
+another storage format, such as 4 bits, is a subclass in which `weight` is a property and whose `__init__` begins by
+calling nn.Module's.
 
-`Experts` (moe.py) has the same attribute for its grouped products. The gate (moe.py) has none, because it must decide
-in float32, and the embedding multiplies nothing. MLA's absorbed form (mla.py) reads the weight of `kv_b_proj` itself.
+`Experts` (moe.py) has the same attribute for its grouped products. The gate (moe.py) has none, because it must compute
+in float32; the embedding has none, because it is a look-up. MLA's absorbed form (mla.py) reads the weight of
+`kv_b_proj` directly.
 """
 
 import math
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """A matrix without bias: (..., in_features) -> (..., out_features). Its weight starts as in torch's own layer."""
+    """A matrix without bias: (..., in_features) -> (..., out_features). Initialised as torch's nn.Linear."""
 
     product: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)  # of x (..., X) and weight (Y, X)
 

@@ -1,34 +1,36 @@
 """The mixture of experts (DeepSeekMoE; V3 report §2.1.2): many small feed-forward layers, few used per token.
 
-    h' = u + sum_shared FFN_i(u) + sum_chosen g_i FFN_i(u)                              (eq. 12)
+    MoE(x) = sum over shared experts of FFN_i(x) + sum over chosen experts of g_i FFN_i(x)        (eq. 12)
 
-(block.py adds the u in front, and the FFNs get u normalised, which eq. 12 does not say.)
+(x is the report's u, normalised, which eq. 12 does not show. block.py adds the residual.)
 
-The gate scores every expert, keeps the best K_r, and weighs their outputs. V3's gate, eq. 13-16:
+The gate computes a score of every expert, chooses the K_r with the highest scores, and weights their outputs (*top-k
+routing*). V3's gate, eq. 13-16:
 
-    s_i = sigmoid(u · e_i)                      affinity of the token to expert i
-    chosen = top-K_r of (s_i + b_i)             the bias b_i chooses ...
-    g_i = s_i / (sum of the chosen s) · 2.5     ... and never weighs
+    s_i = sigmoid(x · e_i)                      affinity of the token to expert i
+    chosen = top-K_r of (s_i + b_i)             the bias b_i is used here only,
+    g_i = s_i / (sum of the chosen s) · 2.5     and not in the weights
 
-The factor (`routed_scaling_factor`) is in the released configuration, not in eq. 13. V2 and
-DeepSeekMoE use softmax over all experts, no bias, and do not renormalise.
+The factor 2.5 (`routed_scaling_factor`) is in the released configuration, not in eq. 13. V2 and DeepSeekMoE use a
+softmax over all experts and no bias, and do not renormalise the weights.
 
-**Group-limited selection** keeps a token on few machines: experts are in groups, one per node (V2:
-per device); a group scores by its two best experts (V2: by its best), and only the best `topk_group`
-groups stay eligible. The others are masked with -inf. Zero would be wrong: s + b can be negative, and
-then a masked expert would win.
+**Group-limited selection** limits the number of nodes to which a token is sent. Experts are in groups, one per node
+(V2: per device). The score of a group is the sum of its two highest scores (V2: its highest score), and experts are
+chosen from the `topk_group` best groups only. The others are masked with -inf. A mask of 0 would be wrong: s + b can be
+negative, and then a masked expert could be chosen.
 
-**Four stages**, so that each can be replaced alone:
+**Four stages**, each of which can be replaced separately:
 
-    gate        which experts each token uses, and with what weights
-    dispatch    every choice of every token becomes a row; the rows are sorted by expert
-    experts     the rows of one expert go through it in one product
-    combine     the rows of a token are added up
+    gate        chooses the experts of each token and their weights
+    dispatch    makes one row for each choice of each token, and sorts the rows by expert
+    experts     apply each expert to all of its rows in one product
+    combine     sums the rows of each token
 
-Expert parallelism puts its own `dispatch` and `combine` into a layer, which send the rows to other machines and back.
-FP8 changes only the products of the experts (`Experts.product`).
+Expert parallelism replaces `dispatch` and `combine` of a layer by functions that send the rows to other machines and
+back. FP8 replaces only the products of the experts (`Experts.product`).
 
     paper     code                    released weight (mlp.…)
+    u         x_ND, normalised
     e_i       gate.weight             gate.weight                       (N_r, hidden)
     b_i       gate.expert_bias        gate.e_score_correction_bias      (N_r,)  float32
     FFN^(r)   experts.gate_up_proj    experts.{i}.gate_proj.weight, experts.{i}.up_proj.weight
@@ -36,7 +38,7 @@ FP8 changes only the products of the experts (`Experts.product`).
     FFN^(s)   shared_experts          shared_experts.{gate,up,down}_proj.weight
     c_i       gate.load               not stored
 
-All N_s shared experts are one SwiGLU of N_s times the width, which computes the same sum.
+The N_s shared experts are one SwiGLU of N_s times the width, which computes the same sum.
 Shape letters: see minids/model/__init__.py.
 """
 
@@ -53,11 +55,11 @@ from minids.model.grouped import grouped_linear
 from minids.model.kernels import to_compute_dtype
 from minids.model.layers import SwiGLU
 
-ROW_MULTIPLE = 32  # the rows of an expert are filled up to a multiple of this
+ROW_MULTIPLE = 32  # each expert's rows are padded to a multiple of this
 
 
 class Gate(nn.Module):
-    """The router. In training mode it also counts, in `load`, how often each expert is chosen."""
+    """The router. In training mode it also counts in `load` how many tokens are routed to each expert."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -68,7 +70,7 @@ class Gate(nn.Module):
         self.register_buffer("load", torch.zeros(c.n_routed_experts, dtype=torch.int64), persistent=False)
 
     def _apply(self, fn, recurse=True):
-        # The bias moves with the weights but stays float32 in a bfloat16 model, as released.
+        # The bias moves to the weights' device but stays float32 in a bfloat16 model, as released.
         bias = self.expert_bias
         super()._apply(fn, recurse)
         if bias is not None:
@@ -76,7 +78,7 @@ class Gate(nn.Module):
         return self
 
     def reset_balance(self) -> None:
-        """Set the bias and the counts back to zero."""
+        """Set the bias and the load to zero."""
         self.load.zero_()
         if self.expert_bias is not None:
             self.expert_bias.zero_()
@@ -84,11 +86,11 @@ class Gate(nn.Module):
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights g (N, K), the chosen experts (N, K), and all affinities s (N, E), in float32."""
         c = self.config
-        with torch.autocast(x_ND.device.type, enabled=False):  # routing is decided in float32
+        with torch.autocast(x_ND.device.type, enabled=False):  # affinities are computed in float32
             logits_NE = F.linear(x_ND.float(), self.weight.float())
         scores_NE = logits_NE.sigmoid() if c.scoring_func == "sigmoid" else logits_NE.softmax(dim=-1)
         experts_NK = self.choose(scores_NE.detach())
-        weights_NK = scores_NE.gather(1, experts_NK)  # of s, not of s + b
+        weights_NK = scores_NE.gather(1, experts_NK)  # s, not s + b
         if c.norm_topk_prob:
             weights_NK = weights_NK / (weights_NK.sum(dim=-1, keepdim=True) + 1e-20)
         if self.training:
@@ -96,13 +98,13 @@ class Gate(nn.Module):
         return weights_NK * c.routed_scaling_factor, experts_NK, scores_NE
 
     def choose(self, scores_NE: Tensor) -> Tensor:
-        """Return the indices (N, K) of each token's experts: the best by s + b, within the best groups."""
+        """Return the indices (N, K) of each token's experts: top-k of s + b within the best groups."""
         c = self.config
         if self.expert_bias is not None:
             scores_NE = scores_NE + self.expert_bias
         if c.topk_method != "greedy" and c.n_group > 1:
             grouped = scores_NE.unflatten(1, (c.n_group, -1))
-            best = 2 if c.topk_method == "noaux_tc" else 1  # V3 sums a group's two best, V2 takes the best
+            best = 2 if c.topk_method == "noaux_tc" else 1  # V3: sum of the two highest scores; V2: the highest
             group_scores = grouped.topk(best, dim=-1).values.sum(dim=-1)
             dropped = group_scores.topk(c.n_group - c.topk_group, dim=-1, largest=False).indices
             dropped = dropped[..., None].expand(-1, -1, grouped.shape[2])
@@ -112,15 +114,15 @@ class Gate(nn.Module):
 
 @dataclass(frozen=True)
 class Route:
-    """Where the rows that the experts work on come from: a row for each choice of each token, sorted by expert."""
+    """The rows of the experts' input: one for each choice of each token, sorted by expert."""
 
-    weight_R: Tensor  # g_i of the choice
-    token_R: Tensor  # which of the N tokens the row belongs to
-    counts_E: Tensor  # how many rows each expert gets
+    weight_R: Tensor  # g_i
+    token_R: Tensor  # index of the row's token, of N
+    counts_E: Tensor  # number of rows of each expert
 
 
 def dispatch(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> tuple[Tensor, Route]:
-    """Return the tokens as rows sorted by expert, (R, D), in the dtype of the experts' products, and their route."""
+    """Return the rows sorted by expert, (R, D), in the dtype of the experts' products, and their route."""
     route, x_ND = sort_by_expert(weights_NK, experts_NK, n_experts), to_compute_dtype(x_ND)
     many_rows = len(route.token_R) >= ROW_MULTIPLE * n_experts
     if x_ND.dtype == torch.bfloat16 and x_ND.device.type == "cpu" and many_rows:
@@ -129,7 +131,7 @@ def dispatch(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: in
 
 
 def sort_by_expert(weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> Route:
-    """Return the choices of all tokens in the order of their experts."""
+    """Return the route of all tokens' choices, sorted by expert."""
     expert_of_choice = experts_NK.flatten()
     order = expert_of_choice.argsort(stable=True)
     counts_E = expert_of_choice.bincount(minlength=n_experts)
@@ -137,19 +139,19 @@ def sort_by_expert(weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> Ro
 
 
 def combine(outs_RD: Tensor, route: Route, n_tokens: int) -> Tensor:
-    """Return for each token the sum of the outputs of its rows, (N, D)."""
+    """Return the sum of the experts' outputs for each token, (N, D)."""
     return outs_RD.new_zeros(n_tokens, outs_RD.shape[1]).index_add_(0, route.token_R, outs_RD)
 
 
 def fill_up(route: Route) -> Route:
-    """Return the route with rows of token 0 and weight 0 after each expert's, up to a multiple of `ROW_MULTIPLE`.
+    """Return the route with each expert's rows padded to a multiple of `ROW_MULTIPLE`, by rows of token 0 and weight 0.
 
-    Without them every training step would bring matrix products of new shapes, and for each of those the CPU's
-    bfloat16 library prepares a kernel anew. (Few rows, as in decoding, have few shapes and stay as they are.)
+    Without padding, the matrix products of every training step would have new shapes, and the CPU's bfloat16 library
+    prepares a kernel for each new shape. (The few rows of decoding have few shapes and are not padded.)
     """
     token_R, counts_E = route.token_R, route.counts_E
     filled_E = (counts_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
-    shift_E = (filled_E - counts_E).cumsum(0) - (filled_E - counts_E)  # rows filled in before each expert's
+    shift_E = (filled_E - counts_E).cumsum(0) - (filled_E - counts_E)  # padding before each expert's rows
     place_R = torch.arange(len(token_R), device=token_R.device) + shift_E.repeat_interleave(counts_E)
     rows = int(filled_E.sum())
     token = token_R.new_zeros(rows).index_copy(0, place_R, token_R)
@@ -157,9 +159,9 @@ def fill_up(route: Route) -> Route:
 
 
 class Experts(nn.Module):
-    """The routed experts' weights, stacked, and their computation: rows sorted by expert -> their weighted outputs."""
+    """The routed experts, with stacked weights: rows sorted by expert -> their weighted outputs."""
 
-    product: Callable[[Tensor, Tensor, list[int]], Tensor] = staticmethod(grouped_linear)  # of rows, matrices, counts
+    product: Callable[[Tensor, Tensor, list[int]], Tensor] = staticmethod(grouped_linear)  # rows, matrices, counts
 
     def __init__(self, n_experts: int, hidden_size: int, width: int):
         super().__init__()
@@ -170,13 +172,13 @@ class Experts(nn.Module):
         """Return g_i FFN_i(x) for each row, (R, D); the first `counts_E[0]` rows are expert 0's, and so on."""
         counts = counts_E.tolist()
         gate, up = self.product(x_RD, self.gate_up_proj, counts).chunk(2, dim=-1)
-        # g_i could multiply the outputs instead, but these rows are narrower.
+        # The factor g_i is applied before down_proj, where the rows are narrower than the outputs.
         hidden_RI = F.silu(gate) * up * weight_R[:, None].to(x_RD.dtype)
         return self.product(hidden_RI, self.down_proj, counts)
 
 
 class MoE(nn.Module):
-    """Routed and shared experts: (B, T, D) -> (B, T, D), and the balance loss of the batch."""
+    """Routed and shared experts: (B, T, D) -> (B, T, D), and the batch's balance loss."""
 
     dispatch, combine = staticmethod(dispatch), staticmethod(combine)
 
@@ -195,7 +197,7 @@ class MoE(nn.Module):
         rows_RD, route = self.dispatch(x_ND, weights_NK, experts_NK, self.config.n_routed_experts)
         rows_RD = self.experts(rows_RD, route.weight_R, route.counts_E)
         out = self.combine(rows_RD, route, len(x_ND)).view_as(x_BTD)
-        del rows_RD  # many more numbers than the tokens; without gradients the shared experts can have the memory
+        del rows_RD  # larger than the output; without gradients this frees memory for the shared experts
         if self.config.n_shared_experts is not None:
             out = out + self.shared_experts(x_BTD)
         return out, self.balance_loss(scores_NE.unflatten(0, x_BTD.shape[:2]))

@@ -1,18 +1,18 @@
-"""Multi-token prediction (V3 report §2.2): one more block learns to predict one more token ahead.
+"""Multi-token prediction (V3 report §2.2): one more block predicts one more token ahead.
 
-Each position then teaches two tokens instead of one, and the hidden state has to hold what comes after
-the next token: a denser signal, and planning ahead, are the report's reasons.
+Each position then has two targets instead of one, and its hidden state must hold information about the token after the
+next. The report's reasons are a denser training signal and representations that plan ahead.
 
-The main model's hidden state at position i predicts token i+1. Module k takes the hidden state of
-depth k-1 and the embedding of token i+k, and predicts token i+k+1 (eq. 21-23):
+The main model predicts token i+1 from its hidden state at position i. Module k takes the hidden state of depth k-1 and
+the embedding of token i+k, and predicts token i+k+1 (eq. 21-23):
 
     h'_i^k = M_k [norm(h_i^{k-1}) ; norm(Emb(t_{i+k}))]      h^k = TRM_k(h'^k)      P_{i+k+1} = OutHead(h_i^k)
 
-Embedding and output head are the main model's own. The chain stays causal: to say what comes after the
-next token, the module is told the next token. It can be dropped after training, or used to draft tokens.
-deepseek.py calls the modules and aligns hidden states, embeddings and targets.
+Embedding and output head are shared with the main model. Each prediction depends only on earlier tokens: to predict
+token i+2, module 1 gets token i+1 as input. The modules can be dropped after training, or used for speculative
+decoding. deepseek.py calls them and aligns hidden states, embeddings and targets.
 
-    paper     code          released weight (model.layers.{l+k-1}.…, l layers before)
+    paper     code          released weight (model.layers.{l+k-1}.…, after the main model's l layers)
     M_k       eh_proj       eh_proj.weight           (hidden, 2 hidden), BF16 in the FP8 release
     norm      enorm         enorm.weight             on the embedding
     norm      hnorm         hnorm.weight             on the hidden state
@@ -21,10 +21,9 @@ deepseek.py calls the modules and aligns hidden states, embeddings and targets.
     Emb       –             embed_tokens.weight      stored again, equal to the main model's
     OutHead   –             shared_head.head.weight  stored again, equal to the main model's
 
-Where the released weights and Hugging Face's MtpModel go beyond the equations, we follow them: the
-weights take [embedding ; hidden], the other way round; h^k is normalised before the head, and it is
-the normalised h^k that module k+1 receives; and h^0, which the report does not define, is taken
-after the main model's final norm.
+Where the equations leave details open or differ, this follows the released weights and Hugging Face's MtpModel. The
+weights expect [embedding ; hidden], the other order. h^k is normalised before the head, and module k+1 receives the
+normalised h^k. h^0, in the report "the representation given by the main model", is taken after the final norm.
 """
 
 import torch
@@ -38,7 +37,7 @@ from minids.model.linear import Linear
 
 
 class MTPModule(nn.Module):
-    """The k-th module: hidden states of depth k-1 -> hidden states of depth k, ready for the head."""
+    """Module k: hidden states of depth k-1 -> normalised hidden states of depth k, the head's input."""
 
     def __init__(self, config: ModelConfig, layer_index: int):
         super().__init__()
@@ -54,7 +53,7 @@ class MTPModule(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the normalised hidden state and the block's balance loss.
 
-        `hidden_BTD[:, i]` knows tokens up to i+k-1, `embedding_BTD[:, i]` is that of token i+k.
+        `hidden_BTD[:, i]` depends on tokens up to i+k-1; `embedding_BTD[:, i]` is the embedding of token i+k.
         """
         joined = torch.cat([self.enorm(embedding_BTD), self.hnorm(hidden_BTD)], dim=-1)
         x_BTD, balance = self.block(self.eh_proj(joined), rotation, cache)

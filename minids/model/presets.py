@@ -1,6 +1,6 @@
-"""The published models, by the sizes that reproduce their published parameter counts, and ours.
+"""The published models, with the sizes that reproduce their published parameter counts, and the miniatures.
 
-Each preset is a table of ModelConfig's fields (config.py); what is not listed has the default there.
+Each preset is a dict of ModelConfig's fields (config.py); other fields have their defaults.
 """
 
 _TOKENS_LLM = dict(vocab_size=102400, bos_token_id=100000, eos_token_id=100001)
@@ -48,7 +48,7 @@ PRESETS = {
         n_shared_experts=1, num_experts_per_tok=8, n_group=8, topk_group=4, routed_scaling_factor=2.5,
         num_nextn_predict_layers=1,
     ),
-    # For tests: every part present, eight layers so that 4 pipeline ranks x 2 stages fit.
+    # For tests: all components, and eight layers, enough for 4 pipeline ranks x 2 stages.
     "tiny": dict(
         vocab_size=512, hidden_size=64, num_hidden_layers=8, intermediate_size=128, initializer_range=0.02,
         max_position_embeddings=512, eos_token_id=0,
@@ -57,13 +57,13 @@ PRESETS = {
         n_shared_experts=1, num_experts_per_tok=2, n_group=4, topk_group=2, routed_scaling_factor=2.5,
         num_nextn_predict_layers=1,
     ),
-    # The book's model: DeepSeek-V3 with every width divided until a laptop trains it in minutes.
+    # The book's model: DeepSeek-V3's architecture, small enough to train on a laptop in minutes.
     "mini": dict(
         **_MINI, intermediate_size=512, first_k_dense_replace=1, moe_intermediate_size=64,
         n_routed_experts=24, n_shared_experts=1, num_experts_per_tok=4, n_group=4, topk_group=2,
         routed_scaling_factor=2.5,
     ),
-    # Its dense twin: the same attention, and feed-forward layers as wide as mini's active ones on average.
+    # The same with dense feed-forward layers, as wide as the average of mini's active ones.
     "mini-dense": dict(**_MINI, intermediate_size=368, first_k_dense_replace=4),
 }  # fmt: skip
 ALIASES = {"deepseek-r1": "deepseek-v3"}

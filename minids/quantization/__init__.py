@@ -1,1 +1,1 @@
-"""Numbers of few bits, and the scales that say what they stand for."""
+"""Low-precision number formats with scales."""

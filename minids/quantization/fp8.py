@@ -1,22 +1,22 @@
-"""The FP8 format in which DeepSeek-V3 is released: matrices of 8-bit numbers, with one scale per block.
+"""The FP8 format of DeepSeek-V3's released weights: matrices of 8-bit numbers with one scale per block.
 
-A number is stored in E4M3: 1 bit for the sign, 4 for the exponent, 3 for the mantissa. Its largest value is 448 and
-it has no infinity, so each block of 128 x 128 numbers is scaled to this range before it is rounded (V3 report §3.3):
+The numbers are in E4M3: 1 sign bit, 4 exponent bits, 3 mantissa bits. The largest value is 448, and there is no
+infinity. Each block of 128 x 128 numbers is scaled to this range before it is rounded (V3 report §3.3):
 
     value = round(weight · 448 / amax)          amax: the largest absolute value in the block
     weight ≈ value · scale_inv                  scale_inv = amax / 448
 
-In the file both stand side by side, for a matrix of shape (rows, columns):
+The file holds two tensors for a matrix of shape (rows, columns):
 
     ….weight              (rows, columns)                         float8_e4m3fn
     ….weight_scale_inv    (⌈rows / 128⌉, ⌈columns / 128⌉)         float32; blocks at the edges may be smaller
 
-and config.json says how to read them:
+and config.json describes the format:
 
     "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], …}
 
-V3 stores the matrices of attention and of the feed-forward layers in this way. Embedding, head, gates and norms stay
-in 16 or 32 bits.
+In V3, the matrices of attention and of the feed-forward layers are in FP8; embedding, head, gates and norms have 16 or
+32 bits.
 """
 
 from torch import Tensor
@@ -25,9 +25,9 @@ from minids.validation import quoted, require, require_whole
 
 
 def block_size(quantization_config: object) -> tuple[int, int]:
-    """Return the rows and columns of a block, as the `quantization_config` of a config.json has them.
+    """Return the rows and columns of a block, from the `quantization_config` of a config.json.
 
-    None or {}, for weights that are not quantised, gives 128 x 128, too. Raises ValueError for any other format.
+    For None or {} (weights that are not quantised) this is 128 x 128, too. Raises ValueError for other formats.
     """
     entry = quantization_config or {}
     is_fp8 = isinstance(entry, dict) and (entry.get("quant_method"), entry.get("fmt", "e4m3")) == ("fp8", "e4m3")
@@ -41,7 +41,7 @@ def block_size(quantization_config: object) -> tuple[int, int]:
 
 
 def scale_shape(shape: tuple[int, int], block: tuple[int, int] = (128, 128)) -> tuple[int, int]:
-    """Return the shape of the scales of a matrix: one number per block, smaller blocks at the edges included."""
+    """Return the shape of a matrix's scales: one per block, including smaller blocks at the edges."""
     return tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
 
 

@@ -1,11 +1,10 @@
 """Generated arithmetic: sums, differences and products whose answers can be checked.
 
-A document holds ten solved problems, one a line, such as '12+7=19'. About a fifth of all problems is held
+A document holds ten solved problems, one per line, such as '12+7=19'. About a fifth of all problems is held
 out for validation, and with a + b also b + a, so that held-out problems cannot be answered from memory. The
 answers can be checked exactly, which gives a score now and a reward for reinforcement learning later.
 
-Problems and split are taken from hashes, not from a random generator, so that they are the same under every
-version of every library.
+Problems and split come from hashes, not from a random generator, so they do not depend on library versions.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Hugging Face's `tokenizers`, which learns and applies the merges, with what must be known to use it safely.
+"""Hugging Face's `tokenizers`, which learns and applies the merges, wrapped so that it is safe to use.
 
-It learns in one call, which cannot be interrupted while it runs. And a tokenizer.json can make it panic or take memory
-without end, in ways that no except clause catches. So no JSON of somebody else reaches it: all that a tokenizer.json of
-minids holds follows from its merges, and is built anew from them and compared.
+It learns in one call that cannot be interrupted. A malformed tokenizer.json can make it panic or exhaust memory, in
+ways that no except clause catches. So the backend never parses a file: everything in a tokenizer.json of minids follows
+from its merges, so the tokenizer is rebuilt from them and compared with the file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from minids.validation import quoted
 
 END_OF_TEXT = "<|end_of_text|>"
 MOST_TOKENS = 1 << 16  # an id has 16 bits
-LONGEST_TOKEN = 128  # bytes, at most, that merges put together
-LARGEST_FILE = 40 << 20  # bytes, which so many tokens of that length do not fill
+LONGEST_TOKEN = 128  # bytes of a merged token, at most
+LARGEST_FILE = 40 << 20  # bytes: more than so many tokens of that length need
 
 
 def learn(texts: Iterator[str], vocab_size: int) -> Backend:
-    """Return a backend with the merges that it learned."""
+    """Return a backend with merges learned from the texts."""
     backend = _plain({}, [])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=byte_symbols(), show_progress=False,
@@ -42,13 +42,13 @@ def rebuild(content: dict[str, Any], path: Path) -> Backend:
         backend = _with_end_of_text(_plain(*_vocabulary_and_merges(content["model"])))
     except (LookupError, TypeError, ValueError, AttributeError):
         raise ValueError(
-            f"{path} is not a tokenizer of minids: its vocabulary must be {END_OF_TEXT}, the 256 bytes and what "
-            f"the merges make of them, at most {MOST_TOKENS:,} tokens."
+            f"{path} is not a tokenizer of minids: its vocabulary must be {END_OF_TEXT}, the 256 bytes and the "
+            f"merged tokens, at most {MOST_TOKENS:,} tokens."
         ) from None
     expected = json.loads(backend.to_str())
     for key in sorted(content.keys() | expected.keys()):
         if content.get(key) != expected.get(key):
-            raise ValueError(f"{path} is not a tokenizer of minids: {quoted(key)} is not what minids writes there.")
+            raise ValueError(f"{path} is not a tokenizer of minids: {quoted(key)} is not as minids writes it.")
     return backend
 
 
@@ -64,7 +64,7 @@ def _plain(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Backend
 def _with_end_of_text(backend: Backend) -> Backend:
     backend.add_special_tokens([END_OF_TEXT])
     backend.encode_special_tokens = True  # a special token in the text is text
-    # Other programs that read tokenizer.json begin a prompt as `minids generate` does.
+    # Other programs that read tokenizer.json then begin a prompt with end-of-text, as `minids generate` does.
     backend.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
     )
@@ -96,16 +96,16 @@ def _train(backend: Backend, trainer: trainers.BpeTrainer, texts: Iterator[str])
     try:
         thread.start()
         while thread.is_alive():
-            thread.join(0.1)  # and look: a signal may have reached the other thread, which wakes nobody
+            thread.join(0.1)  # in short waits: a signal that the other thread receives does not end a wait
     except KeyboardInterrupt:
         stopped.set()
-        fed.wait()  # from then on the thread needs nothing of Python, which may end before it
+        fed.wait()  # from then on the thread does not call Python, so the interpreter may exit before it ends
         raise
     result.result()
 
 
 def _vocabulary_and_merges(model: dict[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return what a tokenizer.json holds, checked by making its merges; some exception where that is impossible."""
+    """Return the vocabulary and merges of a tokenizer.json; some exception if the merges do not give the vocabulary."""
     found, merges = model["vocab"], [(left, right) for left, right in model["merges"]]
     vocabulary = {symbol: index for index, symbol in enumerate([END_OF_TEXT, *sorted(byte_symbols())])}
     for left, right in merges:

@@ -1,10 +1,10 @@
-"""Rows of tokens, and batches of them that depend on nothing but seed and step.
+"""Rows of tokens, and batches of rows that depend only on seed and step.
 
 The documents of a domain are one stream of tokens, with an end-of-text token between documents, and the stream
 is cut into rows of equal length. Nothing masks attention across documents, as in DeepSeek-V3 (report §4.1);
 its fill-in-the-middle is left out.
 
-Training reads any source of batches, which is any object with
+Training accepts as a source of batches any object with
 
     batch(step, batch_size) -> {"tokens": (batch_size, sequence_length + 1) int64}
 

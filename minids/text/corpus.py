@@ -1,14 +1,14 @@
 """The book's corpus: text for the miniature that needs no download and is the same on every machine.
 
 It is read from the sources of two pure-Python packages that torch requires, sympy and networkx, pinned to
-exact versions. Three domains, whose labels show later which expert learned what:
+exact versions. It has three domains; their labels show later which experts specialise in which domain:
 
     prose        the docstrings, without their doctest examples
     code         the sources, without the docstrings
     arithmetic   generated problems with their answers (`arithmetic.py`)
 
-Validation text must not occur in the training text. So whole sub-packages are held out, all text of one file falls
-on one side, and what both sides would repeat is dropped.
+Validation text must not occur in the training text. So whole sub-packages are held out, all text of a file belongs to
+one split, and validation text that repeats training text is dropped.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from minids.text.arithmetic import arithmetic_documents
 from minids.validation import require
 
 SOURCES = {"sympy": "1.14.0", "networkx": "3.6.1"}
-# The hash of the corpus that the book's results were measured on. It is the version of the extraction: whoever changes
-# what is extracted records the new hash, and the cache file is named after it.
+# The hash of the corpus that the book's results were measured on. It identifies the version of the extraction: a change
+# of what is extracted needs the new hash here. The cache file is named after it.
 CORPUS_SHA256 = "58f4a04b46e9327d250934bd89c5f303eb897a00365ce3f16e08c9ab86f0b00b"
 # Sub-packages whose files are for validation only.
 HELD_OUT = (
@@ -54,7 +54,7 @@ ARITHMETIC_DOCUMENTS = {"train": 10_000, "validation": 200}
 class Corpus:
     """Documents by split and domain: `train["prose"]` is a list of texts. `mixture` gives training rows per domain.
 
-    `skipped` says in words what of the reader's own folder is not in it, such as '3 hidden, 1 not UTF-8 text'.
+    `skipped` says what was skipped in the reader's own folder, such as '3 hidden, 1 not UTF-8 text'.
     """
 
     train: Mapping[str, list[str]]
@@ -81,8 +81,8 @@ class Corpus:
 def load_corpus() -> Corpus:
     """Return the book's corpus, extracted once and cached.
 
-    The cache is in `$MINIDS_CACHE`, or else in `~/.cache/minids`. If it cannot be written, the corpus is extracted each
-    time, and so is one whose hash is not the recorded one. Raises ValueError when a source package has another version.
+    The cache is in `$MINIDS_CACHE`, or else in `~/.cache/minids`. If the cache cannot be written, or the hash is
+    not the recorded one, the corpus is extracted each time. Raises ValueError if a source package has another version.
     """
     for package, version in SOURCES.items():
         found = importlib.metadata.version(package)
@@ -94,7 +94,7 @@ def load_corpus() -> Corpus:
     splits = extract_documents()
     corpus = Corpus(splits["train"], splits["validation"], MIXTURE)
     if path is not None and corpus.sha256 == CORPUS_SHA256:
-        with suppress(OSError):  # a read-only home is no reason to stop
+        with suppress(OSError):  # a read-only home is not an error
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(splits))
     return corpus
@@ -106,7 +106,7 @@ def _cache_file() -> Path | None:
         folder = Path(os.environ.get("MINIDS_CACHE") or "~/.cache/minids").expanduser()
     except RuntimeError:
         return None
-    # A checkout with another extraction has a file of its own, and the two leave each other alone.
+    # Checkouts with different extractions use different files.
     return folder / f"corpus-{CORPUS_SHA256[:16]}.json"
 
 
@@ -123,8 +123,8 @@ def _read_cache(path: Path) -> Corpus | None:
 def extract_documents() -> dict[str, dict[str, list[str]]]:
     """Read the installed sources and return documents by split and domain, in sorted order.
 
-    A paragraph (text between blank lines) that was seen before is dropped, because a model would learn by heart what
-    one package repeats a hundred times. Validation also loses every longer line that occurs in training.
+    A paragraph (text between blank lines) that was seen before is dropped, because a model would memorise what one
+    package repeats a hundred times. Validation also loses every longer line that occurs in training.
     """
     splits = {split: {"prose": [], "code": []} for split in ("train", "validation")}
     paragraphs: set[str] = set()
@@ -140,7 +140,7 @@ def extract_documents() -> dict[str, dict[str, list[str]]]:
                 lines.update(line.strip() for line in text.splitlines())
             else:
                 text = _without_known_lines(text, lines)
-            if len(text) >= 200:  # shorter documents are remains of files of imports
+            if len(text) >= 200:  # shorter documents are left from files that only import
                 splits[split][domain].append(text)
     for split, count in ARITHMETIC_DOCUMENTS.items():
         splits[split]["arithmetic"] = arithmetic_documents(split, count)
@@ -166,7 +166,7 @@ def _split_of(relative: str) -> str:
 def separate(source: str) -> tuple[str, str]:
     """Split a Python source into its prose (docstrings, without doctests and headings) and its code (the rest)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # sources with odd escapes are still sources
+        warnings.simplefilter("ignore", SyntaxWarning)  # invalid escape sequences are accepted
         tree = ast.parse(source)
     prose, docstring_lines = [], set()
     for docstring in _docstrings(tree):

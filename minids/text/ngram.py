@@ -1,7 +1,7 @@
 """The baseline to beat: a byte 5-gram with interpolated Witten-Bell smoothing.
 
-It predicts a byte from the four before it by counting. The rarer a context is, the more the next shorter one
-counts, down to the uniform distribution (Witten & Bell 1991):
+It predicts a byte from the four before it by counting. The rarer a context is, the more weight the
+next shorter one gets, down to the uniform distribution (Witten & Bell 1991):
 
     P_n(x | h) = (count(h, x) + kinds(h) · P_{n-1}(x | shorter h)) / (count(h) + kinds(h))
 
@@ -18,11 +18,11 @@ import numpy as np
 END = 256
 BASE = END + 1
 ORDER = 5
-AT_A_TIME = 1 << 22  # symbols counted at a time, so that memory grows with the kinds of 5-grams and not with the text
+AT_A_TIME = 1 << 22  # symbols counted at a time, so that memory grows with the different 5-grams, not with the text
 
 
 class ByteNGram:
-    """Counts of all 1- to 5-grams of a symbol stream: a 1-D integer array, or several that continue each other."""
+    """Counts of all 1- to 5-grams of a symbol stream: a 1-D integer array, or consecutive ones."""
 
     def __init__(self, symbols: np.ndarray | Iterable[np.ndarray]):
         self.tables = [(np.zeros(0, dtype=np.int64),) * 2] * ORDER
@@ -83,7 +83,7 @@ def _parts(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _add(table: tuple[np.ndarray, np.ndarray], grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted kinds of grams and their counts, those of the table included."""
+    """Return the table with these grams added: the different grams, sorted, and their counts."""
     kinds, counts = np.unique(grams, return_counts=True)
     seen_before = _look_up(*table, kinds)
     place, new = np.searchsorted(table[0], kinds), seen_before == 0

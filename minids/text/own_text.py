@@ -23,8 +23,8 @@ def read_texts(path: str | Path, leave_out: Iterable[str | Path] = ()) -> Corpus
     In a folder these are skipped, and counted in the corpus's `skipped`: hidden files and folders, files that are not
     UTF-8 text, subfolders that hold a run or a saved model, and what is neither file nor folder, such as a named pipe
     or a link that leads nowhere. Blank files, copies of a file, and the files and subfolders to `leave_out` are left
-    out and not counted. A byte-order mark is no text. Raises ValueError for a path that is missing or has too little
-    text to hold any of it out, for a single file that is not UTF-8 text, and for what may not be read.
+    out and not counted. A byte-order mark is removed. Raises ValueError for a path that is missing or has too little
+    text to hold any of it out, for a single file that is not UTF-8 text, and for what cannot be read.
     """
     path, skipped, documents = Path(path), Counter(), {}
     for file in _files(path, leave_out, skipped):
@@ -68,9 +68,9 @@ def _files(root: Path, leave_out: Iterable[str | Path], skipped: Counter[str]) -
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             if not inside:
                 raise ValueError(f"{path} {'is neither file nor folder' if mode else 'does not exist'}: {WANTED}.")
-            skipped["neither file nor folder"] += 1  # such as a named pipe: to open it would wait for ever
+            skipped["neither file nor folder"] += 1  # such as a named pipe: opening it would block for ever
         elif inside and identity in seen:
-            continue  # to be left out, or the same under another name
+            continue  # to be left out, or already seen under another name
         elif stat.S_ISREG(mode):
             seen.add(identity)
             yield path
@@ -82,7 +82,7 @@ def _files(root: Path, leave_out: Iterable[str | Path], skipped: Counter[str]) -
 
 
 def _look(path: Path) -> tuple[tuple[int, int] | None, int]:
-    """Return what tells the file from all others, and its mode; (None, 0) if there is no such file."""
+    """Return the file's identity (device, inode) and its mode; (None, 0) if there is no such file."""
     try:
         status = path.stat()
     except OSError as error:

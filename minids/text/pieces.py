@@ -1,13 +1,13 @@
-"""Long text in pieces, so that the tokenizer takes memory and time in proportion to the text.
+"""Cuts long text into pieces, so that the tokenizer's memory and time are proportional to the text.
 
 The tokenizer's backend first cuts a text into words: letters with the space before them, punctuation with the space
-before it, a digit, white space. No token reaches across the end of a word, so a text may be cut there, and its
-pieces together have the tokens of the whole. That matters because the backend holds more than a hundred bytes for each
-byte of a text that it is given, and cannot be interrupted before it is done with it.
+before it, a digit, white space. No token spans two words, so cutting a text between words does not change its tokens.
+Pieces are needed because the backend uses more than a hundred bytes of memory for each byte of a text, and cannot be
+interrupted while it processes one.
 
-A single word must be cut too if it is very long, such as a genome: the time to learn from a word grows with the square
-of its length. No word of more than LONGEST_WORD characters stays whole. This changes the tokens of such a word a
-little and those of ordinary text not at all: the longest word of the book's corpus has 148 characters.
+A very long word, such as a genome, must be cut, too: the time to learn from a word grows with the square of its length.
+So every word of more than LONGEST_WORD characters is cut. This changes the tokens of such a word a little and those of
+ordinary text not at all: the longest word of the book's corpus has 148 characters.
 """
 
 import re
@@ -16,22 +16,22 @@ from collections.abc import Iterable, Iterator
 LONGEST_WORD = 256
 PIECE = 1 << 16  # characters
 
-# As in the backend's rule of words.
+# Character classes, as the backend's rule for words has them.
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 LETTER, SIGN = r"[^\W\d_]", rf"(?:[^\w{SPACE}]|_)"
 END_OF_WORD = re.compile(f"[^{SPACE}](?=[{SPACE}])")
-# What may hold a very long word: many characters without white space, and the one before them; or much white space, the
-# last of which goes with the next word.
+# What may hold a very long word: a long run without white space and the character before it; or a long run of white
+# space without its last character, which belongs to the next word.
 MANY = f"[^{SPACE}]{{{LONGEST_WORD + 1},}}"
 LONG = re.compile(rf"[{SPACE}](?:{MANY}|[{SPACE}]{{{LONGEST_WORD},}}(?=[{SPACE}]))|\A{MANY}")
-# A piece of it, up to the last end of a word that comes in time, else in a word; 's and the like are words as well.
+# A piece of it: up to the last end of a word within LONGEST_WORD characters, else inside a word; 's etc. are words.
 SHORT = re.compile(
     rf"(?s).{{0,{LONGEST_WORD - 1}}}(?:\d|{LETTER}(?={SIGN})|(?!'){SIGN}(?={LETTER}))|.{{1,{LONGEST_WORD}}}"
 )
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Yield the text in pieces of about 64 K characters at most, cut at ends of words and in very long words."""
+    """Yield the text in pieces of about 64 K characters at most, cut between words and inside very long ones."""
     start = 0
     for long in LONG.finditer(text):
         yield from _ordinary(text, start, long.start())
@@ -41,7 +41,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def sample(texts: Iterable[str], share: float) -> Iterator[str]:
-    """Yield pieces that are this share of the texts, evenly spread over them; all pieces for a share of 1 or more."""
+    """Yield pieces that make up this share of the texts, evenly spread; all pieces for a share of 1 or more."""
     read = taken = 0
     for text in texts:
         for piece in pieces(text):

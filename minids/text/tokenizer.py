@@ -1,15 +1,15 @@
-"""Byte-level byte-pair encoding: any text in, a short sequence of token ids out, the same text back.
+"""Byte-level byte-pair encoding (BPE): turns any text into a short sequence of token ids, and back into the same text.
 
-The 256 bytes are the first tokens, so any text can be encoded. Training then merges the pair of neighbours
-that occurs most often, again and again, until the vocabulary is full. DeepSeek-V3 has 128K such tokens, the
+The 256 bytes are the first tokens, so any text can be encoded. Training then repeatedly merges the most frequent
+pair of neighbours until the vocabulary is full. DeepSeek-V3 has 128K such tokens, the
 miniature 2,048. Here every digit is a token of its own (127 is 1, 2, 7), so that a model can learn to
 calculate; V3's tokens have up to three digits.
 
-One id stands for no text: `end_of_text` (0) separates documents. Text that spells "<|end_of_text|>" is encoded
+The id `end_of_text` (0) separates documents and stands for no text. Text that spells "<|end_of_text|>" is encoded
 as the characters it consists of, so it cannot be mistaken for the end of a document.
 
-Of more than 16 MB of text, parts that are spread over all of it serve to learn the merges. A word of more than 256
-characters is learned from and encoded in parts (`pieces.py`).
+If there are more than 16 MB of text, the merges are learned from a sample that is spread evenly over it. Words of more
+than 256 characters are cut into parts, for learning and for encoding (`pieces.py`).
 
 The merges are learned and applied by Hugging Face's `tokenizers` (`backend.py`), whose JSON file the released models
 use too.
@@ -32,13 +32,13 @@ from minids.text.pieces import pieces, sample
 from minids.validation import require, require_whole
 
 LEARNED_FROM = 16_000_000  # bytes of text: a little more than the book's corpus has
-BATCH = 1_000_000  # characters that the backend has in hand at a time
+BATCH = 1_000_000  # characters given to the backend at a time
 
 
 class Tokenizer:
-    """Text to ids and back; `decode(encode(text)) == text` for every text without lone surrogates.
+    """Turns text into ids and back; `decode(encode(text)) == text` for every text without lone surrogates.
 
-    `Tokenizer.train` learns one, `Tokenizer.load` reads one.
+    Made by `Tokenizer.train` or `Tokenizer.load`.
     """
 
     def __init__(self, backend: Backend):
@@ -68,7 +68,7 @@ class Tokenizer:
         return cls(rebuild(read_json(path, LARGEST_FILE), path))
 
     def require_fit(self, vocab_size: int) -> None:
-        """Raise ValueError unless a model with a vocabulary of this size knows every token."""
+        """Raise ValueError if there are more tokens than a model's vocabulary of this size has."""
         if self.vocab_size > vocab_size:
             raise ValueError(f"the tokenizer has {self.vocab_size} tokens: the model has {vocab_size}.")
 
@@ -97,8 +97,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text. Bytes that form no character, such as a part of one, become U+FFFD.
 
-        Ids beyond the vocabulary, for which a model may have room, stand for nothing. Raises ValueError for what is no
-        whole number of at least 0.
+        Ids beyond the tokenizer's vocabulary, which a model with a larger one may sample, are ignored. Raises
+        ValueError for an id that is not a whole number of at least 0.
         """
         indices = (_index(place, value) for place, value in enumerate(ids))
         return self._backend.decode([i for i in indices if i < self.vocab_size], skip_special_tokens=False)

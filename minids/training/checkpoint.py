@@ -1,12 +1,12 @@
-"""Stopping and going on as if nothing had happened: the exact training state in one safetensors file.
+"""Exact resume: the complete training state in one safetensors file.
 
-What the next step depends on: the weights, the gates' biases, AdamW's two moments and its counter,
-and the number of steps done. Nothing else: batches are a function of the step, there is no dropout,
-and the loads are zero between steps. So a resumed run is bitwise the run that was never stopped, on
+The next step depends on the weights, the gates' biases, AdamW's two moments and its counter, and the
+number of steps done. It depends on nothing else: batches are a function of the step, there is no dropout,
+and the loads are zero between steps. So a resumed run is bitwise equal to an uninterrupted one, on
 the same machine with the same number of threads.
 
-The file appears under its name only when it is complete. A digest of all that it holds (SHA-256) is in it,
-so that a flipped bit is noticed when the run is resumed, and not in its results.
+The file gets its name only when it is complete. It holds a SHA-256 digest of its content, so that a flipped
+bit is noticed when the run is resumed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Checkpoint:
         if optimizer is not None:
             parts["optimizer"] = _moments(model)
         expected = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        # To generate text, no optimizer is needed, and its tensors are passed over.
+        # Generating text needs no optimizer, so its tensors are ignored.
         passed_over = () if optimizer is not None else ("optimizer.",)
         found = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(passed_over)}
         if unmatched := sorted(expected.keys() ^ found.keys()):
@@ -70,7 +70,7 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, model: DeepSeek, optimizer: torch.optim.Optimizer, *, step: int, settings: dict, log_sha256: str = ""
 ) -> None:
-    """Write the whole training state to `path`, atomically. `settings` is kept as JSON and given back."""
+    """Write the whole training state to `path`, atomically. `settings` is stored as JSON."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in _weights(model).items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in _moments(model, optimizer).items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -84,19 +84,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     with open_tensors(path, "there is no checkpoint to read") as file:
         metadata = file.metadata() or {}
         if "sha256" not in metadata:
-            raise ValueError(f"{path} is no checkpoint of a run: `minids train` writes one.")
+            raise ValueError(f"{path} is not the checkpoint of a run: `minids train` writes one.")
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         except SafetensorError as error:  # a dtype that torch does not know
             raise ValueError(f"{path} is damaged: {error}.") from None
     if metadata.pop("sha256") != _digest(tensors, metadata):
-        raise ValueError(f"{path} is damaged: it no longer holds what was written, so the run must begin again.")
+        raise ValueError(f"{path} is damaged: its content does not match its digest, so the run must start again.")
     try:
         step, settings, log_sha256 = int(metadata["step"]), json.loads(metadata["settings"]), metadata["log_sha256"]
         if step < 0 or not isinstance(settings, dict):
             raise ValueError
     except (LookupError, ValueError, RecursionError):
-        raise ValueError(f"{path} is no checkpoint of a run: `minids train` writes one.") from None
+        raise ValueError(f"{path} is not the checkpoint of a run: `minids train` writes one.") from None
     return Checkpoint(step, settings, log_sha256, tensors)
 
 

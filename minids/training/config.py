@@ -1,17 +1,17 @@
-"""Everything about a training run that is not architecture, in one frozen dataclass.
+"""All settings of a training run except the architecture, in one frozen dataclass.
 
-After DeepSeek-V3's recipe (report §4.2), scaled to a run of minutes:
+They follow DeepSeek-V3's recipe (report §4.2), scaled to a run of minutes:
 
-    AdamW, β = (0.9, 0.95), weight decay 0.1, gradient norm clipped at 1.0, α = 1e-4: as there
+    AdamW, β = (0.9, 0.95), weight decay 0.1, gradient norm clipped at 1.0, α = 1e-4: the same
                      here                                        DeepSeek-V3
-    learning rate    warm-up, constant, a line down over the     warm-up, constant for 10T of 14.8T tokens,
-                     last 60% of the steps                       a cosine down, two short plateaus at the end
-    λ (MTP)          0.3, then 0.1 from where the decay begins   the same
+    learning rate    warm-up, constant, linear decay over the    warm-up, constant for 10T of 14.8T tokens,
+                     last 60% of the steps                       cosine decay, two short plateaus at the end
+    λ (MTP)          0.3, then 0.1 from the start of the decay   the same
     γ (bias)         0.005, then 0 for the last 3.4%             0.001, then 0 for the last 3.4%
     batch            constant                                    grows fivefold over the first 3%
 
-A run is a number of steps, never a time, so that it can be repeated. Every field is an option of `minids train`, with
-the help that stands beside it here.
+A run is a number of steps, not a time, so that it can be repeated. Every field is an option of `minids train`, with the
+help text given here.
 """
 
 import dataclasses
@@ -47,12 +47,12 @@ class TrainConfig:
     mtp_weight: float = _field(0.3, "λ, weight of the MTP loss until the learning rate falls.")
     final_mtp_weight: float = _field(0.1, "λ from then on.")
     balance_weight: float = _field(1e-4, "α, weight of the sequence-wise balance loss.")
-    bias_speed: float = _field(5e-3, "γ, how fast the bias of a gate moves; 0: no balancing by bias.")
-    frozen_bias_fraction: float = _field(0.034, "Fraction of the steps, at the end, in which the biases stand still.")
+    bias_speed: float = _field(5e-3, "γ, update speed of the gates' biases; 0: no balancing by bias.")
+    frozen_bias_fraction: float = _field(0.034, "Fraction of the steps, at the end, in which the biases are frozen.")
     save_every: int = _field(200, "Steps between checkpoints.")
     seed: int = _field(0, "Decides the initial weights and the order of the text.")
     dtype: str = _field(
-        "float32", "float32 or bfloat16, of the matrix products. `minids train` takes bfloat16 where it is fast."
+        "float32", "float32 or bfloat16, for the matrix products. `minids train` uses bfloat16 where it is fast."
     )
 
     def __post_init__(self):
@@ -81,7 +81,7 @@ class TrainConfig:
         return self.steps - round(self.decay_fraction * self.steps)
 
     def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0: a line up, a plateau, a line down."""
+        """Return the learning rate of a step, counted from 0: linear warm-up, plateau, linear decay."""
         warmup = round(self.warmup_fraction * self.steps)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup

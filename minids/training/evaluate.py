@@ -1,8 +1,8 @@
-"""What a trained model can do, in numbers that compare across tokenizers and models.
+"""Evaluation of a trained model, in numbers that are comparable across tokenizers and models.
 
-Loss per token depends on how long a token is. **Bits per byte** does not: the negative log2
-probability of a text, divided by its length in bytes. Two models that cut the same text into
-different tokens can be compared by it, and a 5-gram of bytes with both.
+Loss per token depends on how long a token is. **Bits per byte** does not: it is the negative
+log2 probability of a text, divided by its length in bytes. It compares two models that cut the same
+text into different tokens, and a 5-gram of bytes with both.
 """
 
 import math
@@ -23,8 +23,8 @@ BATCH = 16
 def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, context: int = 1) -> tuple[float, int]:
     """Return the bits that the model needs for packed rows (B, T + 1), and their bytes; bits per byte is the ratio.
 
-    The first `context` tokens of each row are given, the others scored. Tokens of no bytes (end of
-    text) count on neither side. `bytes_per_token` goes by token id.
+    The first `context` tokens of each row are given, the others scored. Tokens without bytes (end of
+    text) add neither bits nor bytes. `bytes_per_token` is indexed by token id.
     """
     model.eval()
     nats, text_bytes = 0.0, 0
@@ -40,11 +40,11 @@ def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, conte
 
 @torch.no_grad()
 def mtp_agreement(model: DeepSeek, rows: np.ndarray) -> float | None:
-    """Return how often the first MTP module's best token is the main head's, for the same position; None without MTP.
+    """Return how often the first MTP module and the main head predict the same token at a position; None without MTP.
 
-    Both are fed the true text, the module one token less of it. This estimates the share that
-    speculative decoding accepts under greedy decoding (V3 report §5.4.3), where the main head's own
-    choice takes the true token's place.
+    Both read the true text, the module one token less of it. This estimates the acceptance rate of
+    greedy speculative decoding (V3 report §5.4.3), which reads the main head's own choice instead of
+    the true token.
     """
     if not model.mtp:
         return None
@@ -63,10 +63,10 @@ def mtp_agreement(model: DeepSeek, rows: np.ndarray) -> float | None:
 def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[str]) -> list[tuple[str, bool]]:
     """Return problems ('12+7') of the documents, in order, and whether greedy decoding answers each exactly.
 
-    Line break included. Each problem stands after the solved ones above it. Greedy decoding writes the
-    right answer if and only if every token of it is the most likely one given the right tokens before,
-    so a single pass over the true text decides all problems of a document. A problem that stands solved
-    above, as it is or turned round, is left out: its answer could be copied.
+    The line break is part of the answer. Each problem follows the solved ones above it. Greedy decoding
+    writes the right answer if and only if every token of it is the most likely one given the right tokens
+    before, so a single pass over the true text decides all problems of a document. A problem that is solved
+    above, with its numbers in either order, is left out: its answer could be copied.
     """
     model.eval()
     (equals,), (line_break,) = tokenizer.encode("="), tokenizer.encode("\n")
@@ -81,7 +81,7 @@ def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[s
         for text, row, right in zip(texts, rows, right_BT, strict=True):
             begins = [i for i, token in enumerate(row) if token == equals]
             ends = [i for i, token in enumerate(row) if token == line_break]
-            # right[i] speaks of token i + 1, so the answer to '=' at i is right[i : end].
+            # right[i] is about token i + 1, so the answer to '=' at i is right[i : end].
             answers = [all(right[i:end]) for i, end in zip(begins, ends, strict=True)]
             problems = [line.split("=")[0] for line in text.splitlines()]
             fresh = _fresh_problems(text)
@@ -90,7 +90,7 @@ def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[s
 
 
 def _fresh_problems(text: str) -> list[bool]:
-    """For each line, whether its problem is not on a line above, nor the same two numbers turned round."""
+    """Return for each line whether its problem, with the numbers in either order, is on no line above."""
     seen: set[tuple] = set()
     fresh = []
     for line in text.splitlines():

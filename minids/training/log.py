@@ -1,8 +1,8 @@
 """The log of a run, log.jsonl: one JSON object per step, written by one process at a time.
 
-While a run is trained its log is locked, so a second training in the same folder is refused. The system gives the lock
-back when the process ends, however it ends. Every checkpoint holds the digest of the lines before it, so a
-resumed run knows whether they are still its own.
+While a run is trained its log is locked, so a second training in the same folder is refused. The system releases
+the lock when the process ends, however it ends. Every checkpoint holds the digest of the lines before it, so a
+resumed run can check that they are unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BEGINNING = b'{"step": 0, '  # of the first line of every log
 class Log:
     """The lines of one run. `with log:` opens the file, locks it, and closes it again.
 
-    Opening raises ValueError, one sentence, if another training has it, if it cannot be written, and for a link, a
+    Opening raises ValueError, one sentence, if another training run has it, if it cannot be written, and for a link, a
     named pipe or a folder in its place.
     """
 
@@ -61,7 +61,7 @@ class Log:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{self.path.parent} is in use by another training: choose another (--out).") from None
+            raise ValueError(f"{self.path.parent} is in use by another training run: choose another (--out).") from None
         except OSError:
             pass  # a file system without locks
 
@@ -69,7 +69,7 @@ class Log:
         """Make sure that the file holds the lines of the first `steps` steps and no others.
 
         At the first step, lines of a run that died before its first checkpoint are dropped. Raises ValueError if the
-        file is not of a run, or does not hold what this run wrote.
+        file is not of a run, or no longer holds what this run wrote.
         """
         content = self._read()
         if steps == 0:
@@ -89,7 +89,7 @@ class Log:
         if digest.hexdigest() != sha256:
             raise ValueError(
                 f"{self.path} does not hold the {steps} steps before the checkpoint: "
-                "bring it back, or choose another folder."
+                "restore it, or choose another folder."
             )
         self._lines, self._size, self._digest = steps, sum(map(len, lines)), digest
         self._file.truncate(self._size)
@@ -104,7 +104,7 @@ class Log:
         line = json.dumps(record).encode() + b"\n"
         try:
             rest = memoryview(line)
-            while rest:  # a disk that is nearly full may take a part
+            while rest:  # a nearly full disk may accept only a part
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             with suppress(OSError):
@@ -115,12 +115,12 @@ class Log:
         self._digest.update(line)
 
     def sync(self) -> None:
-        """Bring all lines to the disk."""
+        """Flush all lines to the disk."""
         os.fsync(self._file.fileno())
 
 
 def _without_following(path: str, flags: int) -> int:
-    """Open a file, but not through a link, which could lead to somebody else's; and do not wait at a named pipe."""
+    """Open a file, but follow no link, which could lead to somebody else's file, and do not block on a named pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 

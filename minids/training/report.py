@@ -1,6 +1,6 @@
-"""The report at the end of a run: what was learned, beside a baseline, and what it took.
+"""The report at the end of a run: its scores beside those of a baseline, and what the training cost.
 
-`make_report` measures and returns plain JSON; `format_report` says it in the terminal.
+`make_report` measures and returns plain JSON; `format_report` formats it for the terminal.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def make_report(
         samples = {domain: _sample(model, tokenizer, rows[len(rows) // 2]) for domain, rows in held_out.items()}
     baseline = baseline_scores(batches, config, held_out, tokenizer.token_bytes())
     count = count_parameters(model.config)
-    violation = np.array([record["max_violation"] for record in records], dtype=float)  # None, nothing routed: NaN
-    edge = max(1, min(20, len(records) // 2))  # of a run below 40 steps, half
+    violation = np.array([record["max_violation"] for record in records], dtype=float)  # None, no routing: NaN
+    edge = max(1, min(20, len(records) // 2))  # half of a run of fewer than 40 steps
     tokens = config.steps * config.batch_size * config.sequence_length
     training_seconds = records[-1]["seconds"]
     return {
@@ -114,7 +114,7 @@ def accuracy_by_digits(solved: list[tuple[str, bool]]) -> dict[str, float]:
 
 
 def best_constant(problems: list[str]) -> float:
-    """Return the fraction of problems whose answer is the most common one: what always giving it would solve."""
+    """Return the fraction of problems that are solved by always giving the most common answer."""
     answers = Counter(solve(int(a), op, int(b)) for a, op, b in (re.split(r"(\D)", problem) for problem in problems))
     return answers.most_common(1)[0][1] / len(problems)
 
@@ -125,7 +125,7 @@ def baseline_scores(
     held_out: dict[str, np.ndarray],
     token_bytes: list[bytes],
 ) -> dict[str, tuple[float, int]]:
-    """Train a byte 5-gram on exactly the rows that the run consumed; return its bits and bytes by domain.
+    """Train a byte 5-gram on exactly the rows that the run was trained on; return its bits and bytes by domain.
 
     It is scored on the same bytes as the model: those of the second half of each row.
     """
@@ -143,7 +143,7 @@ def baseline_scores(
 def _symbols(row: np.ndarray, token_bytes: list[bytes], context: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a row as byte symbols, and which of them come after its first `context` tokens.
 
-    An END comes first: rows are no neighbours, and nothing is known before one.
+    An END comes first, because rows are not consecutive and have no context before them.
     """
     pieces = [np.frombuffer(token_bytes[token], dtype=np.uint8) if token_bytes[token] else [END] for token in row]
     symbols = np.concatenate([[END], *pieces]).astype(np.int16)
@@ -161,7 +161,7 @@ def per_byte(scores: dict[str, tuple[float, int]]) -> dict[str, float]:
 
 
 def printable(text: str) -> str:
-    """Return the text with control characters, which would act on the terminal, written out."""
+    """Return the text with control characters, to which the terminal would react, escaped."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
@@ -183,9 +183,9 @@ def format_report(report: dict) -> str:
         by_digits = report["arithmetic_accuracy_by_digits"]
         sizes = ", ".join(f"{share:.0%} with {digits}" for digits, share in by_digits.items() if digits.isdigit())
         lines.append(f"arithmetic, held-out problems solved exactly   {by_digits['all']:.1%} ({sizes} digits)")
-        lines.append(f"  always the commonest answer would solve      {by_digits['best_constant']:.1%}")
+        lines.append(f"  always giving the commonest answer solves    {by_digits['best_constant']:.1%}")
     if report["mtp_agreement"] is not None:
-        lines.append(f"MTP's choice, a token early, is the main one's {report['mtp_agreement']:.1%}")
+        lines.append(f"MTP module agrees with the main head           {report['mtp_agreement']:.1%}")
     if report["max_violation"] is not None:
         first, last = report["max_violation"].values()
         lines.append(f"busiest expert over the average (MaxVio)       {first:.2f} at first, {last:.2f} at last")
@@ -196,6 +196,6 @@ def format_report(report: dict) -> str:
     how = f"{report['dtype']} on {report['device']}, {report['threads']} threads, torch {report['torch']}"
     lines.append(f"computed in                                    {how}")
     for domain, sample in report["samples"].items():
-        lines += ["", f"--- {domain}: a held-out prompt ▸ and what the model makes of it"]
+        lines += ["", f"--- {domain}: a held-out prompt ▸ the model's continuation"]
         lines.append(printable(sample["prompt"] + "▸" + sample["continuation"]))
     return "\n".join(lines)

@@ -1,13 +1,13 @@
-"""A whole training run, assembled in one place: configurations, text and a folder in, a trainer and a report out.
+"""Assembles a whole training run: from configurations, text and a folder to a trainer and a report.
 
-The command line, the chapters and the recorded experiments all start their runs here:
+The command line, the chapters and the recorded experiments start their runs here:
 
     run = start_run(ModelConfig.preset("tiny"), TrainConfig(steps=50), load_corpus(), Path("runs/tiny"))
     run.trainer.run()
     run.report()["bits_per_byte"]
 
-A run in a folder leaves checkpoint.safetensors, log.jsonl and tokenizer.json there, and goes on from them later. It
-never writes over a file that is not its own. Without a folder it lives in memory only, as in a chapter.
+A run with a folder writes checkpoint.safetensors, log.jsonl and tokenizer.json there and can resume from them. It never
+overwrites a file that it did not write. Without a folder it exists in memory only, as in a chapter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RUN_FILES = ("checkpoint.safetensors", "log.jsonl", "tokenizer.json", *RESULTS)
 
 @dataclass(frozen=True)
 class Run:
-    """A run, ready to be trained or to go on. `differences` says in words what changed since it was stopped."""
+    """A run, ready to start or to resume. `differences` says in words what changed since it was stopped."""
 
     corpus: Corpus
     tokenizer: Tokenizer
@@ -59,7 +59,7 @@ class Run:
         """
         steps, records = self.trainer.config.steps, self.trainer.records
         if len(records) < steps:
-            raise ValueError(f"the run has taken {len(records)} of {steps} steps: train it to its end first.")
+            raise ValueError(f"the run has taken {len(records)} of {steps} steps: finish it first.")
         return make_report(self.model, self.tokenizer, self.corpus, self.batches, self.trainer.config, records)
 
 
@@ -68,12 +68,12 @@ def start_run(
     tokenizer: Tokenizer | None = None, batches: BatchSource | None = None, loss: Loss = language_model_loss,
     device: torch.device | str = "cpu", resume: bool = False,
 ) -> Run:  # fmt: skip
-    """Return a run that begins; with `resume`, one that goes on from the checkpoint in the folder, if there is one.
+    """Return a new run; with `resume`, one that continues from the checkpoint in the folder, if there is one.
 
-    It begins with fresh weights for a configuration, or with those of a trained model. The tokenizer is trained on the
-    training text unless one is given; a resumed run has its own. `batches` are packed rows of the training text unless
-    given. Raises ValueError, one sentence, for what `check_start` refuses, for a folder whose run had other settings,
-    and for one that cannot be written.
+    A new run starts with fresh weights for a configuration, or with those of a given model. The tokenizer is trained on
+    the training text unless one is given; a resumed run has its own. `batches` are packed rows of the training text
+    unless given. Raises ValueError, one sentence, for what `check_start` refuses, for a folder whose run had other
+    settings, and for one that cannot be written.
     """
     model_config = model if isinstance(model, ModelConfig) else model.config
     check_start(model_config, config, folder, resume, device)
@@ -102,7 +102,7 @@ def start_run(
         _require_own(folder / "tokenizer.json", tokenizer)
         with trainer.log as log:
             log.begin(0)
-            _require_own(folder / "tokenizer.json", tokenizer)  # again: now nobody else can put one there
+            _require_own(folder / "tokenizer.json", tokenizer)  # again: with the lock held, no other run can write one
             write_atomically(folder / "tokenizer.json", tokenizer.to_json())
     return run
 
@@ -111,7 +111,7 @@ def check_start(
     model_config: ModelConfig, config: TrainConfig, folder: Path | None, resume: bool = False,
     device: torch.device | str = "cpu",
 ) -> None:  # fmt: skip
-    """Raise ValueError, one sentence, for a run that could not begin: before any text is read.
+    """Raise ValueError, one sentence, for a run that cannot start, before any text is read.
 
     The model must fit into memory with its gradients and moments, and so must a step's tokens. The folder must not be a
     file, hold a saved model or results without their run, or, without `resume`, hold a run.
@@ -137,14 +137,14 @@ def check_start(
         raise ValueError(f"{folder} is a file: a run needs a folder.")
     if _has_run(folder):
         if not resume:
-            raise ValueError(f"{folder} already holds a run: go on with it (--resume), or choose another (--out).")
+            raise ValueError(f"{folder} already holds a run: resume it (--resume), or choose another (--out).")
         return
     for name in ("config.json", SINGLE, INDEX):
         if (folder / name).exists():
             raise ValueError(f"{folder} holds a saved model ({name}): choose another folder (--out).")
     for name in RESULTS:
         if (folder / name).exists():
-            raise ValueError(f"{folder} holds {name} of something else: choose another folder (--out).")
+            raise ValueError(f"{folder} holds {name} but no run: choose another folder (--out).")
 
 
 def load_run(folder: Path) -> tuple[DeepSeek, Tokenizer]:
@@ -162,10 +162,10 @@ def load_run(folder: Path) -> tuple[DeepSeek, Tokenizer]:
     if not isinstance(entries, dict):
         raise ValueError(f"{folder} holds a checkpoint without a configuration: `minids train` writes one.")
     if checkpoint.settings.get("tokenizer_sha256") != _sha256(tokenizer):
-        raise ValueError(f"{folder}/tokenizer.json is not the one that this run was trained with: bring it back.")
+        raise ValueError(f"{folder}/tokenizer.json is not the one that this run was trained with: restore it.")
     config = ModelConfig.from_hf(entries)
     with torch.device("meta"):
-        checkpoint.check(DeepSeek(config))  # before memory is taken for it
+        checkpoint.check(DeepSeek(config))  # before memory is allocated for it
     model = DeepSeek(config)
     checkpoint.restore(model)
     return model.eval(), tokenizer
@@ -180,7 +180,7 @@ def _sha256(tokenizer: Tokenizer) -> str:
 
 
 def _require_own(path: Path, tokenizer: Tokenizer) -> None:
-    """Raise ValueError if there is another tokenizer, of something else or of a run that died early."""
+    """Raise ValueError if the file is another tokenizer, for example that of a run that died early."""
     if not path.exists():
         return
     try:
@@ -188,4 +188,4 @@ def _require_own(path: Path, tokenizer: Tokenizer) -> None:
     except ValueError:
         same = False
     if not same:
-        raise ValueError(f"{path} is another tokenizer than this run's: choose another folder (--out), or remove it.")
+        raise ValueError(f"{path} is not this run's tokenizer: choose another folder (--out), or remove it.")

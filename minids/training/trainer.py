@@ -1,13 +1,13 @@
 """The training step and the loop around it: clipping, the bias update, a log line per step, and exact resume.
 
-One step is one optimizer step: the rows of a batch may pass in several micro-batches whose gradients add up
-(`accumulate_gradients`), then the weights move (`update_weights`), and the biases of the gates move
-once, after the last. Weights and optimizer stay in float32; with `dtype` bfloat16 the
+One step is one optimizer step: the rows of a batch may be processed in several micro-batches whose gradients
+add up (`accumulate_gradients`), then the optimizer updates the weights (`update_weights`), and the biases
+of the gates are updated once. Weights and optimizer stay in float32; with `dtype` bfloat16 the
 matrix products of forward and backward run in bfloat16 (autocast), the gates and the losses in float32.
 
 The loss is an argument: `Trainer(loss=...)` takes a function that turns some rows of a batch into terms. The
 default, `language_model_loss`, is pre-training. A batch is a dict of tensors with one row per sequence: "tokens", and
-optionally "mask", which says which tokens count; other losses bring entries of their own.
+optionally "mask", which says which tokens count; other losses may need further entries.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Terms(Protocol):
     total: Tensor
 
 
-# Of the model, some rows, the whole batch that they are a part of, the configuration, and the number of the step.
+# Called with the model, some rows, the whole batch that holds them, the configuration, and the number of the step.
 # The terms of all parts of a batch add up to those of the batch.
 Loss = Callable[[DeepSeek, Batch, Batch, TrainConfig, int], Terms]
 
 
 def language_model_loss(model: DeepSeek, rows: Batch, whole: Batch, config: TrainConfig, step: int) -> LossTerms:
-    """Return the pre-training loss: next token, MTP and balance, of tokens that count (V3 report eq. 17, 24, 25)."""
+    """Return the pre-training loss of the tokens that count: next token, MTP and balance (V3 report eq. 17, 24, 25)."""
     whole_mask_BT = whole["mask"] if "mask" in whole else torch.ones_like(whole["tokens"], dtype=torch.bool)
     return model.loss(
         rows["tokens"], rows.get("mask"), whole_mask_BT=whole_mask_BT,
@@ -72,7 +72,7 @@ def language_model_loss(model: DeepSeek, rows: Batch, whole: Batch, config: Trai
 
 
 class TrainingDiverged(Exception):
-    """The loss or the gradient is no longer a finite number; the last checkpoint is as it was."""
+    """The loss or the gradient is no longer a finite number; the last checkpoint is unchanged."""
 
 
 class TrainingInterrupted(Exception):
@@ -92,7 +92,7 @@ def accumulate_gradients(
 ) -> list[Terms]:
     """Run a batch forward and backward, micro-batch by micro-batch, and return the terms of each, without gradients.
 
-    `terms_of` some rows is their share in the loss of the batch, so the gradients of all add up to that of the batch.
+    `terms_of(rows)` is the share of these rows in the batch's loss, so their gradients add up to that of the batch.
     """
     parts, size = [], micro_batch_size or len(batch["tokens"])
     for start in range(0, len(batch["tokens"]), size):
@@ -106,9 +106,9 @@ def accumulate_gradients(
 
 
 def update_weights(model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Terms], clip_norm: float) -> float:
-    """Clip the gradient, let the optimizer move the weights, and return the norm that the gradient had.
+    """Clip the gradient, update the weights, and return the gradient's norm before clipping.
 
-    Raises TrainingDiverged, and leaves the weights as they are, if loss or norm are not finite numbers.
+    Raises TrainingDiverged and leaves the weights unchanged if loss or norm is not a finite number.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
     loss = sum(terms.total.item() for terms in parts)
@@ -121,7 +121,7 @@ def update_weights(model: nn.Module, optimizer: torch.optim.Optimizer, parts: li
 
 
 class Trainer:
-    """One run: the model, its optimizer, and where the run stands.
+    """One run: the model, its optimizer, and its progress.
 
     With a `folder`, `run` keeps `log.jsonl` (a line per step) and `checkpoint.safetensors` there; without one it only
     trains. `records` are the log records of all steps so far. `settings` (plain JSON: configuration, data) goes into
@@ -160,14 +160,14 @@ class Trainer:
         return self.folder / "checkpoint.safetensors"
 
     def resume(self) -> list[str]:
-        """Go back to the folder's checkpoint; log lines of steps after it are dropped.
+        """Load the folder's checkpoint and drop the log lines of later steps.
 
-        Returns what is different in the environment, in words: if nothing is, the run goes on bit for
+        Returns the differences of the environment, in words: without any, the run continues bit for
         bit. Raises ValueError if the checkpoint is of another run, naming the first setting that differs, and if
         another process trains in the folder.
         """
         if not self.log.path.exists():
-            raise ValueError(f"{self.log.path} does not exist: bring it back, or choose another folder.")
+            raise ValueError(f"{self.log.path} does not exist: restore it, or choose another folder.")
         with self.log:
             return self._resume(load_checkpoint(self.checkpoint_path))
 
@@ -180,7 +180,7 @@ class Trainer:
                 differences.append(f"{name.removeprefix('environment.')} was {theirs} and is {ours}")
             elif ours != theirs:
                 what = f"{name}={quoted(theirs)}, not {quoted(ours)}"
-                if name.endswith("_sha256"):  # a digest tells a reader nothing
+                if name.endswith("_sha256"):  # a digest means nothing to a reader
                     what = f"another {'text' if name == 'corpus_sha256' else name.removesuffix('_sha256')}"
                 raise ValueError(
                     f"{self.checkpoint_path} was made with {what}: "
@@ -201,11 +201,11 @@ class Trainer:
         )  # fmt: skip
 
     def run(self, on_step: Callable[[dict], None] = lambda record: None) -> list[dict]:
-        """Train from where the run stands to its last step and return the log records of all steps.
+        """Train from the current step to the last and return the log records of all steps.
 
-        With a folder it saves on the way and at the end. Ctrl-C lets the step finish, saves if there is a folder, and
-        raises TrainingInterrupted; calling `run` again goes on. Raises TrainingDiverged, and ValueError if the folder
-        holds a run that was not resumed, or if another process trains there; OSError for a full disk.
+        With a folder it saves every `save_every` steps and at the end. Ctrl-C lets the step finish, saves if there is a
+        folder, and raises TrainingInterrupted; calling `run` again continues. Raises TrainingDiverged, and ValueError
+        if the folder holds a run that was not resumed or another process trains there; OSError for a full disk.
         """
         with _stop_requested() as stop, self.log or nullcontext() as log:
             if log:
@@ -221,14 +221,14 @@ class Trainer:
                 if done or stop.is_set() or self.step % self.config.save_every == 0:
                     self._require_finite_weights()
                     if log:
-                        log.sync()  # it is never behind the checkpoint
+                        log.sync()  # the log must not be behind the checkpoint
                         self.save()
                 if stop.is_set() and not done:
                     raise TrainingInterrupted(f"stopped after step {self.step} of {self.config.steps}")
         return self.records
 
     def _require_finite_weights(self) -> None:
-        """Raise TrainingDiverged if the last update broke the weights, which only the next loss would show."""
+        """Raise TrainingDiverged if the last update made a weight not finite, which only the next loss would show."""
         for name, parameter in self.model.named_parameters():
             if not parameter.isfinite().all():
                 raise TrainingDiverged(f"step {self.step - 1}: {name} is no longer finite. {self._advice()}")
@@ -237,7 +237,7 @@ class Trainer:
         return f"Try a learning rate below {self.config.learning_rate:g}, or a longer warm-up"
 
     def accumulate(self, batch: Batch) -> list[Terms]:
-        """Run this step's batch forward and backward. A trainer that splits the model among machines replaces this."""
+        """Run this step's batch forward and backward. A trainer that splits the model among machines overrides this."""
         config, step = self.config, self.step
         return accumulate_gradients(
             lambda rows: self.loss(self.model, rows, batch, config, step), batch, config.dtype, config.micro_batch_size
@@ -276,7 +276,7 @@ class Trainer:
         return record
 
     def _bits_per_byte(self, batch: Batch, parts: list[Terms]) -> dict[str, dict[str, float]]:
-        """Return {"bits_per_byte": by domain} of this step's rows; {} for a loss that counts no nats.
+        """Return {"bits_per_byte": by domain} of this step's rows; {} for a loss without `nats_B`.
 
         Unlike in `score_rows`, the bits of end-of-text tokens count, so this is a little larger.
         """
@@ -291,7 +291,7 @@ class Trainer:
         result = {}
         for domain in sorted(set(domains)):
             mine = torch.tensor([d == domain for d in domains], device=self.device)
-            if text_bytes := bytes_B[mine].sum().item():  # a mask may leave nothing of a domain
+            if text_bytes := bytes_B[mine].sum().item():  # a mask may exclude a whole domain
                 result[domain] = bits_B[mine].sum().item() / text_bytes
         return {"bits_per_byte": result}
 

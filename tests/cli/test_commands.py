@@ -163,7 +163,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_the_resumed_run_is_the_straight_
     assert names_in(run) == {"checkpoint.safetensors", "tokenizer.json", "log.jsonl"}
     result = train(folder, "--steps", 3, "--resume")
     assert result.exit_code == 0, result.output
-    assert "going on from step 2" in result.stdout
+    assert "resuming from step 2" in result.stdout
     assert names_in(run) == FILES
     assert_bitwise_equal(tensors_of(run), tensors_of(finished))
     assert (run / "tokenizer.json").read_bytes() == (finished / "tokenizer.json").read_bytes()

@@ -25,14 +25,14 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SECOND = "model-00002-of-00006.safetensors"
 FP8, NAN, INF = torch.float8_e4m3fn, torch.nan, torch.inf
 TENSORS = [  # a tensor, and what becomes of it: None, it is gone; or its new shape, its new dtype, one new number
-    *[(name, None, " is missing from the weights: the configuration asks for it.")
+    *[(name, None, " is missing from the weights: the configuration requires it.")
       for name in (EXPERT, BIAS, "lm_head.weight", "model.norm.weight", "model.layers.2.eh_proj.weight")],
-    *[(name, [1], " in {file} is a tensor that the configuration does not ask for.")
+    *[(name, [1], " in {file} is not a tensor of the configured model.")
       for name in ("x", "model.layers.3.enorm.weight", "model.layers.0.mlp.gate.weight", f"{EXPERT[:-6]}bias", "a\nb")],
-    *[(EXPERT, shape, f" has shape {shape} in {{file}}: the configuration asks for [32, 64].")
+    *[(EXPERT, shape, f" has shape {shape} in {{file}}: the configuration requires [32, 64].")
       for shape in ([64, 32], [2048], [1, 32, 64], [33, 64], [])],
-    (BIAS, [1, 8], " has shape [1, 8] in {file}: the configuration asks for [8]."),
-    (COPIES[1], [299, 64], " has shape [299, 64] in {file}: the configuration asks for [300, 64]."),
+    (BIAS, [1, 8], " has shape [1, 8] in {file}: the configuration requires [8]."),
+    (COPIES[1], [299, 64], " has shape [299, 64] in {file}: the configuration requires [300, 64]."),
     *[(EXPERT, dtype, " is stored as ") for dtype in (torch.int32, torch.uint8, torch.bool, torch.float8_e5m2)],
     (BIAS, torch.float64, " is stored as F64 in {file}: it must be F32, BF16, F16, or F8_E4M3 if it is a matrix."),
     (COPIES[0], torch.int8, " is stored as I8"),
@@ -43,12 +43,12 @@ TENSORS = [  # a tensor, and what becomes of it: None, it is gone; or its new sh
     (COPIES[1], NAN, " in {file} must equal lm_head.weight, which it copies."),
 ]  # fmt: skip
 SCALES = [
-    (SCALE, None, f"{SCALE} is missing from the weights: its FP8 weight asks for it."),
+    (SCALE, None, f"{SCALE} is missing from the weights: its FP8 weight requires it."),
     *[(SCALE, shape, f"{SCALE} has shape {shape} in ") for shape in ([3, 3], [3, 2], [6])],
     (SCALE, FP8, f"{SCALE} is stored as F8_E4M3"),
     (SCALE, INF, f"{EXPERT} in {{file}} is NaN or infinite"),
     (EXPERT, NAN, f"{EXPERT} in {{file}} is NaN or infinite"),
-    (EXPERT, torch.float32, f"'{SCALE}' in {{file}} is a tensor that the configuration does not ask for."),
+    (EXPERT, torch.float32, f"'{SCALE}' in {{file}} is not a tensor of the configured model."),
 ]
 
 
@@ -69,7 +69,7 @@ def change_one(folder: Path, name: str, to: object) -> None:
 @pytest.mark.parametrize(("name", "to", "says"), TENSORS)
 def test_a_wrong_tensor_is_named(folder, name, to, says):
     change_one(folder, name, to)
-    named = repr(name) if "does not ask" in says else name
+    named = repr(name) if "is not a tensor" in says else name
     assert refusal(load_pretrained, folder).startswith(named + says.format(file=folder / WEIGHTS))
 
 
@@ -141,7 +141,7 @@ def test_a_torn_configuration_or_index_is_named(sharded, name, content):
 def test_a_tensor_that_is_not_where_the_index_has_it_is_named(sharded, name):
     places = json.loads((sharded / INDEX).read_text())["weight_map"]
     change_json(sharded / INDEX, weight_map=places | {name: SECOND})
-    assert refusal(load_pretrained, sharded) == f"{name!r} is not in {sharded / SECOND}, where the index has it."
+    assert refusal(load_pretrained, sharded) == f"{name!r} is not in {sharded / SECOND}, although the index says so."
 
 
 def test_a_tensor_in_two_files_is_named_with_both(sharded):
@@ -197,7 +197,7 @@ def test_a_configuration_of_another_model_is_refused(folder, changes, says):
 
 def test_a_model_that_the_memory_does_not_hold_is_not_loaded(folder, monkeypatch):
     monkeypatch.setattr("minids.hub.load.total_memory", lambda device: 1000)
-    assert refusal(load_pretrained, folder) == "loading this model takes 0 GiB: this machine has 0."
+    assert refusal(load_pretrained, folder) == "loading this model takes 0 GiB of memory: this machine has 0."
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn, "float32", None])

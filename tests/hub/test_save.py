@@ -181,8 +181,8 @@ STRANGERS = [
 NO_CHANGE = lambda folder: None
 REFUSALS = [  # what is done to an export, options for saving there, the beginning of the sentence that answers
     (NO_CHANGE, dict(overwrite=False), "{folder} holds a saved model: choose another folder, or pass overwrite=True"),
-    (put("notes.txt"), dict(overwrite=False), "{folder} holds 'notes.txt', which is no part of a saved model: "),
-    *[(put(name), {}, f"{{folder}} holds {name.split('/')[0]!r}, which is no part of a saved model: ")
+    (put("notes.txt"), dict(overwrite=False), "{folder} holds 'notes.txt', which is not part of a saved model: "),
+    *[(put(name), {}, f"{{folder}} holds {name.split('/')[0]!r}, which is not part of a saved model: ")
       for name in STRANGERS],
     (lambda folder: (folder / "config.json").unlink(), {}, "{folder} holds no config.json"),
     (become_a_file, {}, "{folder} is a file: "),

@@ -189,7 +189,7 @@ def test_a_model_whose_logits_are_no_numbers_writes_nothing(value, temperature):
     broken = small_model().eval()
     with torch.no_grad():
         broken.lm_head.weight[7] = value
-    with pytest.raises(ValueError, match="logits are no finite numbers"):
+    with pytest.raises(ValueError, match="logits are not finite"):
         generate(broken, [1, 2], 3, temperature=temperature)
 
 

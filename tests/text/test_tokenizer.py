@@ -210,9 +210,9 @@ PADDING = {
     "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None,
     "pad_id": 0, "pad_type_id": 0, "pad_token": "a",
 }  # fmt: skip
-VOCABULARY = "its vocabulary must be <|end_of_text|>, the 256 bytes and what the merges make of them, at most 65,536"
+VOCABULARY = "its vocabulary must be <|end_of_text|>, the 256 bytes and the merged tokens, at most 65,536"
 FOREIGN = [
-    (of("padding", put=PADDING), "'padding' is not what minids writes there"),
+    (of("padding", put=PADDING), "'padding' is not as minids writes it"),
     (of("truncation", put=STRIDE), "'truncation' is not"),
     (of("model", "continuing_subword_prefix", put="##"), "'model' is not"),
     (of("model", "dropout", put=0.5), "'model' is not"),
