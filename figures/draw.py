@@ -11,7 +11,6 @@ from minids.book.plots.style import Picture
 from minids.book.recorded import load
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig
-from minids.model.rope import rope_frequencies
 
 HERE = Path(__file__).parent
 README, GALLERY = HERE.parent / "README.md", HERE / "README.md"
@@ -37,7 +36,7 @@ def figures() -> dict[str, Picture]:
         "gpu_hours": plots.draw_hours(REPORTS["deepseek-v3"]),
         "models": plots.draw_models(list(REPORTS)),
         "claims": plots.draw_claims(all_claims(), ARTICLES),
-        "rotation": plots.draw_rotation(rope_frequencies(ModelConfig.preset("deepseek-llm-7b"))),
+        "rope": plots.draw_rope(ModelConfig.preset("deepseek-llm-7b")),
         "caches": plots.draw_caches(["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"]),
         "wall": plots.draw_wall(batch=8),
         "low_rank": plots.draw_low_rank(load("attention")),
@@ -53,7 +52,7 @@ def figures() -> dict[str, Picture]:
 
 
 def gallery(drawn: dict[str, Picture]) -> str:
-    """Return the page that shows all of them, each with its text."""
+    """Return the page that shows all figures, each with its text."""
     page = [
         "# All pictures",
         "For a slide or a poster. Each is drawn by code, from data; `make figures` draws them again.",
@@ -64,7 +63,7 @@ def gallery(drawn: dict[str, Picture]) -> str:
 
 
 def with_tables(readme: str, tables: dict[str, str]) -> str:
-    """Return the text with each table between its two marks renewed."""
+    """Return the text with each table between its two markers replaced."""
     for name, table in tables.items():
         readme = re.sub(rf"(?s)(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", lambda _, new=table: new, readme)
     return readme

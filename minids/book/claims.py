@@ -8,8 +8,10 @@ The articles and their claims are data, in figures/data/claims.json. A claim has
     partly              optionally, a weaker condition
     because             what explains the verdict, with quantities filled in by name: {dollars:,.0f}
 
-A number is right if the quantity rounds to it, imprecise if the two are within 5%, else wrong. A statement is right
-if `holds` is true, imprecise if only `partly` is, else wrong. The file contains no verdict and no computed number.
+A number is right if the quantity rounds to it, imprecise if the two are within 5%, else wrong; a percentage is a number
+like any other. A statement is right if `holds` is true, imprecise if only `partly` is, else wrong. A claim is quoted if
+it is compared with a price or a benchmark score, which no code can compute, and else computed (quantities.py). The file
+contains no verdict and no computed number.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from html import escape
 from pathlib import Path
 
 from minids.book.plots.style import VERDICT_MARKS, VERDICTS, readable_on
-from minids.book.quantities import Quantities, quantities
+from minids.book.quantities import Quantities, quantities, quoted
 from minids.units import GIB
 
 FILE = Path(__file__).parents[2] / "figures" / "data" / "claims.json"
 NEARLY = 0.05
+KINDS = ("computed", "quoted")
 UNITS = {"%": 0.01, "million": 1e6, "億": 1e8, "billion": 1e9, "trillion": 1e12, "GiB": GIB}
 SIGNS = {
     "<": operator.lt, "<=": operator.le, "==": operator.eq, ">=": operator.ge, ">": operator.gt,
@@ -56,10 +59,14 @@ class Article:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What an `article` says (`quote`), whether it is right, imprecise or wrong (`verdict`), and why."""
+    """What an `article` says (`quote`), whether it is right, imprecise or wrong (`verdict`), and why.
+
+    Its `kind` says what the verdict rests on: on a computed number, or on a quoted one.
+    """
 
     article: str
     quote: str
+    kind: str
     verdict: str
     because: str
 
@@ -74,10 +81,16 @@ def judge(claim: dict[str, str], values: Quantities) -> Claim:
         else:
             wholly, partly = is_true(claim["holds"], values), "partly" in claim and is_true(claim["partly"], values)
             verdict = "right" if wholly else "imprecise" if partly else "wrong"
-        because = claim["because"].format_map(values)
-        return Claim(article=claim["article"], quote=claim["quote"], verdict=verdict, because=because)
+        because, kind = claim["because"].format_map(values), kind_of(claim)
+        return Claim(article=claim["article"], quote=claim["quote"], kind=kind, verdict=verdict, because=because)
     except (ValueError, TypeError, SyntaxError, AttributeError) as error:
         raise ValueError(f"The claim {claim.get('quote')!r} cannot be judged: {error}.") from None
+
+
+def kind_of(claim: dict[str, str]) -> str:
+    """Return "quoted" if an entry of the file is compared with a price or a benchmark score, else "computed"."""
+    compared = " ".join(claim.get(field, "") for field in ("compared", "holds", "partly"))
+    return "quoted" if quoted().keys() & set(re.findall(r"\w+", compared)) else "computed"
 
 
 def verdict_of_number(stated: str, found: float) -> str:
@@ -130,15 +143,17 @@ def all_claims() -> list[Claim]:
     return list(read()[1])
 
 
-def claims(article: str | None = None, verdict: str | None = None) -> Claims:
-    """Return the claims for a notebook to show, all of them or those of an article or with a verdict.
+def claims(article: str | None = None, verdict: str | None = None, kind: str | None = None) -> Claims:
+    """Return the claims for a notebook to show: all of them, or those of an article, with a verdict or of a kind.
 
-    Raises ValueError for an article or a verdict that there is not.
+    Raises ValueError for an article, a verdict or a kind that does not exist.
     """
-    for kind, asked, known in (("article", article, read()[0]), ("verdict", verdict, VERDICTS)):
-        if asked is not None and asked not in known:
-            raise ValueError(f"There is no {kind} {asked!r}: there are {', '.join(known)}.")
-    return Claims(c for c in all_claims() if article in (None, c.article) and verdict in (None, c.verdict))
+    asked, known = (article, verdict, kind), {"article": read()[0], "verdict": VERDICTS, "kind": KINDS}
+    for (field, values), value in zip(known.items(), asked, strict=True):
+        if value is not None and value not in values:
+            raise ValueError(f"There is no {field} {value!r}: there are {', '.join(values)}.")
+    wanted = {field: value for field, value in zip(known, asked, strict=True) if value is not None}
+    return Claims(c for c in all_claims() if all(getattr(c, field) == value for field, value in wanted.items()))
 
 
 class Claims(list[Claim]):
@@ -148,16 +163,18 @@ class Claims(list[Claim]):
         super().__init__(found)
 
     def __repr__(self) -> str:
-        return "\n".join(f"{VERDICT_MARKS[c.verdict]} {c.verdict:<9}  {c.quote}  |  {c.because}" for c in self)
+        return "\n".join(
+            f"{VERDICT_MARKS[c.verdict]} {c.verdict:<9}  {c.kind:<8}  {c.quote}  |  {c.because}" for c in self
+        )
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f'<tr><td style="background:{VERDICTS[c.verdict]};color:{readable_on(VERDICTS[c.verdict])};'
-            f'white-space:nowrap">{VERDICT_MARKS[c.verdict]} {c.verdict}</td>'
+            f'<tr><td style="text-align:left;background:{VERDICTS[c.verdict]};color:{readable_on(VERDICTS[c.verdict])};'
+            f'white-space:nowrap">{VERDICT_MARKS[c.verdict]} {c.verdict}</td><td>{c.kind}</td>'
             f'<td style="text-align:left">“{escape(c.quote)}”</td><td style="text-align:left">{escape(c.because)}</td>'
-            f"<td>{c.article}</td></tr>"
+            f'<td style="text-align:left">{c.article}</td></tr>'
             for c in self
         )
-        names = ("verdict", "the words", "what the numbers say", "article")
+        names = ("verdict", "kind", "the words", "what the numbers say", "article")
         head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -1,6 +1,8 @@
-"""What the press is compared with: quantities by name, from configurations and from what reports and price lists print.
+"""What the press is compared with: quantities by name.
 
-A claim of figures/data/claims.json names them; `claims.py` judges it.
+A claim of figures/data/claims.json names them; `claims.py` judges it. `computed` returns what follows from
+configurations, or by arithmetic from the hours, links and bits that reports print. `quoted` returns prices and
+benchmark scores, which no code can compute: it can only repeat what a list prints.
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ class Quantities(dict[str, object]):
 
 
 def quantities() -> Quantities:
-    """Compute every quantity that a claim may name, from configurations and from what reports and price lists print."""
+    """Return every quantity that a claim may name."""
+    return Quantities(**computed(), **quoted())
+
+
+def computed() -> dict[str, object]:
+    """Compute what follows from configurations and from a report's GPU-hours."""
     v3, v2, llm67, moe16 = (ModelConfig.preset(f"deepseek-{n}") for n in ("v3", "v2", "llm-67b", "moe-16b"))
     count, report, released = count_parameters(v3), published.REPORTS["deepseek-v3"], released_numbers(v3)
     stored, file_bytes, four_bit_bytes = sum(released.values()), released_bytes(v3), count.total * FOUR_BIT / 8
@@ -40,10 +47,7 @@ def quantities() -> Quantities:
     dollars = report.gpu_hours * DOLLARS_PER_HOUR
     r1_hours = published.R1_GPUS * (published.R1_ZERO_RUN_HOURS + published.R1_RUN_HOURS) + published.R1_DATA_GPU_HOURS
     r1_dollars, link_bytes = r1_hours * DOLLARS_PER_HOUR, published.LINK_BYTES_PER_SECOND
-    (launch, second, *_, latest), r1 = PRICES, published.R1_PRICE
-    gpt4o, turbo, claude, o1 = (OTHER_PRICES[n][0] for n in ("GPT-4o", "GPT-4 Turbo", "Claude 3.5 Sonnet", "o1"))
-    coding = BENCHMARKS["LiveCodeBench, CoT"]
-    return Quantities(
+    return dict(
         # Parameters
         total=count.total, active=count.active, total_over_active=count.total / count.active,
         total_in_billions=count.total / 1e9, total_in_hundred_millions=count.total / 1e8,
@@ -67,14 +71,23 @@ def quantities() -> Quantities:
         gpu_hours=report.gpu_hours, dollars_per_hour=DOLLARS_PER_HOUR, dollars=dollars,
         r1_dollars=r1_dollars, v3_and_r1_dollars=dollars + r1_dollars,
         links=NODE_LINKS, link_in_gb=link_bytes / 1e9, bits_per_second_of_links=NODE_LINKS * link_bytes * 8,
+    )  # fmt: skip
+
+
+def quoted() -> dict[str, object]:
+    """Return prices and benchmark scores as price lists and the V3 report print them, and ratios of prices."""
+    (launch, second, *_, latest), r1 = PRICES, published.R1_PRICE
+    gpt4o, turbo, claude, o1 = (OTHER_PRICES[n][0] for n in ("GPT-4o", "GPT-4 Turbo", "Claude 3.5 Sonnet", "o1"))
+    coding = BENCHMARKS["LiveCodeBench, CoT"]
+    return dict(
         # Prices; of input, unless the name says output
         launch_price=launch.input, second_price=second.input, r1_price=r1.input, gpt4o_price=gpt4o, o1_price=o1,
         prices=[(price.input, price.output) for price in PRICES],
         price_list=", ".join(f"{price.input}/{price.output}" for price in PRICES),
         gpt4o_over_launch=gpt4o / launch.input, gpt4o_over_second=gpt4o / second.input, o1_over_r1=o1 / r1.input,
         claude_over_latest=claude / latest.input, claude_over_cached=claude / latest.cached_input,
-        turbo_over_latest=turbo / latest.input, launch_over_gpt4o=launch.input / gpt4o,
-        launch_over_gpt4o_output=launch.output / OTHER_PRICES["GPT-4o"][1],
+        turbo_over_latest=turbo / latest.input, saved_on_input=1 - launch.input / gpt4o,
+        saved_on_output=1 - launch.output / OTHER_PRICES["GPT-4o"][1],
         # Benchmarks, as the V3 report prints them
         math500=BENCHMARKS["MATH-500"]["V3"], humaneval=BENCHMARKS["HumanEval-Mul"]["V3"],
         mmlu=BENCHMARKS["MMLU"]["V3"], mmlu_of_gpt4o=BENCHMARKS["MMLU"]["GPT-4o"],

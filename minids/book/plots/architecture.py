@@ -1,7 +1,7 @@
 """The whole model in one picture: the map of the book.
 
-Every chapter opens with it. What the chapter is about is lit, and a number says where each part has its
-chapter. Things keep their places from picture to picture.
+Every chapter opens with it. The parts that the chapter is about are lit, and each part has the number of its
+chapter. All parts keep their places from picture to picture.
 """
 
 from minids.book.plots.diagram import FAINT, Diagram
@@ -147,7 +147,7 @@ def _attention(d: Diagram, c: ModelConfig, lit: set[str]) -> None:
     d.box(534, 134, 50, 26, "values", color=PARTS["attention"], lit=on, size=10)
     for x in (429, 501, 559, 608):
         d.line((x, 106 if x == 608 else 160), (x, 184), lit=on)
-    d.box(390, 184, 242, 26, "each query attends to all keys before it", color=PARTS["attention"], lit=on, size=10)
+    d.box(390, 184, 242, 26, "each query attends to all keys up to its own", color=PARTS["attention"], lit=on, size=10)
     width = c.kv_lora_rank + c.qk_rope_head_dim
     d.text(632, 52, f"dashed: cached, {width} numbers", color=MUTED, size=10, ha="right")
 
@@ -173,7 +173,6 @@ def _experts(d: Diagram, c: ModelConfig, lit: set[str]) -> None:
     d.text(left, bottom - 14, f"from {c.topk_group} of {c.n_group} groups", size=10, color=MUTED)
     d.line((422, 270), (422, 290), lit="router" in lit)
     d.line((454, 304), (468, 304), lit="router" in lit)
-    d.text(430, 270, "u", color=MUTED)
     d.line((384, 280), (384, 360), (390, 360), lit="shared" in lit)
     d.line((422, 280), (384, 280), lit="shared" in lit, arrow=False)
     middle = left + columns * pitch / 2

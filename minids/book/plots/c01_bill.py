@@ -43,7 +43,7 @@ LENGTH = 4096  # of a training sequence
 def draw_parameters(config: ModelConfig, dollars_per_hour: float | None = None) -> Picture:
     """Draw every parameter as area: the small parts in a column, the routed experts as one cell each.
 
-    What one token uses is lit. With a price, a line below says what it would take to train the model as V3 was trained.
+    The parameters that one token uses are lit. With a price, a line below gives the cost of training it as V3 was.
     """
     count, priced = count_parameters(config), dollars_per_hour is not None
     fig = new_figure(height=6.2 if priced else 5.4)
@@ -104,14 +104,14 @@ def _experts(ax: Axes, config: ModelConfig, count: ParameterCount, left: float) 
     ax.set(xlim=(0, 1), ylim=(0, 1))
     words = (
         f"{layers} × {config.n_routed_experts} routed experts, {short(count.routed_experts)}; "
-        f"lit, a token’s {layers * config.num_experts_per_tok:,}: {short(count.active_routed_experts)}"
+        f"green: the {layers * config.num_experts_per_tok:,} of one token, {short(count.active_routed_experts)}"
     )
     label(ax, words, (1, 1), (0, 6), ha="right")
 
 
 @styled()
 def draw_hours(report: Report) -> Picture:
-    """Draw how the GPU-hours of a training run add up, each stage from where the one before ended.
+    """Draw how the GPU-hours of a training run add up, each stage starting at the end of the one before.
 
     Raises ValueError for a report that does not give those of every stage.
     """
@@ -126,7 +126,7 @@ def draw_hours(report: Report) -> Picture:
     ax = fig.add_axes((0.17, 0.13, 0.58, 0.68))
     begun = 0.0
     for row, (stage, hours) in enumerate([*stages.items(), ("all", report.gpu_hours)]):
-        start, color = (0, INK) if stage == "all" else (begun, PARTS["latent"])
+        start, color = (0, INK) if stage == "all" else (begun, MUTED)
         ax.barh(row, hours, left=start, color=color, height=0.62)
         if stage != "all":
             begun += hours
@@ -168,7 +168,7 @@ def draw_models(names: list[str]) -> Picture:
         ax = fig.add_axes((0.1 + i * 0.228, 0.06, 0.13, 0.65))
         ax.barh(names, values, color=PALE if i == 0 else MUTED, height=0.64)
         if i == 0:
-            ax.barh(names, active, color=PARTS["routed"], height=0.64)
+            ax.barh(names, active, color=INK, height=0.64)
         for row, (value, text) in enumerate(zip(values, labels, strict=True)):
             label(ax, text, (value, row), (4, 0), color=INK if value else MUTED)
         name_ticks(ax, "y", [report.name if i == 0 else "" for report in reports])
@@ -180,7 +180,7 @@ def draw_models(names: list[str]) -> Picture:
     larger = count_parameters(v3).total / count_parameters(dense).total
     work = training_flops_per_token(v3, LENGTH) / training_flops_per_token(dense, LENGTH)
     fig.title(f"V3 has {larger:.0f} times the parameters of LLM 67B and takes {work:.0%} of its operations")
-    fig.note(0.1, 0.01, "green: used by one token", color=PARTS["routed"])
+    fig.note(0.1, 0.01, "black: used by one token", color=INK)
     fig.alt = "; ".join(
         f"{report.name}: {active[i]:.1f} of {total[i]:.1f} billion parameters, "
         f"{kv_cache_bytes(configs[i]):,.0f} bytes of cache, {flops[i]:.1f} GFLOP a token"
@@ -198,7 +198,7 @@ CONVENTIONS = {
 
 
 def printed(text: str) -> tuple[float, float]:
-    """Return the numbers that round to what is printed, from and up to: 36.5 to 37.5 billion for "37B"."""
+    """Return the bounds of the numbers that round to the printed one: 36.5 and 37.5 billion for "37B"."""
     number = text.removesuffix("B")
     half = 0.5 * 10.0 ** -len(number.partition(".")[2])
     return (float(number) - half) * 1e9, (float(number) + half) * 1e9
@@ -220,9 +220,9 @@ def draw_conventions(names: list[str]) -> Picture:
         for (field, words), marker in zip(CONVENTIONS.items(), "osD", strict=True):
             at = getattr(count, field) / middle
             inside = low <= at < high
-            color = PARTS["routed"] if inside else MUTED
+            color = INK if inside else MUTED
             ax.plot(at, row, marker, color=color, markersize=9, markerfacecolor=color if inside else "white")
-            number = f"{getattr(count, field) / 1e9:.2f}"
+            number = f"{getattr(count, field) / 1e9:.2f}B"
             label(ax, number, (at, row), (0, 9), size=10, color=INK if inside else MUTED)
             fits += [words] * inside
         said.append(f"{report.name} prints {report.active}: {' or '.join(fits) or 'none of the three'}")
@@ -230,36 +230,59 @@ def draw_conventions(names: list[str]) -> Picture:
     ax.set(xlim=(0.84, 1.12), ylim=(len(names) - 0.5, -0.7), xlabel="our count ÷ what the report prints")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     ax.spines["left"].set_visible(False)
-    fig.title("No one way to count “activated” fits all four models")
-    for x, sign, words in zip((0.16, 0.31, 0.5), "●■◆", CONVENTIONS.values(), strict=True):
+    fig.title("No single way to count “activated” fits all four models")
+    for x, sign, words in zip((0.16, 0.3, 0.48), "●■◆", CONVENTIONS.values(), strict=True):
         fig.note(x, 0.03, f"{sign} {words}")
-    fig.note(0.76, 0.03, "▬", size=15, color="#C4C8CE")
-    fig.note(0.79, 0.03, "rounds to it; billions")
+    fig.note(0.775, 0.03, "▬", size=15, color="#C4C8CE")
+    fig.note(0.805, 0.03, "equal if rounded")
     fig.alt = "; ".join(said)
     return fig
 
 
 @styled()
 def draw_claims(claims: list, articles: dict[str, object]) -> Picture:
-    """Draw a square for each claim, row by article, coloured by verdict, and how many of each there are."""
-    verdicts = {article: [c.verdict for c in claims if c.article == article] for article in articles}
-    fig = new_figure(height=3.6)
-    ax = fig.add_axes((0.1, 0.1, 0.88, 0.72))
-    for row, (article, given) in enumerate(verdicts.items()):
-        for column, verdict in enumerate(sorted(given, key=list(VERDICTS).index)):
-            color = VERDICTS[verdict]
-            ax.add_patch(Rectangle((column, row), 0.9, 0.8, color=color))
-            ax.text(
-                column + 0.45, row + 0.42, VERDICT_MARKS[verdict], ha="center", va="center_baseline",
-                color=readable_on(color), size=13,
-            )  # fmt: skip
+    """Draw a square for each claim, row by article: filled where code computes the number, outlined where it is quoted.
+
+    Colour and sign are the verdict. The title counts the computed claims, the heading over the others counts those.
+    """
+    found = {
+        kind: {article: [c.verdict for c in claims if (c.article, c.kind) == (article, kind)] for article in articles}
+        for kind in ("computed", "quoted")
+    }
+    starts = {"computed": 0, "quoted": 1.6 + max(map(len, found["computed"].values()))}
+    fig = new_figure(height=4.3)
+    ax = fig.add_axes((0.1, 0.1, 0.88, 0.62))
+    for kind, given in found.items():
+        for row, verdicts in enumerate(given.values()):
+            for column, verdict in enumerate(sorted(verdicts, key=list(VERDICTS).index)):
+                _claim(ax, starts[kind] + column, row, verdict, filled=kind == "computed")
+    for row, article in enumerate(articles):
         ax.text(-0.3, row + 0.4, article, ha="right", va="center", size=12)
-    ax.set(xlim=(0, max(16, *map(len, verdicts.values()))), ylim=(len(articles), 0))
+    ax.set(xlim=(0, 16.5), ylim=(len(articles), 0))
     ax.axis("off")
-    right, imprecise, wrong = (sum(c.verdict == verdict for c in claims) for verdict in VERDICTS)
-    fig.title(f"Of {len(claims)} claims {right} are right, {imprecise} imprecise, {wrong} wrong", y=0.9)
-    fig.alt = f"{len(claims)} claims: " + "; ".join(
-        f"{article}: " + ", ".join(f"{given.count(verdict)} {verdict}" for verdict in VERDICTS)
-        for article, given in verdicts.items()
-    )
+    whole = {kind: [verdict for verdicts in given.values() for verdict in verdicts] for kind, given in found.items()}
+    right, imprecise, wrong = (whole["computed"].count(verdict) for verdict in VERDICTS)
+    first, number = f"Of {len(whole['computed'])} claims that can be computed,", len(whole["quoted"])
+    fig.title(f"{first} {right} are right, {imprecise} imprecise, {wrong} wrong")
+    headings = {
+        "computed": "computed from configurations\nand printed GPU-hours",
+        "quoted": f"{number} about prices and scores, only\ncompared with a printed list",
+    }
+    for kind, words in headings.items():
+        ax.text(starts[kind], -0.25, words, size=11, color=MUTED, va="bottom", linespacing=1.4)
+    fig.note(0.1, 0.03, "      ".join(f"{sign} {verdict}" for verdict, sign in VERDICT_MARKS.items()))
+    fig.alt = "; ".join(f"{kind}: {_counts(whole[kind])}" for kind in whole) + ". By article, computed and quoted: "
+    fig.alt += "; ".join(f"{a}: {_counts(found['computed'][a])} and {_counts(found['quoted'][a])}" for a in articles)
     return fig
+
+
+def _counts(verdicts: list[str]) -> str:
+    return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS)
+
+
+def _claim(ax: Axes, x: float, y: float, verdict: str, filled: bool) -> None:
+    color = VERDICTS[verdict]
+    face = color if filled else "white"
+    ax.add_patch(Rectangle((x, y), 0.88, 0.8, facecolor=face, edgecolor=color, linewidth=2, clip_on=False))
+    ink = readable_on(color) if filled else INK
+    ax.text(x + 0.44, y + 0.42, VERDICT_MARKS[verdict], ha="center", va="center_baseline", color=ink, size=13)
