@@ -4,19 +4,19 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
-# Of `make experiments`. Not from the environment, where WSL has a NAME, too.
+# For `make experiments`. Not taken from the environment, where WSL has a NAME, too.
 NAME :=
 SEEDS :=
 BIN := .venv/bin
-# One thread and a fixed hash seed: tests run side by side, and their digits must not depend on it. Three at a time,
-# because some only wait, for a browser or another process; notebooks two at a time.
+# One thread and a fixed hash seed, because tests run in parallel and their digits must not depend on either. Three tests
+# at a time, because some only wait for a browser or another process; notebooks two at a time.
 THREADS := 1
 TEST_ENV = OMP_NUM_THREADS=$(THREADS) PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false
-# An x86 processor can pass itself off as one with less: torch's own kernels, MKL's and oneDNN's each have a switch.
+# Compute as an x86 processor with fewer instructions would: torch's own kernels, MKL and oneDNN each have a switch.
 OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 NO_AVX512 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
-.PHONY: train test notebooks portable margins lab book bench experiments figures reference clean
+.PHONY: train test notebooks portable margins lab book minutes bench experiments figures reference clean
 
 train: .venv/train.stamp
 	$(BIN)/minids train --resume $(ARGS)
@@ -26,18 +26,18 @@ test: .venv/test.stamp
 	$(TEST_ENV) $(BIN)/python -m pytest -n 3 --dist loadgroup $(ARGS)
 	$(MAKE) notebooks
 
-# Every cell again, its output compared with the stored one; pictures by their text.
+# Runs every cell again and compares its output with the stored one; pictures by their text.
 notebooks: .venv/test.stamp
 	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m pytest --nbval chapters --nbval-sanitize-with tests/nbval.cfg \
 		--nbval-cell-timeout 600 -n 2 --dist loadscope -p no:cacheprovider -p nbval_kernels
 
-# Every cell three times more, compared as strictly: digits must survive other processors, which round differently.
+# The same three times more: printed digits must be the same on other processors, which round differently.
 portable: .venv/test.stamp
 	$(OLD_PROCESSOR) $(MAKE) notebooks
 	$(NO_AVX512) $(MAKE) notebooks
 	$(MAKE) notebooks THREADS=2
 
-# What chapters assert about live training, with ten seeds on three processors.
+# Checks what chapters assert about live training, with ten seeds, as on three processors.
 margins: .venv/book.stamp
 	$(TEST_ENV) $(BIN)/python -m minids.book.margins $(ARGS)
 	$(TEST_ENV) $(NO_AVX512) $(BIN)/python -m minids.book.margins $(ARGS)
@@ -49,10 +49,15 @@ lab: .venv/book.stamp
 book: .venv/book.stamp
 	$(BIN)/python -m minids.book build $(ARGS)
 
+# How long each chapter runs, for the table in chapter 0, which is built again afterwards.
+minutes: .venv/book.stamp
+	$(BIN)/python -m minids.book minutes $(ARGS)
+	$(MAKE) book ARGS=chapters/00_how_to_use_this_book.ipynb
+
 bench: .venv/test.stamp
 	$(BIN)/python -m minids.book.bench $(ARGS)
 
-# Without NAME: what there is. NAME=attention SEEDS="0 1" takes those seeds; its folder keeps what is done.
+# Without NAME, lists the experiments. NAME=attention SEEDS="0 1" runs those seeds; finished runs are kept in its folder.
 experiments: .venv/train.stamp
 	$(BIN)/python -m minids.book.experiments $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 

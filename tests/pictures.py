@@ -1,6 +1,5 @@
 """Every picture of the book, on data of all shapes, each drawn once: `picture("wall: 8")`."""
 
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,6 +9,7 @@ from minids.book import plots
 from minids.book.claims import ARTICLES, all_claims
 from minids.book.plots.style import Picture
 from minids.book.recorded import load
+from minids.book.toy import KINDS
 from minids.cost.attention import mla_cached_numbers
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig
@@ -66,8 +66,16 @@ def experiment(times: float) -> dict:
 def decoding(*last: float):
     """Times that grow with the context up to `last`, for each way, and the bytes of V2-Lite's caches."""
     contexts, ways = [256, 512, 1024, 2048, 4096, 8192], ("full cache", "expanded", "absorbed")
-    times = {way: [end * c / 8192 for c in contexts] for way, end in zip(ways, last, strict=True)}
+    times = {
+        way: [[end * c / 8192 * x for x in (0.9, 1, 1.3)] for c in contexts]
+        for way, end in zip(ways, last, strict=True)
+    }
     return contexts, times, {way: 4 * mla_cached_numbers(LITE)[way] for way in ("full cache", "absorbed")}
+
+
+def crossing(faster: float) -> dict[int, np.ndarray]:
+    """Ratios of times by number of new tokens, with a spread."""
+    return {n: faster * r * np.array([0.8, 1, 1.1]) for n, r in {1: 100, 16: 7, 64: 2, 128: 1.1, 512: 0.5}.items()}
 
 
 def scores(heads: int, tokens: int):
@@ -82,9 +90,14 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "models": {"released": (RELEASED,)},
     "conventions": {"MoE": (RELEASED[2:],)},
     "claims": {"all": (all_claims(), ARTICLES)},
-    "rotation": {str(width): (10_000.0 ** (-np.arange(0, width, 2) / width),) for width in (8, 64, 128)},
+    "rope": {str(shift): (PRESETS["deepseek-llm-7b"], (3, 1), shift) for shift in (0, 1, 4, 19, 33, 60)},
     "attention": {"even": (np.tril(np.full((4, 4), 0.25)), list("abcd"), "Words look at words before them")},
     "caches": {"dense": (["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"],)},
+    "roofline": {
+        "two": ({"full cache": 1.0, "absorbed": 241.8},),
+        "three": ({"7B, decoding": 1.6, "67B, decoding": 7.9, "7B, prefill": 4_200.0},),
+        "alike": ({"one": 1.02, "other": 1.03, "third": 1.9},), "fast": ({"prefill": 900.0, "longer": 3_000.0},),
+    },
     "wall": {str(batch): (("deepseek-llm-7b", "deepseek-llm-67b"), batch) for batch in (1, 2, 4, 8, 16)},
     "live_loss": {str(end): (range(1, 101), np.linspace(4, end, 100), 3.9) for end in (0.2, 2.0, 3.7)},
     "attention_ablation": {str(times): (experiment(times),) for times in (0, 0.05, 1, 20)},
@@ -93,20 +106,16 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
         f"{name}, {new}": (PRESETS[name], new)
         for name in ("deepseek-v3", "mini") for new in (1, 16, 64, 128, 160, 170, 171, 256, 1024)
     },
-    "crossing": {
-        str(faster): (LITE, 1024, {n: faster * r for n, r in {1: 100, 16: 7, 64: 2, 128: 1.1, 512: 0.5}.items()})
-        for faster in (0.3, 1, 3)
-    },
+    "crossing": {str(faster): (LITE, 1024, crossing(faster)) for faster in (0.3, 1, 3)},
     "decoding": {str(last): decoding(*last) for last in ((20, 500, 8), (20, 500, 20), (8, 60, 20), (8, 9, 10))},
     "latent_flow": {
         f"{name}, {form}": (PRESETS[f"deepseek-{name}"] if name != "mini" else PRESETS["mini"], form == "absorbed")
         for name in ("v2-lite", "v2", "v3", "mini") for form in ("expanded", "absorbed")
     },
+    "brackets": {str(token): (token,) for token in range(2, 7)},
+    "kinds": {"all": (), "dense": (("MHA", "GQA", "MQA"), 6)},
+    "step": {f"{kind}, {token}": (kind, token) for kind in KINDS for token in (1, 4, 6)},
     "cache_kinds": {"released": (RELEASED,), "dense": (RELEASED[:3] * 2,)},
-    "latent_budget": {
-        f"{latent}, {rope}": (replace(V3, kv_lora_rank=latent, qk_rope_head_dim=rope),)
-        for latent in (64, 512, 2048) for rope in (16, 64, 256)
-    },
     "score_parts": {"two": scores(2, 5), "one": scores(1, 7)},
     "loss": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),

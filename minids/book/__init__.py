@@ -1,11 +1,12 @@
 """What the chapters use beside the library itself.
 
-A chapter begins with `start()`, shows the library's source with `show`, lets the reader move sliders with
-`explore`, and ends each exercise with `check`. `projector()` makes all pictures larger.
+A chapter begins with `start()`, prints the library's source with `show`, folds the answers to predictions with
+`reveal`, adds sliders to pictures with `explore`, and ends each exercise with `check`. `projector()` enlarges text and
+pictures.
 
-Some of these functions have the name of the module that they are in. All of them are imported here at once, so
-that `from minids.book import check` is the function, whatever was imported before. IPython and the other packages
-of the extra [book] are imported inside the functions that need them: `minids train` draws its pictures without.
+Some of these functions have the same name as their module. All of them are imported here, so that
+`from minids.book import check` is always the function. IPython and the other packages of the extra [book] are imported
+inside the functions that need them, because `minids train` draws its pictures without them.
 """
 
 import random
@@ -16,11 +17,13 @@ import torch
 from minids.book.check import check, exercise
 from minids.book.claims import claims
 from minids.book.explore import explore
+from minids.book.minutes import minutes
 from minids.book.notation import notation
 from minids.book.plots.style import projector
+from minids.book.predict import reveal
 from minids.book.show import show
 
-__all__ = ["check", "claims", "exercise", "explore", "notation", "projector", "show", "start"]
+__all__ = ["check", "claims", "exercise", "explore", "minutes", "notation", "projector", "reveal", "show", "start"]
 
 
 def start(seed: int = 0) -> None:

@@ -1,10 +1,10 @@
-"""Executing notebooks and bringing them into the form in which they are kept: `make book`.
+"""Executes notebooks and normalises them for the repository: `make book`.
 
-Sources, tags, outputs and one count per executed cell are kept. What changes by itself is dropped: widget
-state, timestamps, the kernel's name. So building twice changes nothing.
+Sources, tags, outputs and one count per executed cell are kept. What changes from build to build is
+dropped: widget state, timestamps, the kernel's name. So building twice changes nothing.
 
-A cell tagged `measured` shows times or what depends on them, and would change at every build. It keeps its
-stored picture as long as its source and the text of its output are the same.
+The output of a cell tagged `measured` depends on times and would change at every build. The stored picture is kept
+as long as the cell's source and the text of its output are the same.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nbformat import NotebookNode
 from minids.book.explore import VIEW
 from minids.files import write_atomically
 
-CELL_SECONDS = 600  # a busy machine is no reason to fail
-# As for tests (Makefile): digits must depend neither on threads nor on the hash of the day.
+CELL_SECONDS = 600  # enough for a busy machine
+# As for tests (Makefile): printed digits must depend neither on threads nor on the hash seed.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-# A time that was measured, and may differ: the same pattern as in tests/nbval.cfg.
-MEASURED = re.compile(r"≈ \d+(?:[.,]\d+)?\s?(?:ns|µs|ms|s|min)\b(?= \(measured\))")
+# A number that was measured, and may differ, and a line of live-written text: the same patterns as in tests/nbval.cfg.
+MEASURED = re.compile(r"≈ \d+(?:[.,]\d+)?(?:\s?(?:ns|µs|ms|s|min)\b)?(?= \(measured\))|│ [^\n]*(?:\n│[^\n]*)*")
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -32,10 +32,10 @@ KERNEL = {
 
 
 def build(path: Path, fresh: bool = False) -> bool:
-    """Execute a notebook, normalise and keep it; return whether the file changed.
+    """Execute a notebook, normalise and store it; return whether the file changed.
 
-    `fresh` draws measured pictures anew. Raises nbclient's CellExecutionError where a cell fails, and then leaves
-    the file as it is.
+    `fresh` redraws measured pictures. Raises nbclient's CellExecutionError where a cell fails, and then leaves
+    the file unchanged.
     """
     before = path.read_text(encoding="utf-8")
     stored = nbformat.reads(before, as_version=4)
@@ -52,7 +52,7 @@ def build(path: Path, fresh: bool = False) -> bool:
 
 
 def normalise(notebook: NotebookNode, stored: NotebookNode | None = None) -> NotebookNode:
-    """Return an executed notebook in the form in which it is kept; `stored` is its form so far."""
+    """Return an executed notebook in its normal form; `stored` is the notebook as it is in the file."""
     known = {cell.id: cell for cell in stored.cells} if stored else {}
     notebook.metadata = nbformat.from_dict(KERNEL)
     count = 0
@@ -84,7 +84,7 @@ def _output(output: NotebookNode, count: int) -> NotebookNode:
         width = {"width": image["width"]} if image and "width" in image else None
         output.metadata = nbformat.from_dict({"image/png": width} if width else {})
     if "data" in output:
-        output.data.pop(VIEW, None)  # a stored notebook has no kernel that could move a slider
+        output.data.pop(VIEW, None)  # without a kernel, as in a stored notebook, sliders do not work
     if "image/png" in output.get("data", {}):
         output.data["image/png"] = output.data["image/png"].strip()
     return output

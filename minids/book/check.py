@@ -1,10 +1,11 @@
 """Exercises that check themselves.
 
-A chapter ends an exercise with `check("1.2", answer)`. Everything about it is in one place, outside the chapter:
-the cells tagged `ex-1.2` in the chapter's solutions notebook, which end with `exercise("1.2", …)`. They hold the
-solution, an oracle that does not share its reasoning, cases to compare on, and common mistakes, each with its hint.
+A chapter ends an exercise with `check("1.2", answer)`. The exercise is defined in the cells tagged `ex-1.2` of the
+chapter's solutions notebook, which end with `exercise("1.2", …)`: the solution, an oracle that computes the same
+in an independent way, cases to compare on, and common mistakes, each with a hint.
 
-`check` never raises: an answer is unsolved, wrong or solved.
+`check` never raises: an answer is unsolved, wrong or solved. For a wrong function it names the arguments on which it
+fails.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import html
+import inspect
 import io
 import json
 import math
@@ -26,8 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from minids.book.notebook import show_html
+
 CHAPTERS = Path(__file__).parents[2] / "chapters"
 MARKS = {"unsolved": ("○", "#6B6F76"), "wrong": ("✗", "#B34700"), "solved": ("✓", "#00724F")}
+MOST_NUMBERS, MOST_CHARACTERS = 12, 60  # of an argument that a verdict shows whole
 
 
 @dataclass(frozen=True)
@@ -52,48 +57,63 @@ class Exercise:
 
     def verdict(self, answer: Any) -> Verdict:
         """Return the verdict on an answer."""
+        if answer is None or answer is ... or _is_stub(answer):
+            return self._unsolved()
         try:
-            status, text = self._of_value(answer) if self.judge else self._of_function(answer)
-        except (Exception, SystemExit) as error:  # the reader's code, and check must not raise
-            status, text = "wrong", f"your code raises {type(error).__name__}: {error}"
-        return Verdict(self.number, status, text)
+            return self._of_value(answer) if self.judge else self._of_function(answer)
+        except (Exception, SystemExit) as error:  # of a comparison with something strange: check must not raise
+            return self._wrong(f"your answer raises {type(error).__name__}: {error}")
 
-    def _of_value(self, answer: Any) -> tuple[str, str]:
-        if answer is None or answer is ...:
-            return UNSOLVED
+    def _of_value(self, answer: Any) -> Verdict:
         if not isinstance(answer, type(self.solution)):
-            return "wrong", f"it should be a {type(self.solution).__name__}, and it is a {type(answer).__name__}."
+            return self._wrong(f"it should be a {type(self.solution).__name__}, and it is a {type(answer).__name__}.")
         for hint, mistake in self.mistakes.items():
             if same(answer, mistake):
-                return "wrong", hint
+                return self._wrong(hint, f"Your answer: {_argument(answer)}.")
         complaint = self.judge(answer)
-        return ("wrong", complaint) if complaint else ("solved", f"solved: {self.judge.__doc__}.")
+        return self._wrong(complaint) if complaint else self._solved(f"{self.judge.__doc__}.")
 
-    def _of_function(self, answer: Any) -> tuple[str, str]:
-        if answer is None or answer is ... or _is_stub(answer):
-            return UNSOLVED
+    def _of_function(self, answer: Any) -> Verdict:
         if not callable(answer):
-            return "wrong", f"it should be a function, and it is a {type(answer).__name__}."
-        try:
-            results = self._results(answer)
-        except NotImplementedError:
-            return UNSOLVED
+            return self._wrong(f"it should be a function, and it is a {type(answer).__name__}.")
+        results = {}
+        for name, case in self.cases.items():
+            try:
+                results[name] = answer(*copy.deepcopy(case))
+            except NotImplementedError:
+                return self._unsolved()
+            except (Exception, SystemExit) as error:
+                return self._wrong_in(name, answer, f"your code raises {type(error).__name__}: {error}")
         if all(result is None for result in results.values()):
-            return "wrong", "your function returns nothing: is a `return` missing?"
-        for hint, mistake in self.mistakes.items():
-            if same(results, self._results(mistake)):
-                return "wrong", hint
+            return self._wrong("your function returns nothing: is a `return` missing?")
         for name, expected in self._results(self.oracle).items():
             if not same(results[name], expected):
-                return "wrong", f"for {name} {_difference(results[name], expected)}."
-        return "solved", f"solved: agrees with {self.oracle.__doc__} in {len(self.cases)} cases."
+                hints = (hint for hint, mistake in self.mistakes.items() if same(results, self._results(mistake)))
+                return self._wrong_in(name, answer, f"{_difference(results[name], expected)}.", next(hints, ""))
+        return self._solved(f"agrees with {self.oracle.__doc__} in {len(self.cases)} cases.")
 
     def _results(self, function: Callable) -> dict[str, Any]:
         """Return what a function gives for each case, which it cannot change for the others."""
         return {name: function(*copy.deepcopy(case)) for name, case in self.cases.items()}
 
+    def _unsolved(self) -> Verdict:
+        return Verdict(self.number, "unsolved", "not solved yet.")
 
-UNSOLVED = ("unsolved", "not solved yet.")
+    def _solved(self, text: str) -> Verdict:
+        return Verdict(self.number, "solved", f"solved: {text}")
+
+    def _wrong(self, text: str, detail: str = "", arguments: dict | None = None) -> Verdict:
+        return Verdict(self.number, "wrong", text, detail, arguments or {})
+
+    def _wrong_in(self, name: str, answer: Callable, problem: str, hint: str = "") -> Verdict:
+        """Say what is wrong in the case of that name, and with which arguments; after the hint, if there is one."""
+        arguments = _by_name(answer, self.cases[name])
+        whole = ", ".join(f"{parameter}={_argument(value)}" for parameter, value in arguments.items())
+        found = f"{name} ({whole}) {problem}"
+        more = f' The arguments: check("{self.number}", …).arguments' if "…" in whole else ""
+        if hint:
+            return self._wrong(hint, f"For {found}{more}", arguments)
+        return self._wrong(f"for {found}", more.strip(), arguments)
 
 
 def _is_stub(answer: Any) -> bool:
@@ -106,30 +126,30 @@ def _stub(): ...
 
 @dataclass(frozen=True)
 class Verdict:
-    """`status` is unsolved, wrong or solved; `text` says why."""
+    """`status` is unsolved, wrong or solved; `text` says why. `arguments` are those on which a function fails."""
 
     number: str
     status: str
     text: str
+    detail: str = field(default="", compare=False)
+    arguments: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __str__(self) -> str:
+        return f"{self._headline()}\n{self.detail}" if self.detail else self._headline()
+
+    def _headline(self) -> str:
         return f"{MARKS[self.status][0]} Exercise {self.number}: {self.text}"
 
     def show(self) -> Verdict:
         """Display the verdict in a notebook, or print it elsewhere, and return it."""
-        from IPython import get_ipython  # part of the extra [book], without which the pictures must be importable
-        from IPython.display import display
-
         _, color = MARKS[self.status]
-        if get_ipython() is None:
-            print(self)
-            return self
-        line = f'<p style="border-left:4px solid {color};padding-left:10px"><b>{html.escape(str(self))}</b></p>'
-        display({"text/plain": str(self), "text/html": line}, raw=True)
+        detail = f"<br>{html.escape(self.detail)}" if self.detail else ""
+        page = f"<b>{html.escape(self._headline())}</b>{detail}"
+        show_html(str(self), f'<p style="border-left:4px solid {color};padding-left:10px">{page}</p>')
         return self
 
     def _ipython_display_(self) -> None:
-        """Stay silent as a cell's last value: it has been shown."""
+        """Display nothing where a verdict is a cell's last value: `check` has displayed it."""
 
 
 _found: ContextVar[list[Exercise] | None] = ContextVar("found", default=None)
@@ -195,7 +215,7 @@ def tagged_cells(notebook: Path, *tags: str) -> Iterable[str]:
 
 @contextlib.contextmanager
 def _undisturbed():
-    """Leave the reader's random numbers as they are."""
+    """Restore the states of all random number generators afterwards."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):
@@ -247,3 +267,31 @@ def _brief(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _by_name(function: Callable, case: tuple) -> dict[str, Any]:
+    """Return arguments by the names of the function's parameters."""
+    try:
+        return dict(inspect.signature(function).bind(*case).arguments)
+    except (TypeError, ValueError):  # some of torch's functions have no signature
+        return {f"argument {place}": value for place, value in enumerate(case, 1)}
+
+
+def _argument(value: Any) -> str:
+    """Write an argument as short as it can be read; "…" where it is not whole."""
+    value = _plain(value)
+    if isinstance(value, torch.Tensor):
+        return _numbers(value.tolist()) if value.numel() <= MOST_NUMBERS else f"tensor(… {tuple(value.shape)})"
+    if isinstance(value, float | complex):
+        return f"{value:.6g}"
+    if callable(value) and hasattr(value, "__name__"):
+        return value.__name__
+    text = repr(value)
+    return text if len(text) <= MOST_CHARACTERS else f"{type(value).__name__}(…)"
+
+
+def _numbers(values: Any) -> str:
+    """Write numbers, in lists of lists as a tensor has them, with four digits each."""
+    if isinstance(values, list):
+        return f"[{', '.join(map(_numbers, values))}]"
+    return f"{values:.4g}" if isinstance(values, float | complex) else str(values)

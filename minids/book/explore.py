@@ -1,7 +1,7 @@
 """One output with a picture, its text and live sliders.
 
-On GitHub, on paper and in a test the output is the picture alone, drawn with the function's own defaults. In a
-running notebook there are sliders above it, and each move redraws it.
+On GitHub, on paper and in a test the output is only the picture, drawn with the function's defaults. In a running
+notebook there are sliders above it, and each move redraws it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What every chapter must be, checked without running it: `complaints(path)`.
+"""The rules for a chapter that can be checked without running it: `complaints(path)`.
 
-That its outputs are right is for nbval to check, by running it.
+Whether its outputs are right is checked by nbval, which runs it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
 PACKAGE = Path(__file__).parents[1]
 MOST_LINES, MEDIAN_LINES, COLUMNS = 25, 7, 100  # wider lines are cut on a laptop's screen
 NOTEBOOK_BYTES, PICTURE_BYTES = 1_000_000, 100_000
 SECTIONS = ("You are here", "What this shows, and what it does not", "Summary", "Exercises", "References")
-PREDICTIONS = 2
+SECOND_SECTIONS = ("What this shows, and what it does not", "References")
+PREDICT, PREDICTIONS, SECOND_PREDICTIONS = "**Predict before you run.**", 2, 1
 PLACE = re.compile(
     r"(?<![\w./])(?:/home|/tmp|/root|/work|/Users|/Volumes|/mnt|/private|/var|/opt)/[\w.-]+"
     r"|\b[A-Z]:[\\/]\w+|\b0x[0-9a-f]{6,}"
@@ -32,10 +34,14 @@ def complaints(path: Path) -> list[str]:
     """Return what is wrong with a notebook, a sentence each."""
     notebook = nbformat.read(path, as_version=4)
     found = [*_files(path, notebook), *_execution(notebook), *_cells(notebook), *_outputs(notebook)]
-    if path.parent.name != "solutions":
-        found += _median(notebook)
-        if not path.name.startswith("00_"):  # which is no chapter, but how to read one
-            found += _skeleton(notebook, number=int(path.name[:2]))
+    if path.parent.name == "solutions":
+        return found
+    found += [*_median(notebook), *_predictions(notebook)]
+    number, second = int(path.name[:2]), path.name[2] == "b"
+    if second:
+        found += _second(notebook, number)
+    elif number:  # chapter 0 has another structure
+        found += _skeleton(notebook, number)
     return found
 
 
@@ -107,25 +113,55 @@ def _outputs(notebook: NotebookNode) -> Iterator[str]:
                     yield "A picture has no text of its own: give it `alt`."
 
 
-def _skeleton(notebook: NotebookNode, number: int) -> Iterator[str]:
+def _predictions(notebook: NotebookNode) -> Iterator[str]:
+    """A question, a cell for the guess, the answer folded by `reveal`, and the reason folded."""
+    for place, cell in enumerate(notebook.cells):
+        if cell.cell_type != "markdown" or PREDICT not in cell.source:
+            continue
+        question = f"After the prediction in cell {cell.id!r}"
+        guess, *later = [*notebook.cells[place + 1 :], new_markdown_cell()]
+        if "predict" not in guess.metadata.get("tags", []) or not re.search(r"(?m)^guess = \.\.\.", guess.source):
+            yield f"{question} there is no cell with `guess = ...`, tagged `predict`."
+            continue
+        if guess.get("outputs"):
+            yield f"{question} the cell of the guess has an output."
+        answered = next((i for i, cell in enumerate(later) if cell.get("outputs")), None)
+        if answered is None or "with reveal(guess):" not in later[answered].source:
+            yield f"{question} the next output is not in a cell with `with reveal(guess):`."
+            continue
+        why = next((cell.source for cell in later[answered:] if cell.cell_type == "markdown"), "")
+        if not why.startswith("<details>"):
+            yield f"{question} the text after its answer does not begin with <details>."
+
+
+def _opening(notebook: NotebookNode, number: str, sections: tuple[str, ...], predictions: int) -> Iterator[str]:
     prose = _prose(notebook)
-    opening = notebook.cells[0].source
-    if not re.match(rf"# {number} · \S", opening):
-        yield f"The chapter does not begin with '# {number} · Title'."
-    for promise in ("By the end", "minutes", "You need"):
-        if promise.lower() not in opening.lower():
-            yield f"The opening does not say {promise!r}."
-    sections = re.findall(r"(?m)^## (.+)$", prose)
-    for section in SECTIONS:
-        if section not in sections:
+    if not re.match(rf"# {number} · \S", notebook.cells[0].source):
+        yield f"The notebook does not begin with '# {number} · Title'."
+    for section in sections:
+        if not re.search(rf"(?m)^## {section}$", prose):
             yield f"The section {section!r} is missing."
-    if prose.count("**Predict") < PREDICTIONS:
-        yield f"There are {prose.count('**Predict')} predictions: at least {PREDICTIONS}."
+    if prose.count(PREDICT) < predictions:
+        yield f"Predictions: {prose.count(PREDICT)}, at least {predictions}."
+    if not any("setup" in cell.metadata.get("tags", []) for cell in _code(notebook)):
+        yield "No cell is tagged `setup`: exercises are tested with nothing else run before."
+
+
+def _second(notebook: NotebookNode, number: int) -> Iterator[str]:
+    """An optional notebook of a chapter, as 03b_measured.ipynb."""
+    yield from _opening(notebook, f"{number}b", SECOND_SECTIONS, SECOND_PREDICTIONS)
+    if any(tag.startswith("ex-") for cell in notebook.cells for tag in cell.metadata.get("tags", [])):
+        yield "A second notebook has an exercise: exercises are in the chapter itself."
+
+
+def _skeleton(notebook: NotebookNode, number: int) -> Iterator[str]:
+    yield from _opening(notebook, str(number), SECTIONS, PREDICTIONS)
+    for promise in ("By the end", "minutes", "You need"):
+        if promise.lower() not in notebook.cells[0].source.lower():
+            yield f"The opening does not say {promise!r}."
     tags = [tag for cell in _code(notebook) for tag in cell.metadata.get("tags", [])]
     if "wrong" not in tags:
         yield "There is no wrong variant to be seen failing: tag its cell `wrong`."
-    if "setup" not in tags:
-        yield "No cell is tagged `setup`: exercises are tested with nothing else run before."
     exercises = [tag for tag in tags if tag.startswith("ex-")]
     for tag in exercises:
         if not tag.startswith(f"ex-{number}."):
@@ -133,7 +169,7 @@ def _skeleton(notebook: NotebookNode, number: int) -> Iterator[str]:
     if len(set(exercises)) < 5:
         yield f"There are {len(set(exercises))} exercises: at least 5."
     for tier in ("★ ", "★★ ", "★★★ "):
-        if not re.search(rf"(?m)^### .*(?<!★){tier}", prose):
+        if not re.search(rf"(?m)^### .*(?<!★){tier}", _prose(notebook)):
             yield f"No exercise is of the tier {tier.strip()}."
 
 

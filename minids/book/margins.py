@@ -1,8 +1,8 @@
 """Checks whether what the chapters assert about live training holds for other seeds, too: `make margins`.
 
-A chapter trains with one seed, on the processor of whoever reads it. Another processor rounds differently, and after a
-hundred steps that is as good as another seed. So such an assert needs room: over ten seeds, its slack is on average at
-least three of its standard deviations above zero, or the chapter does not assert it.
+A chapter trains with one seed, on the reader's processor. Another processor rounds differently, which after a hundred
+steps changes a result as much as another seed does. So such an assert needs a margin: over ten seeds, its mean slack
+must be at least three standard deviations, or the chapter must not assert it.
 
 Cells that train, or that use what was trained, are tagged `live`, and one of them sets `SEED = 0`. A chapter runs here
 up to its last live cell, and then its live cells again with every other seed. The slack of `assert a < b - 1` is
@@ -43,7 +43,7 @@ class Sides(NamedTuple):
 def facts_of(chapter: Path, seeds: int = SEEDS) -> dict[str, list[Sides]]:
     """Return what the live cells of a chapter assert, each with its sides for every seed; in a loop, the tightest.
 
-    An assert that fails stops nothing; other errors of a cell do. Raises ValueError for what is not a finite number.
+    A failing assert does not stop the run; other errors do. Raises ValueError for what is not a finite number.
     """
     cells = list(_code_cells(chapter))
     live = [cell for cell in cells if cell[1]]

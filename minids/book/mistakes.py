@@ -1,13 +1,13 @@
-"""A gallery of mistakes: the library with one small change that makes it wrong, of the kind that gets shipped.
+"""A gallery of mistakes: small changes that make the library wrong, of kinds that implementations have shipped.
 
-Most of these run, train and write text; one even has by far the best loss. That is why each is worth
-seeing once, and why each has a test that fails on it, marked `kills` (see tests/book/test_mistakes.py).
+With most of them the model still runs, trains and writes text; one even has by far the best loss. So each has a test
+that fails on it, marked `kills` (see tests/book/test_mistakes.py).
 
-A variant is only an edit of the library's own source, so the two cannot drift apart:
+A variant is an edit of the library's current source, so it cannot become outdated:
 
     wrong = WRONG_VARIANTS["the bias weighs"]
-    print(wrong.diff())        # which lines change, and how
-    with wrong.planted():      # until the block ends, the whole library computes with the mistake
+    print(wrong.diff())        # the lines that change
+    with wrong.planted():      # inside the block, the whole library computes with the mistake
         ...
 """
 
@@ -32,7 +32,7 @@ from minids.model.mtp import MTPModule
 from minids.model.rope import softmax_scale
 from minids.training.trainer import language_model_loss
 
-PLANTED = "<wrong "  # what the file of a planted function is called
+PLANTED = "<wrong "  # begins the file name of a planted function
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class WrongVariant:
 
     name: str
     effect: str
-    edits: tuple[tuple[Callable, str, str], ...]  # in the source of the function, this becomes that
+    edits: tuple[tuple[Callable, str, str], ...]  # function, text in its source, replacement
 
     def __post_init__(self):
         for function, _, _ in self.edits:
-            _source(function)  # now: a function in which a mistake is planted has no source
+            _source(function)  # now, because a function with a planted mistake has no source
 
     def diff(self) -> str:
-        """Return the lines that change, each function's under its name, with one line around them."""
+        """Return the lines that change, under the name of their function, with one line of context."""
         out = []
         for function, (before, after) in self._sources().items():
             lines = list(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1))[2:]
@@ -58,10 +58,11 @@ class WrongVariant:
 
     @contextmanager
     def planted(self) -> Iterator[None]:
-        """Let the library compute with the mistake until the block ends.
+        """Plant the mistake in the whole library until the block ends.
 
-        The functions stay the same objects and get other code, so whoever imported one has it too. Where an edit
-        touches `__init__`, build the model inside the block. Raises ValueError where a mistake is planted already.
+        The functions stay the same objects and only their code is replaced, so modules that imported one use the
+        wrong code, too. If an edit touches `__init__`, build the model inside the block. Raises ValueError where a
+        mistake is planted already.
         """
         sources = {inspect.unwrap(function): after for function, (_, after) in self._sources().items()}
         for function in sources:
@@ -85,7 +86,7 @@ class WrongVariant:
             before, after = sources.get(function, (original, original))
             if after.count(right) != 1:
                 raise ValueError(
-                    f"{right!r} is {after.count(right)} times in {function.__qualname__}: it must be once."
+                    f"{right!r} occurs {after.count(right)} times in {function.__qualname__}: it must occur once."
                 )
             sources[function] = before, after.replace(right, wrong)
         return sources
@@ -115,35 +116,35 @@ _GALLERY = (
     WrongVariant(
         "the bias weighs",
         "The bias that balances the load also scales the experts' outputs, so that balancing disturbs the model again.",
-        ((Gate.forward, "scores_NE.gather(1, experts_NK)  # of s, not of s + b",
+        ((Gate.forward, "scores_NE.gather(1, experts_NK)  # s, not s + b",
                         "(scores_NE + self.expert_bias).gather(1, experts_NK)"),),
     ),
     WrongVariant(
         "masked groups score zero",
-        "An expert of a masked group scores 0 and beats every kept one whose s + b is negative: tokens leave their "
-        "groups. Nothing shows while all biases are positive, as in the released V3.",
+        "An expert of a masked group scores 0 and beats every kept one whose s + b is negative: tokens leave the kept "
+        "groups. While all biases are positive, as in the released V3, nothing changes.",
         ((Gate.choose, 'float("-inf")', "0.0"),),
     ),
     WrongVariant(
         "no scaling factor",
-        "The routed experts' share of every layer is too small, by a factor of 2.5 in V3 and of 16 in V2.",
+        "The routed experts' output in every layer is too small, by a factor of 2.5 in V3 and of 16 in V2.",
         ((Gate.forward, "weights_NK * c.routed_scaling_factor", "weights_NK"),),
     ),
     # Balance
     WrongVariant(
         "the bias moves the wrong way",
-        "Busy experts get busier, until a few take everything.",
+        "Overloaded experts receive even more tokens, until a few receive all of them.",
         ((update_expert_bias, "load_E.mean() - load_E", "load_E - load_E.mean()"),),
     ),
     WrongVariant(
         "evaluation counts",
-        "Tokens routed while evaluating move the biases at the next training step.",
+        "Tokens routed during evaluation change the biases at the next training step.",
         ((Gate.forward, "if self.training:", "if True:"),),
     ),
     WrongVariant(
         "the bias moves per micro-batch",
-        "With four micro-batches a step, the biases move four times instead of once. Gradient accumulation is no "
-        "longer the same training.",
+        "With four micro-batches a step, the biases are updated four times instead of once. Gradient accumulation is "
+        "no longer the same training.",
         ((language_model_loss, "return model.loss(",
                                "loads = model.update_expert_bias(config.bias_speed_at(step))\n"
                                "    for gate, load in zip(model.gates, loads):\n"
@@ -152,13 +153,13 @@ _GALLERY = (
     ),
     WrongVariant(
         "the balance loss averages the batch first",
-        "Two sequences that are lopsided in opposite ways cancel, and neither is corrected.",
+        "The opposite imbalances of two sequences cancel, and neither is corrected.",
         ((sequence_balance_loss, "(f_BE * P_BE).sum(dim=-1).mean()",
                                  "(f_BE.mean(dim=0) * P_BE.mean(dim=0)).sum()"),),
     ),
     WrongVariant(
         "the balance loss is never added",
-        "It is computed and logged, and no gradient comes from it.",
+        "It is computed and logged, but contributes no gradient.",
         ((DeepSeek.loss, " + balance_weight * balance", ""),),
     ),
     # Attention
@@ -169,7 +170,7 @@ _GALLERY = (
     ),
     WrongVariant(
         "half-split RoPE in MLA",
-        "From scratch it trains as well as ever. Released weights, whose pairs are neighbours, are misread.",
+        "Training from scratch works equally well. Released weights, whose pairs are adjacent, are read wrongly.",
         ((MLA.queries, "interleaved=True", "interleaved=False"),
          (MLA.latent, "interleaved=True", "interleaved=False")),
     ),
@@ -190,14 +191,14 @@ _GALLERY = (
     ),
     WrongVariant(
         "the scale of the latent",
-        "The absorbed form divides by the square root of the latent's width: decoding attends otherwise than training.",
+        "The absorbed form divides by the square root of the latent's width: decoding and training attend differently.",
         ((MLA.attend_absorbed, "c_kv[:, None], self.scale)",
                                "c_kv[:, None], (self.latent_dim + self.rope_dim) ** -0.5)"),),
     ),
     WrongVariant(
         "expanded keys and values are cached",
-        "Every output is right. What MLA was made to save is not saved: in V3 32,832 numbers per token and layer are "
-        "kept instead of 576.",
+        "Every output is right, but the cache is not small: in V3 32,832 numbers per token and layer are kept instead "
+        "of 576.",
         ((MLA.new_cache, "self.latent_dim + self.rope_dim", f"{_EXPANDED} + self.rope_dim"),
          (MLA.latent, "torch.cat([c_kv,", "torch.cat([self.kv_b_proj(c_kv),"),
          (MLA.attend_naive, "[self.latent_dim, self.rope_dim]", f"[{_EXPANDED}, self.rope_dim]"),
@@ -206,25 +207,25 @@ _GALLERY = (
     ),
     WrongVariant(
         "the latent counts twice",
-        "Keys and values come from the same latent. Counted once for each, it gives twice the published 70,272 bytes.",
+        "Keys and values come from the same latent. Counting it once for each gives twice the published 70,272 bytes.",
         ((kv_cache_elements, "c.kv_lora_rank + c.qk_rope_head_dim if",
                              "2 * (c.kv_lora_rank + c.qk_rope_head_dim) if"),),
     ),
     WrongVariant(
         "a query sees one token ahead",
-        "The mask is off by one, and every token sees the token that it should predict. The loss is far too low.",
+        "The mask is off by one, and every token attends to the token that it should predict. The loss is far too low.",
         ((_attend_block, ".triu(S - t + 1)", ".triu(S - t + 2)"),),
     ),
     # Multi-token prediction
     WrongVariant(
         "MTP skips its block",
-        "The head reads the state from before the module's block. The block learns nothing, and nothing fails.",
+        "The head reads the hidden state before the module's block. The block learns nothing, and no error appears.",
         ((MTPModule.forward, "x_BTD, balance = self.block(self.eh_proj(joined), rotation, cache)",
                              "x_BTD = self.eh_proj(joined)\n    _, balance = self.block(x_BTD, rotation, cache)"),),
     ),
     WrongVariant(
         "MTP predicts what it was told",
-        "Targets one token early ask the module for the token whose embedding it was just given. Its training "
+        "With targets one token early, the module predicts the token whose embedding is its input. Its training "
         "loss is very low.",
         ((DeepSeek.token_losses, "tokens_BT[:, k + 1 :]", "tokens_BT[:, k:-1]"),),
     ),

@@ -1,7 +1,7 @@
-"""Looking into a trained model: where its scores come from, and how much rank its keys and values need.
+"""Measurements of a trained model: the two parts of its attention scores, and the rank of its keys and values.
 
 A score of MLA is the sum of a **content part**, q_nope · k_nope, and a **rotated part**, q_rope · k_rope, both times
-a scale. A row is what one query scores: its keys. A softmax does not change when a whole row is shifted by the same
+a scale. A row holds the scores of one query. A softmax does not change when a whole row is shifted by the same
 amount, so the shares below are shares of the variation within rows.
 """
 
@@ -25,13 +25,13 @@ def centred(scores: np.ndarray) -> np.ndarray:
 
 
 def share_of_rotated(content: np.ndarray, rotated: np.ndarray) -> float:
-    """Return the variance within rows of the rotated part over that of both parts, each by itself; (T, T) each."""
+    """Return the rotated part's share of the sum of both parts' variances within rows; (T, T) each."""
     by_content, by_rotated = (np.square(centred(part)).sum() for part in (content, rotated))
     return float(by_rotated / (by_content + by_rotated))
 
 
 def share_of_distance(part: np.ndarray) -> float:
-    """Return how much of a part's variance within rows distance alone explains, by least squares; (T, T)."""
+    """Return the share of a part's variance within rows that distance alone explains, by least squares; (T, T)."""
     rows, columns = np.tril_indices(len(part))
     # One unknown for each row, because a row may be shifted, and one for each distance.
     unknowns = np.hstack([np.eye(len(part))[rows], np.eye(len(part))[rows - columns]])
@@ -78,7 +78,7 @@ def keys_and_values_svd(model: DeepSeek, rows: np.ndarray) -> list[tuple[Tensor,
 
 @torch.no_grad()
 def project_keys_and_values(attention: nn.Module, basis: Tensor) -> None:
-    """Make a layer's keys and values, before RoPE, lie in the span of orthonormal columns: change its weights."""
+    """Project a layer's keys and values, before RoPE, onto the span of orthonormal columns, by changing its weights."""
     stacked = torch.cat([attention.k_proj.weight, attention.v_proj.weight])
     keys, values = (basis @ (basis.T @ stacked)).chunk(2)
     attention.k_proj.weight.copy_(keys)

@@ -1,6 +1,6 @@
-"""What is recorded in figures/data, for reading: the runs of an experiment, and the rows of the bench.
+"""Reads what is recorded in figures/data: the runs of an experiment, and the rows of the bench.
 
-`minids.book.experiments.runner` makes the runs and says what a file holds.
+`minids.book.experiments.runner` makes the runs and documents the format.
 """
 
 import json

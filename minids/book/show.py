@@ -1,7 +1,4 @@
-"""The library's own source, in the middle of a chapter.
-
-A chapter shows code that exists, so what the reader reads is what runs and what is tested.
-"""
+"""Shows the library's own source in a chapter, so that the reader reads the code that runs and is tested."""
 
 import ast
 import inspect

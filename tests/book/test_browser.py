@@ -16,6 +16,11 @@ from minids.book import __main__ as book
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 ERRORS = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]'  # tracebacks and warnings alike
+TEXTS = (  # printed output, verdict, table, code, prose, and of sliders label, readout and text
+    ".jp-OutputArea-output pre", ".jp-OutputArea-output p", ".jp-OutputArea-output td", ".cm-line",
+    ".jp-MarkdownOutput p", ".widget-label", ".widget-readout", ".widget-html-content",
+)  # fmt: skip
+FONT_SIZE = "selector => parseFloat(getComputedStyle(document.querySelector(selector)).fontSize)"
 IDLE = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
 
 
@@ -84,6 +89,11 @@ def test_a_reader_runs_a_chapter_moves_its_slider_and_solves_its_exercise(page):
     page.locator(IDLE).wait_for(timeout=120_000)
     assert page.locator(ERRORS).count() == 0
 
+    answer = page.locator("details pre").first
+    assert not answer.is_visible()
+    page.locator("details summary", has_text="fill in guess").first.click()
+    assert answer.is_visible()
+
     handle, readout = page.locator(".noUi-handle").first, page.locator(".widget-readout").first
     picture = page.locator("img.widget-image").first
     before, value, pixels = picture.get_attribute("src"), readout.inner_text(), picture.screenshot()
@@ -94,10 +104,20 @@ def test_a_reader_runs_a_chapter_moves_its_slider_and_solves_its_exercise(page):
     assert picture.screenshot() != pixels
 
     cell = page.locator(".jp-CodeCell", has_text="def add(a, b)")
-    for body, says in (("a * b", "✗ Exercise 0.1"), ("a + b", "✓ Exercise 0.1: solved"), ("a + b\n1 / 0", None)):
+
+    def run_instead(source: str, cell=cell) -> None:
         cell.locator(".cm-content").click()
         page.keyboard.press("ControlOrMeta+a")
-        page.keyboard.insert_text(f'def add(a, b):\n    return {body}\n\ncheck("0.1", add)')
+        page.keyboard.insert_text(source)
         page.keyboard.press("Control+Enter")
+
+    for body, says in (("a * b", "✗ Exercise 0.1"), ("a + b", "✓ Exercise 0.1: solved"), ("a + b\n1 / 0", None)):
+        run_instead(f'def add(a, b):\n    return {body}\n\ncheck("0.1", add)')
         verdict = cell.locator(".jp-OutputArea-output", has_text=says) if says else page.locator(ERRORS)
         verdict.wait_for(timeout=30_000)
+
+    other = page.locator(".jp-CodeCell", has_text="show(start)")
+    for place, on, sizes in ((other.first, True, {20}), (cell.last, False, {13, 14})):  # off in another cell than on
+        run_instead(f"projector({on})  # def add(a, b) show(start)\nprint({on}, 'it is')", place)
+        place.locator(".jp-OutputArea-output", has_text=f"{on} it is").wait_for(timeout=30_000)
+        assert {page.evaluate(FONT_SIZE, selector) for selector in TEXTS} <= sizes

@@ -97,6 +97,6 @@ def test_a_measured_picture_stays_as_long_as_source_and_text_do(new, keeps):
     assert text_of(normalise(nbformat.reads(text, as_version=4))) == text
 
 
-def test_nbval_masks_the_same_times():
+def test_nbval_masks_the_same_numbers_and_texts():
     config = (Path(__file__).parents[1] / "nbval.cfg").read_text(encoding="utf-8")
-    assert re.findall(r"(?m)^regex: (.*)$", config) == [MEASURED.pattern]
+    assert "|".join(re.findall(r"(?m)^regex: (.*)$", config)) == MEASURED.pattern

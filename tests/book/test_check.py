@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from minids import ModelConfig
 from minids.book.check import Exercise, check, definition, exercise, same
 
 
@@ -44,10 +45,10 @@ TENSOR = Exercise("9.3", oracle, oracle=oracle, cases={"two rows": (torch.tensor
         (DOUBLE, lambda x: 2.0 * x, "solved", "solved: agrees with twice the number in 2 cases."),
         (DOUBLE, no_return, "wrong", "your function returns nothing: is a `return` missing?"),
         (DOUBLE, lambda x: x + 0, "wrong", "it is doubled."),
-        (DOUBLE, lambda x: x * x - 3, "wrong", "for five yours gives 22, and it should be 10."),
-        (DOUBLE, lambda x: 1 / 0, "wrong", "your code raises ZeroDivisionError: division by zero"),
+        (DOUBLE, lambda x: x * x - 3, "wrong", "for five (x=5) yours gives 22, and it should be 10."),
+        (DOUBLE, lambda x: 1 / 0, "wrong", "for three (x=3) your code raises ZeroDivisionError: division by zero"),
         *[(DOUBLE, answer, "wrong", "") for answer in (3, "text", [1], lambda: 1, torch.ones(2))],
-        (TENSOR, lambda x: x * x, "wrong", "for two rows yours has 9 at [1, 0], and it should be 6."),
+        (TENSOR, lambda x: x * x, "wrong", "for two rows (x=[[2], [3]]) yours has 9 at [1, 0], and it should be 6."),
         (TENSOR, lambda x: x * float("nan"), "wrong", "yours has nan at [0, 0], and it should be 4."),
         (TENSOR, lambda x: x.sum(), "wrong", "yours gives a tensor of shape (), and it should be a tensor of shape (2"),
         (TENSOR, lambda x: x.tolist(), "wrong", "it should be a Tensor, and it is a list."),
@@ -62,6 +63,28 @@ def test_every_kind_of_answer_gets_its_verdict(asked, answer, status, text):
     verdict = asked.verdict(answer)
     assert verdict.status == status
     assert text in verdict.text
+
+
+def count(*arguments):
+    """counting them"""
+    return len(arguments)
+
+
+def test_a_wrong_answer_is_told_on_which_arguments_it_fails_and_can_get_them():
+    cases = {
+        "none": (),
+        "some": (torch.ones(3, 5), torch.tensor([[1 / 3, 2.0]]), 1e12, ModelConfig.preset("tiny"), [True], judge),
+    }
+    asked = Exercise("9.5", count, oracle=count, cases=cases, mistakes={"one too many.": lambda *x: len(x) + bool(x)})
+    shown = "a=tensor(… (3, 5)), b=[[0.3333, 2]], c=1e+12, d=ModelConfig(…), e=[True], f=judge"
+    for answer in (lambda a=0, b=0, c=0, d=0, e=0, f=0: 7 * bool(f), lambda a=0, b=0, c=0, d=0, e=0, f=0: 8 * bool(f)):
+        verdict = asked.verdict(answer)
+        said = f"or some ({shown}) yours gives {answer(f=1)}, and it should be 6."
+        assert said in str(verdict)
+        assert str(verdict).endswith('The arguments: check("9.5", …).arguments')
+        assert tuple(verdict.arguments.values()) == cases["some"]
+        assert verdict.text.startswith("one too many." if answer(f=1) == 7 else "for some")
+    assert asked.verdict(count).arguments == {}
 
 
 def test_an_answer_is_called_once_per_case_and_cannot_change_one():

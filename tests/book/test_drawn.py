@@ -1,14 +1,11 @@
 """What stands in the pictures, line by line and patch by patch, against the data: areas, places, colours and scales."""
 
 import itertools
-from dataclasses import replace
+import re
 
 import numpy as np
 import pytest
-from configurations import examples
-from hypothesis import given
-from hypothesis import strategies as st
-from legibility import assert_legible
+import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from pictures import DOMAINS, PRESETS, RELEASED, V3, arguments, picture, run, title
@@ -16,8 +13,9 @@ from pictures import DOMAINS, PRESETS, RELEASED, V3, arguments, picture, run, ti
 from minids.book import plots
 from minids.book.plots.architecture import EVERYTHING, LATER, LIT
 from minids.book.plots.style import PARTS
+from minids.book.toy import KINDS, TOYS, step_of, toy_input, toy_layer, toy_rotation
 from minids.cost.attention import mla_multiplications
-from minids.cost.cache import kv_cache_bytes
+from minids.cost.cache import kv_cache_bytes, kv_cache_elements
 from minids.cost.parameters import count_parameters
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
@@ -110,7 +108,8 @@ def test_arms_of_equal_cache_stand_together_with_a_dot_for_each_seed_and_a_bar_a
         means.append(mean)
         ranges.append(high / low - 1)
     apart = max(means) / min(means) - 1
-    assert title(fig) == f"Arms lie within {apart:.1%} of each other, seeds of one arm within {max(ranges):.1%}"
+    note = f"all arms lie within {apart:.1%}, seeds of one arm within {max(ranges):.1%}"
+    assert any(note in text.get_text() for text in fig.texts)
 
 
 def test_expanding_and_absorbing_cross_where_both_multiply_as_much():
@@ -130,7 +129,7 @@ def bars_of_flow(form: str) -> list[Rectangle]:
 def test_widths_of_the_flow_are_to_scale_and_both_forms_have_one_scale():
     expanded, absorbed = (np.array([bar.get_width() for bar in bars_of_flow(f)]) for f in ("expanded", "absorbed"))
     numbers = [7168, 1536, 16384, 8192, 512, 64, 16384, 16384, 8192, 16384, 7168]
-    np.testing.assert_allclose(expanded / expanded[0], np.array(numbers) / 7168)
+    np.testing.assert_allclose(np.delete(expanded, [6, 7]) / expanded[0], np.array(numbers) / 7168)  # without the inset
     assert absorbed[0] == pytest.approx(expanded[0])
     assert max(absorbed) / absorbed[0] == pytest.approx(128 * 512 / 7168)
 
@@ -138,29 +137,63 @@ def test_widths_of_the_flow_are_to_scale_and_both_forms_have_one_scale():
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 def test_what_is_cached_is_outlined_in_dashes_around_its_two_parts(form):
     patches = picture(f"latent_flow: v3, {form}").axes[0].patches
-    (outline,) = [p for p in patches if isinstance(p, Rectangle) and p.get_facecolor()[3] == 0]
-    assert outline.get_linestyle() == "--" or outline.get_linestyle()[1]
-    latent, rotated = bars_of_flow(form)[4:6]
-    inside = latent.get_x(), rotated.get_x() + rotated.get_width()
-    assert (outline.get_x(), outline.get_x() + outline.get_width()) == pytest.approx((inside[0] - 4, inside[1] + 4))
+    outlines = [p for p in patches if isinstance(p, Rectangle) and p.get_facecolor()[3] == 0]
+    small, enlarged = bars_of_flow(form)[4:6], bars_of_flow(form)[6:8]
+    for outline, (latent, rotated) in zip(outlines, (small, enlarged), strict=True):
+        assert outline.get_linestyle() == "--" or outline.get_linestyle()[1]
+        inside = latent.get_x(), rotated.get_x() + rotated.get_width()
+        assert (outline.get_x(), outline.get_x() + outline.get_width()) == pytest.approx((inside[0] - 4, inside[1] + 4))
+    times = [large.get_width() / bar.get_width() for large, bar in zip(enlarged, small, strict=True)]
+    assert times == pytest.approx([33, 33])
+
+
+@pytest.mark.parametrize("token", [1, 4, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_numbers_of_a_step_give_the_output_of_the_layer(kind, token):
+    step, name = step_of(kind, token), kind.partition(",")[0]
+    layer, (*query, q), (*read, k) = toy_layer(name), step.query.values(), (step.expanded or step.cached).values()
+    assert (
+        step.per_token * token == kv_cache_elements(TOYS[name]) * token == sum(p.numel() for p in step.cached.values())
+    )
+    if name != "MLA":
+        keys, values = (part.repeat_interleave(4 // part.shape[1], dim=1).transpose(0, 1) for part in (*read, k))
+        scores = q[:, None] @ keys.mT
+    else:  # a part that depends on the kind, and one over the shared rotated key
+        first = (step.expanded or step.cached).get("k_nope", step.cached["c_kv"]).transpose(0, 1)
+        scores = query[0][:, None] @ first.mT + q[:, None] @ step.cached["k_rope"].transpose(0, 1).mT
+        values = step.expanded["v_made"].transpose(0, 1) if step.expanded else step.cached["c_kv"].transpose(0, 1)
+    o = (scores / (2 + 2 * (name == "MLA")) ** 0.5).softmax(-1) @ values
+    if kind == "MLA, absorbed":
+        o = o @ layer.kv_b_proj.weight.unflatten(0, (4, -1))[:, 2:].mT
+    expected = layer(toy_input()[None, :token], toy_rotation(token))[0, -1]
+    torch.testing.assert_close(layer.o_proj(o.flatten()), expected)
+
+
+def test_a_box_of_a_step_holds_one_number_and_later_words_have_none():
+    texts = [text.get_text() for text in picture("step: MLA, absorbed, 4").axes[0].texts]
+    numbers = [float(text) for text in texts if re.fullmatch(r"-?\d\.\d", text)]
+    step = step_of("MLA, absorbed", 4)
+    assert len(numbers) == 4 * 5 + 4 * 5
+    drawn = torch.cat(
+        [step.cached["c_kv"].flatten(), step.cached["k_rope"].flatten(), torch.cat([*step.query.values()], 1).flatten()]
+    )
+    np.testing.assert_allclose(sorted(numbers), sorted(round(n + 0.0, 1) for n in drawn.tolist()), atol=1e-6)
+
+
+def test_the_open_bracket_is_the_absorbed_query_and_the_blocked_one_is_rotated():
+    shown = [
+        float(t.get_text()) for t in picture("brackets: 4").axes[0].texts if re.fullmatch(r"-?\d\.\d", t.get_text())
+    ]
+    *rotated, absorbed = np.array(shown).reshape(5, 3)
+    np.testing.assert_allclose(absorbed, step_of("MLA, absorbed", 4).query["absorbed"][3], atol=0.051)
+    np.testing.assert_allclose(rotated[-1], absorbed)  # 0 apart: no rotation
+    assert len({tuple(row) for row in rotated}) == 4
 
 
 def test_the_filled_dots_are_the_caches_of_the_models_as_released():
     dots = points("cache_kinds: released")
     filled = [dot.get_xdata()[0] for dot in dots if dot.get_markerfacecolor() == dot.get_markeredgecolor()]
     assert filled == [kv_cache_bytes(PRESETS[name]) * 2**17 / 2**30 for name in RELEASED]
-
-
-@examples(15)
-@given(st.sampled_from(range(64, 2049, 64)), st.sampled_from(range(16, 257, 16)))
-def test_wherever_the_sliders_stand_the_budget_is_legible_and_counts(latent, rope):
-    fig = plots.draw_latent_budget(replace(V3, kv_lora_rank=latent, qk_rope_head_dim=rope))
-    assert_legible(fig)
-    assert f"{61 * 2 * (latent + rope):,} bytes per token" in fig.alt
-    assert f"{(latent + rope) / 256:.2f} groups" in title(fig)
-    marks = [line.get_xdata()[0] for line in fig.axes[0].lines]
-    per_group = 61 * 2 * 256 * 2**17 / 2**30
-    assert marks == pytest.approx([*(2**i * per_group for i in range(8)), (latent + rope) / 256 * per_group])
 
 
 def test_score_parts_are_drawn_less_the_mean_of_their_rows_and_the_weights_are_the_softmax_of_the_sum():

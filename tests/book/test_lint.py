@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from minids.book.lint import SECTIONS, complaints, repeated_bodies
 
@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 ORIGINAL = ROOT / "chapters" / "01_the_bill.ipynb"
 TITLE, CODE, OUTPUT, OUTPUTS = "# 1 · The bill", "start()", "seed 0", '"outputs": [\n'
 FAILED = '{"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []},'
+GUESS = '"predict"\n    ]\n   },\n   "outputs": []'
 SETUP_LINES = len(nbformat.read(ORIGINAL, as_version=4).cells[1].source.splitlines())
 LARGE = base64.b64encode(bytes(100_002)).decode()
 
@@ -28,8 +29,8 @@ def copy(tmp_path_factory) -> Path:
 
 
 BREAKS = {  # what is said, when this is replaced by that
-    "numbered": ('"execution_count": 3', '"execution_count": null'),
-    "in order": ('"execution_count": 3', '"execution_count": 40'),
+    "numbered": ('"execution_count": 3,', '"execution_count": null,'),
+    "in order": ('"execution_count": 3,', '"execution_count": 40,'),
     "has 26 lines": (CODE, r"x = 1\n" * (26 - SETUP_LINES) + CODE),
     "has 101 characters": (CODE, "x" * 101),
     "Half of the code cells": ('"source": [', r'"source": ["\n\n\n\n\n\n\n\n",'),
@@ -54,7 +55,15 @@ BREAKS = {  # what is said, when this is replaced by that
     "'By the end'": ("By the end", "Later"),
     "'minutes'": ("minutes", "hours"),
     "'You need'": ("You need", "Bring"),
-    "predictions": ("**Predict", "**Guess"),
+    "Predictions: 0, at least 2": ("**Predict", "**Guess"),
+    "tagged `predict`": ('"predict"', '"other"'),
+    "no cell with `guess = ...`": ("guess = ...", "guess = 42"),
+    "the guess has an output": (
+        GUESS,
+        GUESS.replace("[]", '[{"output_type": "stream", "name": "stdout", "text": ""}]'),
+    ),
+    "`with reveal(guess):`": ("with reveal(guess):", "if True:"),
+    "does not begin with <details>": ("<details>", "<br>"),
     "wrong variant": ('"wrong"', '"other"'),
     "tagged `setup`": ('"setup"', '"other"'),
     "4 exercises": ('"ex-1.2"', '"other"'),
@@ -67,6 +76,38 @@ BREAKS = {  # what is said, when this is replaced by that
 def test_what_is_broken_is_complained_about(copy, says):
     copy.write_text(ORIGINAL.read_text(encoding="utf-8").replace(*BREAKS[says]), encoding="utf-8")
     assert says in "\n".join(complaints(copy))
+
+
+def test_a_chapter_breaks_none_of_the_rules_and_each_break_changes_it():
+    text = ORIGINAL.read_text(encoding="utf-8")
+    assert complaints(ORIGINAL) == []
+    assert all(before in text for before, _ in BREAKS.values())
+
+
+SECOND = [
+    new_markdown_cell("# 1b · More\n\n**Predict before you run.** Half?", id="more"),
+    new_code_cell("guess = ...", metadata={"tags": ["predict"]}, execution_count=1),
+    new_code_cell("with reveal(guess):\n    print(1)", metadata={"tags": ["setup"]}, execution_count=2),
+    new_markdown_cell("<details></details>\n\n## What this shows, and what it does not\n\n## References"),
+]
+SECOND[2].outputs = [new_output("display_data", {"text/plain": "1"})]
+SECOND_BREAKS = {
+    "begin with '# 1b · Title'": ("# 1b", "# 1"),
+    "'References' is missing": ("## References", "## Else"),
+    "Predictions: 0, at least 1": ("**Predict", "**Guess"),
+    "tagged `setup`": ("setup", "other"),
+    "second notebook has an exercise": ("setup", "ex-1.1"),
+}
+
+
+@pytest.mark.parametrize("says", SECOND_BREAKS)
+def test_a_second_notebook_has_rules_of_its_own(tmp_path, says):
+    path = tmp_path / "01b_more.ipynb"
+    text = nbformat.writes(new_notebook(cells=SECOND))
+    path.write_text(text, encoding="utf-8")
+    assert complaints(path) == []
+    path.write_text(text.replace(*SECOND_BREAKS[says]), encoding="utf-8")
+    assert says in "\n".join(complaints(path))
 
 
 def test_code_and_mathematics_are_no_links_and_the_web_may_be_linked(copy):

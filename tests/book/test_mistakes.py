@@ -91,7 +91,7 @@ def test_two_mistakes_can_be_planted_at_once_unless_they_are_in_one_function():
 def test_an_edit_that_no_longer_fits_is_refused_before_anything_changes():
     code = MLA.queries.__code__
     variant = WrongVariant("?", "?", ((MLA.queries, "interleaved=True", "interleaved=False"), (MLA.latent, "gone", "")))
-    with pytest.raises(ValueError, match=r"'gone' is 0 times in MLA\.latent"), variant.planted():
+    with pytest.raises(ValueError, match=r"'gone' occurs 0 times in MLA\.latent"), variant.planted():
         pass
     assert MLA.queries.__code__ is code
 

@@ -22,6 +22,7 @@ from minids.book.lint import complaints, repeated_bodies
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+SECOND = [path for path in CHAPTERS if path.name[2] == "b"]  # optional, as 03b_measured.ipynb
 SOLUTIONS = sorted((ROOT / "chapters" / "solutions").glob("*.ipynb"))
 
 
@@ -44,9 +45,15 @@ def test_no_function_stands_twice_in_chapters_and_library():
 
 def test_every_chapter_is_in_the_readme_and_has_solutions_of_all_its_exercises():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = [path.name for path in CHAPTERS]
+    names = [path.name for path in CHAPTERS if path not in SECOND]
     assert re.findall(r"\]\(chapters/(\d\d_\w+\.ipynb)\)", readme) == names == [path.name for path in SOLUTIONS]
     assert {number for path in SOLUTIONS for number in exercises(path)} == EXERCISES.keys()
+
+
+@pytest.mark.parametrize("path", SECOND, ids=lambda path: path.stem)
+def test_a_second_notebook_is_linked_from_its_chapter(path):
+    (chapter,) = [other for other in CHAPTERS if other.name.startswith(f"{path.name[:2]}_")]
+    assert f"]({path.name})" in chapter.read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------

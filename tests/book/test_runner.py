@@ -17,6 +17,7 @@ from minids.__main__ import app
 from minids.book.experiments import runner
 from minids.book.experiments.__main__ import EXPERIMENTS, listing, main
 from minids.book.experiments.runner import Arm, Experiment, changed_arms, record, thin
+from minids.book.growing import STAGES
 from minids.book.recorded import load, reports_of
 from minids.text.corpus import load_corpus
 from minids.text.own_text import read_texts
@@ -188,8 +189,9 @@ def test_a_thinned_log_keeps_few_digits_and_one_layer():
 def test_the_command_lists_what_there_is(capsys):
     main([])
     lines = capsys.readouterr().out.splitlines()
-    for line, (name, experiment) in zip(lines, EXPERIMENTS.items(), strict=True):
-        runs, minutes = 3 * len(experiment.arms), load(name)["minutes"]
+    runs_of = {name: 3 * len(experiment.arms) for name, experiment in EXPERIMENTS.items()}
+    for line, (name, runs) in zip(lines, (runs_of | {"growing": 5 * len(STAGES)}).items(), strict=True):
+        minutes = load(name)["minutes"]
         assert line.split(":")[0].split() == f"{name} {runs} runs, {minutes:,.0f} minutes of one core".split()
 
 
@@ -215,7 +217,7 @@ def test_the_command_hands_its_options_on(monkeypatch, tmp_path, capsys):
         ("attention --seeds 1 1", 2, "minids: seeds 1, 1 are not possible"),
         ("attention --data nothing.txt", 2, "minids: nothing.txt"),
         (f"attention --folder {__file__}", 2, "minids: "),
-        ("attention", 130, "minids: stopped; the same command goes on from here."),
+        ("attention", 130, "minids: stopped; the same command resumes."),
     ],
 )
 def test_a_command_that_ends_early_says_why_in_one_sentence(monkeypatch, capsys, command, code, words):

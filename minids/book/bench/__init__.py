@@ -3,9 +3,9 @@
     make bench                  everything, some fifteen minutes; let nothing else run meanwhile
     make bench ARGS=--quick     the main figures, under two minutes
 
-An absolute time says more about the machine than about the code, so what counts is a ratio: both sides run
-in one process, in turn, and each round gives one ratio. `measure` tells how; `peer` makes the two sides and
-first of all compares their logits; `training`, `decoding`, `experts` and `growth` are what is measured.
+An absolute time depends more on the machine than on the code, so the results are ratios: both sides run in one
+process, in turn, and each round gives one ratio. `measure` takes the times; `peer` makes the two sides and first
+compares their logits; `training`, `decoding`, `experts` and `growth` are measured.
 
-The peer runs in the fastest of its settings that we know, and beside it as it comes.
+The peer runs in the fastest of its settings that we know and, for comparison, in its default setting.
 """

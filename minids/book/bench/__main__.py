@@ -18,7 +18,7 @@ from minids.files import write_atomically
 TARGET = Path(__file__).parents[3] / "figures" / "data" / "bench.json"
 PARTS = ("training", "decoding", "experts", "growth")
 CELLS = [(1, 512), (1, 2048), (8, 512), (8, 2048)]  # batch, context
-# What `peak_of` asks for: the step that a process of its own makes from the command line's words.
+# For `peak_of`: how a process of its own makes the step that the words of the command line name.
 PEAK_STEPS = {
     "training": lambda side, name, *setting: training.make_step(side, name, setting),
     "growth": lambda curve, value: growth.CURVES[curve].step(int(value)),
@@ -77,7 +77,7 @@ if __name__ == "__main__":
     parser.add_argument("--peak", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        import transformers  # noqa: F401  (whoever is measured, it has been imported)
+        import transformers  # noqa: F401  (for both sides, so that its memory is not counted)
 
         what, *rest = arguments.peak
         report_growth(lambda: PEAK_STEPS[what](*rest))

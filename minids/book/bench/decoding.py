@@ -1,11 +1,11 @@
 """One decoding step over a filled cache, beside the peer's.
 
 The peer caches latents too, but expands them to keys and values at every step; minids attends to them
-absorbed (mla.py). Both sides run a bare loop of forward passes in float32, without sampling: kinder to
-the peer than its `generate`. After each step the caches are set back, so that the context stays as it is.
+absorbed (mla.py). Both sides run a bare loop of forward passes in float32, without sampling, which favours
+the peer: its `generate` does more. After each step the caches are cut back, so that the context keeps its length.
 
-`verify` is a step of two tokens, as speculative decoding takes them: its cost over a plain step is what
-a drafted token costs to check.
+`verify` is a step of two tokens, as in speculative decoding: its extra cost over a plain step is the cost of
+verifying one drafted token.
 """
 
 import torch
@@ -56,7 +56,7 @@ def measure(name: str, cells: list[tuple[int, int]], threads: list[int], rounds:
 
 
 class _Step:
-    """Other tokens at each call, the same for both sides."""
+    """A step that takes new tokens at each call, the same for both sides."""
 
     def __init__(self, model, tokens_BT: torch.Tensor, new: int = 1):
         self.model, self.batch, self.new = model.eval(), len(tokens_BT), new
@@ -68,7 +68,7 @@ class _Step:
 
 
 class OurStep(_Step):
-    """minids: returns the logits of the new tokens and sets the cache back."""
+    """minids: returns the logits of the new tokens and cuts the cache back."""
 
     def __init__(self, model, tokens_BT: torch.Tensor, new: int = 1):
         super().__init__(model, tokens_BT, new)
@@ -91,7 +91,7 @@ class PeerStep(_Step):
 
         super().__init__(model, tokens_BT)
         self.cache = DynamicCache(config=model.config)
-        # Filled in the default setting: for a long prompt the others may want more memory than there is.
+        # Filled in the default setting: with a long prompt the others may need more memory than there is.
         setting = model.config._attn_implementation, model.config._experts_implementation
         set_peer(model, AS_IT_COMES)
         model(tokens_BT, past_key_values=self.cache, use_cache=True, logits_to_keep=1)

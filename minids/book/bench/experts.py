@@ -1,9 +1,9 @@
-"""The expert layer alone, forward and backward in float32: how near it comes to one large matrix product.
+"""The expert layer alone, forward and backward in float32: its speed as a share of that of one large matrix product.
 
-The yardstick is a dense product of the same run, 4096×256×1024 with both its gradients: the rate at which
+The yardstick is a dense product timed in the same run, 4096×256×1024 with both its gradients: the rate at which
 this machine multiplies when nothing has to be sorted. The layer always does the same multiplications,
-4,096 tokens through 8 experts of width 64 each; what changes is among how many experts they are spread.
-The routing is another at every call.
+4,096 tokens through 8 experts of width 64 each; only the number of experts that they are spread over varies.
+The routing changes from call to call.
 """
 
 import torch
@@ -58,7 +58,7 @@ class Layer:
             weight.data.normal_(std=0.06)
         self.x = torch.randn(TOKENS, HIDDEN, requires_grad=True)
         self.dy = torch.randn(TOKENS, HIDDEN)
-        favour = skew * torch.randn(n_experts)  # some experts are liked by all tokens
+        favour = skew * torch.randn(n_experts)  # some experts are preferred by all tokens
         self.routings = [(torch.rand(TOKENS, n_experts) + favour).topk(CHOSEN) for _ in range(12)]
         self.calls = 0
 

@@ -1,7 +1,7 @@
-"""How time and memory grow with experts, context, batch and layers, beside what the arithmetic predicts.
+"""How time and memory grow with experts, context, batch and layers, beside predictions from counts.
 
-Each curve changes one thing and leaves the rest. A prediction takes one measured point, the anchor, and lets
-it grow as the count of operations, or of numbers kept, grows:
+Each curve varies one quantity. A prediction takes one measured point, the anchor, and scales it with the count of
+operations, or of numbers kept:
 
     experts   training step; each token passes through 8 of E experts of width 64, so that the operations
               stay the same, and only weights, gradients and moments grow

@@ -1,11 +1,11 @@
-"""Taking times in turn, on a machine that is never quite quiet.
+"""Timing several sides in turn, on a machine where other programs run, too.
 
 The sides run one after the other, round after round, every second round in reverse, so that a machine
 that slows down slows all of them. Each round gives a ratio, and the median of the ratios is the result.
 
 A sample during which other programs were busy is *disturbed*: two threads that wait for each other lose
-much more than the share that was taken from them. Disturbed samples are counted, and left out, of times
-and of ratios, as long as three others remain.
+much more time than the other programs take. Disturbed samples are counted, and left out of times and ratios
+as long as three others remain.
 """
 
 import os
@@ -106,6 +106,6 @@ def ratio(slow: list[Sample], fast: list[Sample]) -> dict[str, float]:
 
 
 def _undisturbed(rounds: list[tuple[Sample, ...]]) -> tuple[list[tuple[Sample, ...]], int]:
-    """Return the rounds that count, the quiet ones if there are three, and how many were disturbed."""
+    """Return the rounds to use, the undisturbed ones if there are at least three, and how many were disturbed."""
     quiet = [samples for samples in rounds if not any(sample.disturbed for sample in samples)]
     return quiet if len(quiet) >= 3 else rounds, len(rounds) - len(quiet)

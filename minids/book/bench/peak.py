@@ -1,4 +1,4 @@
-"""Peak memory of some training steps, each time in a process of its own, so that nothing from before can count."""
+"""Peak memory of some training steps, each time in a process of its own, so that no earlier memory counts."""
 
 import subprocess
 import sys

@@ -1,11 +1,11 @@
 """The two sides: minids, and transformers' DeepseekV3ForCausalLM with the same weights.
 
-The weights travel through the released layout on disk, as everybody's would. Before anything is timed the
-logits of both are compared, in float32.
+The weights are saved and loaded in the released layout. Before anything is timed the logits of both are
+compared, in float32.
 
 Which of the peer's settings is its fastest depends on the work and the machine, so the benchmarks try them
 first (`SETTINGS`) and take the best. Under autocast its `grouped_mm` experts stay in float32, because
-torch's grouped product is none of the operations that autocast converts; its `eager` experts run in
+torch's grouped product is not among the operations that autocast converts; its `eager` experts run in
 bfloat16. Nothing is compiled, on either side.
 """
 
@@ -55,7 +55,7 @@ def make_peer(model: DeepSeek, setting: tuple[str, str] = AS_IT_COMES) -> nn.Mod
 
     A setting names how it attends and how it runs its experts. Raises AssertionError if the logits differ.
     """
-    import transformers  # a test dependency: the library itself does not need it
+    import transformers  # a test dependency, which the library itself does not need
 
     transformers.logging.disable_progress_bar()
     attention, experts = setting
@@ -114,7 +114,7 @@ class Training:
         self.config = TrainConfig(learning_rate=1e-3)
         self.optimizer = make_optimizer(self.model, self.config)
         self.generator = torch.Generator().manual_seed(0)
-        # Words are not equally frequent, and neither is what a router sees.
+        # Tokens are not equally frequent, as in text, so the router's inputs are not uniform.
         self.frequency = 1 / torch.arange(10.0, 10 + self.model.config.vocab_size)
 
     def __call__(self) -> None:

@@ -4,7 +4,7 @@
 def table(data: dict) -> str:
     """Return two Markdown tables: steps beside the peer's, and the expert layer beside one large matrix product.
 
-    Below them stands what they were measured on, and how quiet it was.
+    The line below them names the machine and says how often other programs were busy.
     """
     return f"{_steps(data)}\n\n{_experts(data['experts'])}\n\n{_circumstances(data)}"
 

@@ -1,7 +1,7 @@
 """A whole training step beside the peer's, in time and in peak memory.
 
 Forward, backward, clipping and AdamW. Ours is in bfloat16 where the processor multiplies in it, and so is the
-peer's fastest (but see peer.py); as it comes, the peer is in float32, and beside that our own float32 is timed.
+peer's fastest (but see peer.py). In its default setting the peer is in float32, so our float32 is timed, too.
 """
 
 import gc
@@ -31,7 +31,7 @@ from minids.book.bench.peer import (
 from minids.device import best_dtype
 
 OURS_FLOAT32 = "minids, float32"
-# batched_mm copies an expert's matrices for every single token: made for decoding.
+# batched_mm copies an expert's matrices for every token: it is made for decoding.
 CANDIDATES = [setting for setting in SETTINGS if setting[1] != "batched_mm"]
 
 

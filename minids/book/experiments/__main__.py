@@ -1,9 +1,9 @@
-"""`make experiments`: list the recorded experiments, or make one again and write its results."""
+"""`make experiments`: list the recorded experiments, or repeat one and write its results."""
 
 import argparse
 from pathlib import Path
 
-from minids.book.experiments import attention, miniature, runner
+from minids.book.experiments import attention, growing, miniature, runner
 from minids.book.recorded import load
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
@@ -11,11 +11,9 @@ EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIME
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minids.book.experiments", description=__doc__)
-    parser.add_argument("name", nargs="?", help="the experiment; none: list them")
+    parser.add_argument("name", nargs="?", help="the experiment; without one, list them")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, the book's, which renew figures/data")
-    parser.add_argument(
-        "--folder", type=Path, help="where runs are kept, and found again; default: runs/experiments/NAME"
-    )
+    parser.add_argument("--folder", type=Path, help="where runs are kept, and resumed; default: runs/experiments/NAME")
     parser.add_argument("--data", type=Path, help="text of your own instead of the book's corpus")
     chosen = parser.parse_args(arguments)
     if chosen.name is None:
@@ -23,28 +21,33 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("name the experiment that these options are for.")
         print(listing())
         return
-    if chosen.name not in EXPERIMENTS:
-        parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(EXPERIMENTS)}.")
+    if chosen.name not in (names := [*EXPERIMENTS, growing.NAME]):
+        parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(names)}.")
     folder = chosen.folder or Path("runs") / "experiments" / chosen.name
-    print(f"runs are kept in {folder}; each tells how far it is in its stderr.txt", flush=True)
     try:
+        if chosen.name == growing.NAME:
+            if chosen.data:
+                parser.error("the growing model has no --data: its stages are compared on the book's prose.")
+            print(f"wrote {growing.record(folder, tuple(chosen.seeds or growing.SEEDS))}")
+            return
+        print(f"runs are kept in {folder}; each writes its progress to its stderr.txt", flush=True)
         seeds = tuple(chosen.seeds or runner.SEEDS)
         _, path = runner.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)
     except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"minids: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "minids: stopped; the same command goes on from here.\n")
+        parser.exit(130, "minids: stopped; the same command resumes.\n")
     print(f"wrote {path}" + ("; `make figures book` draws it" if path.parent == runner.DATA else ""))
 
 
 def listing() -> str:
-    """Return what there is, and how long it took when it was recorded."""
+    """Return the list of experiments, and how long each took when it was recorded."""
     lines = []
-    for name, experiment in EXPERIMENTS.items():
-        runs = len(experiment.arms) * len(runner.SEEDS)
+    arms = {name: (experiment.arms, runner.SEEDS) for name, experiment in EXPERIMENTS.items()}
+    for name, (of, seeds) in (arms | {growing.NAME: (growing.STAGES, growing.SEEDS)}).items():
         there = (runner.DATA / f"{name}.json").exists()
         took = f"{load(name)['minutes']:,.0f} minutes of one core" if there else "not yet recorded"
-        lines.append(f"{name:<12} {runs} runs, {took}: {' · '.join(experiment.arms)}")
+        lines.append(f"{name:<12} {len(of) * len(seeds)} runs, {took}: {' · '.join(of)}")
     return "\n".join(lines)
 
 

@@ -2,15 +2,15 @@
 
 Dense models with six heads of 32, alike but for their attention, trained on the same text for the same number of
 steps. GQA caches 128 numbers per token and layer, MQA 64, and MLA comes at both sizes, each split in two ways into
-latent + rotated key. What an arm saves or spends on attention it gets back in the width of its feed-forward layers,
-so that all have the same number of parameters to within 0.1%. Embeddings start at a standard deviation of 1, as
-torch's own do. In a first try with one seed they started as small as the other weights. Then all five arms tried
-were worse, by 0.02 to 0.12 bits per byte, and ranked differently; we did not find out why.
+latent + rotated key. The parameters that an arm saves or adds in attention are balanced by the width of its
+feed-forward layers, so that all have the same number of parameters to within 0.1%. Embeddings start at a standard
+deviation of 1, as torch's own do. In a first try with one seed they started as small as the other weights; all five
+arms tried were then worse, by 0.02 to 0.12 bits per byte, and ranked differently. We did not find out why.
 
 Two more things are measured on the trained models, in held-out bits per byte:
 
-- MHA: keys and values, before their rotation, projected on their best subspace of r dimensions in each layer (a
-  singular value decomposition). It tells "keys and values have low rank anyway" from "MLA learned to do with less".
+- MHA: keys and values, before their rotation, projected onto their best subspace of r dimensions in each layer (a
+  singular value decomposition). It tells "keys and values have low rank anyway" from "MLA learned to need less".
 - MLA: the loss without the content part of the scores, q_nope · k_nope, and without the rotated part, q_rope · k_rope.
 """
 
@@ -46,7 +46,7 @@ _MHA = ModelConfig(
 
 
 def _with_equal_parameters(**changes) -> ModelConfig:
-    """Return the MHA model with another attention, and feed-forward layers that make up for it."""
+    """Return the MHA model with another attention, and feed-forward layers that balance the parameters."""
     config = replace(_MHA, **changes)
     saved = attention_parameters(_MHA) - attention_parameters(config)
     return replace(config, intermediate_size=_MHA.intermediate_size + round(saved / (3 * config.hidden_size)))

@@ -1,11 +1,11 @@
 """mini against its dense twin, three seeds each, at equal tokens and at equal time.
 
-Equal time needs a ratio of speeds, and a speed measured while another run is going is worth little.
-So the dense twin's steps for equal time are a constant here, and the ratio is measured by
+Equal time needs a ratio of speeds, which cannot be measured while other runs are going. So the dense twin's steps
+for equal time are a constant here, and the ratio is measured by
 
     python -m minids.book.experiments.miniature
 
-on all cores, training steps of the two models in turn, in one process. Let nothing else run meanwhile.
+on all cores, with training steps of the two models in turn in one process. Let nothing else run meanwhile.
 """
 
 import statistics

@@ -2,8 +2,8 @@
 
     python -m minids.book.experiments.reference [RUN_FOLDER]
 
-Trains `mini` as `make train` does (an interrupted run goes on), rounds the weights to bfloat16, measures what was
-saved, in float32, and writes model and report to minids/hub/checkpoints/mini. Commit that folder.
+Trains `mini` as `make train` does (an interrupted run is resumed), rounds the weights to bfloat16, evaluates the
+saved model in float32, and writes model and report to minids/hub/checkpoints/mini. Commit that folder.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
     trained = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     config = TrainConfig(**trained["train"] | {"betas": tuple(trained["train"]["betas"])})
     run = start_run(ModelConfig.preset("mini"), config, load_corpus(), folder, resume=True)
-    # What is evaluated is what is saved: rounded weights, computing in float32.
+    # Evaluate what is saved: rounded weights, computing in float32.
     with tempfile.TemporaryDirectory() as exported:
         save_pretrained(run.model, f"{exported}/mini", dtype=torch.bfloat16)
         model = load_pretrained(f"{exported}/mini")
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
 
 
 def quick_scores(model: DeepSeek, tokenizer: Tokenizer, corpus: Corpus, count: int = 12) -> dict[str, float]:
-    """Return the bits per byte on so many held-out rows of each domain: seconds, where the report takes a minute."""
+    """Return the bits per byte on a few held-out rows of each domain: in seconds, where the report takes a minute."""
     held_out = validation_rows(encode_split(tokenizer, corpus.validation), TrainConfig().sequence_length)
     few = {domain: spread(rows, count) for domain, rows in held_out.items()}
     return {domain: bits / size for domain, (bits, size) in score_held_out(model, tokenizer, few).items()}

@@ -9,11 +9,11 @@ The result is one file, figures/data/NAME.json:
 
     seeds, minutes                   which, and how many minutes all runs took together
     machine                          the one that wrote the file
-    arms       NAME                  its configuration, as config.json has it, and what of the training it changes
+    arms       NAME                  its configuration, as in config.json, and the training settings that it changes
     runs       arm, seed, report     the report of that run (report.py); `measured`, if the experiment adds more
     log                              of one run, thinned, if the experiment keeps one
 
-Each file beside this one is an experiment; `python -m minids.book.experiments` lists them and runs one.
+`python -m minids.book.experiments` lists the experiments and runs one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Experiment:
     def __post_init__(self):
         files = [self.name, *map(_file_name, self.arms)]
         if len(set(files)) < len(files):
-            raise ValueError(f"{', '.join(files)} are files of one folder: give arms other names.")
+            raise ValueError(f"{', '.join(files)} must be different: they are files of one folder.")
         if self.logged is not None and self.logged not in self.arms:
             raise ValueError(f"logged={self.logged!r} is no arm: there are {', '.join(self.arms)}.")
 
@@ -80,10 +80,10 @@ class Experiment:
 def record(
     experiment: Experiment, folder: Path, seeds: tuple[int, ...] = SEEDS, data: Path | None = None
 ) -> tuple[dict, Path]:
-    """Make the runs that are not yet in `folder`, write the results, and return them with the file's path.
+    """Do the runs that are not yet in `folder`, write the results, and return them with the file's path.
 
     With the book's seeds and corpus that is figures/data/NAME.json, else NAME.json in the folder. `data` is text
-    of one's own, as in `minids train`; beside the reports nothing is measured on it. Raises ValueError if the folder
+    of one's own, as in `minids train`; `measure` is not called for it. Raises ValueError if the folder
     holds runs of other settings, RuntimeError if a run fails.
     """
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
@@ -91,11 +91,11 @@ def record(
     text = (load_corpus() if data is None else read_texts(data)).sha256
     _remember(experiment, folder, text)
     jobs = [(arm, seed) for seed in seeds for arm in experiment.arms]
-    # A thread waits for each process. One thread per run: more would gain less than another run does.
+    # A thread waits for each process. Each run has one thread: a second would gain less than a second run.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         runs = [pool.submit(_run, experiment, folder, *job, data) for job in jobs]
         ended, waiting = wait(runs, return_when=FIRST_EXCEPTION)
-        for run in waiting:  # after a failure, what has begun still ends, and no other begins
+        for run in waiting:  # after a failure, started runs finish and no other starts
             run.cancel()
         for run in ended:
             run.result()
@@ -122,7 +122,7 @@ def record(
 
 
 def _run(experiment: Experiment, folder: Path, arm: str, seed: int, data: Path | None) -> dict:
-    """Train one arm with one seed unless that is done, and return its report. An interrupted run goes on."""
+    """Train one arm with one seed unless that is done, and return its report. An interrupted run is resumed."""
     out = _run_folder(folder, arm, seed)
     if not (out / "report.json").exists():
         out.mkdir(exist_ok=True)
@@ -135,14 +135,14 @@ def _run(experiment: Experiment, folder: Path, arm: str, seed: int, data: Path |
         with (out / "stderr.txt").open("w", encoding="utf-8") as errors:
             finished = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=errors)
         if finished.returncode:
-            last = ((out / "stderr.txt").read_text(encoding="utf-8").strip().splitlines() or ["no word why"])[-1]
+            last = ((out / "stderr.txt").read_text(encoding="utf-8").strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(f"{arm}, seed {seed} ended with {finished.returncode}: {last}")
         print(f"{arm}, seed {seed}: done", flush=True)
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
 def _remember(experiment: Experiment, folder: Path, text: str) -> None:
-    """Write the arms' settings, for `minids train`, and so that runs of other ones are not taken for theirs."""
+    """Write the arms' settings, for `minids train`, and to refuse a folder whose runs had other settings."""
     settings = {}
     for name, arm in experiment.arms.items():
         file = _arm_file(folder, name)
@@ -169,7 +169,7 @@ def _file_name(arm: str) -> str:
 
 
 def thin(log: list[dict]) -> list[dict]:
-    """Keep of each log line what the pictures show, with few digits."""
+    """Keep what the pictures show of each log line, with few digits."""
     return [
         {
             "step": record["step"],

@@ -4,10 +4,19 @@
 
 from minids.book.plots.architecture import draw_architecture
 from minids.book.plots.c01_bill import draw_claims, draw_conventions, draw_hours, draw_models, draw_parameters
-from minids.book.plots.c02_baseline import draw_attention, draw_caches, draw_live_loss, draw_rotation, draw_wall
+from minids.book.plots.c02_baseline import (
+    draw_attention,
+    draw_caches,
+    draw_live_loss,
+    draw_roofline,
+    draw_rope,
+    draw_wall,
+)
 from minids.book.plots.c03_ablation import draw_attention_ablation, draw_low_rank
 from minids.book.plots.c03_absorption import draw_absorption, draw_crossing, draw_decoding
+from minids.book.plots.c03_brackets import draw_brackets
 from minids.book.plots.c03_flow import draw_latent_flow
-from minids.book.plots.c03_latent import draw_cache_kinds, draw_latent_budget, draw_score_parts
+from minids.book.plots.c03_latent import draw_cache_kinds, draw_score_parts
+from minids.book.plots.c03_sequence import draw_kinds, draw_step
 from minids.book.plots.c10_training import draw_expert_load, draw_loss
 from minids.book.plots.growth import draw_growth

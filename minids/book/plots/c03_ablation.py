@@ -1,4 +1,4 @@
-"""The pictures of recorded experiments: what each arm reached, seed by seed."""
+"""The pictures of recorded experiments: the scores of each arm, seed by seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from minids.book.plots.c03_latent import KIND_COLORS
 from minids.book.plots.helpers import label, label_ends, log_scale, name_ticks
-from minids.book.plots.style import LAYERS, MUTED, PALE, PARTS, Picture, new_figure, styled
+from minids.book.plots.style import INK, LAYERS, MUTED, PALE, Picture, new_figure, styled
 from minids.book.recorded import cached_per_layer, model_of, scores_of
 from minids.cost.cache import attention_kind
 
@@ -19,7 +19,7 @@ from minids.cost.cache import attention_kind
 def draw_attention_ablation(result: dict) -> Picture:
     """Draw held-out bits per byte of each arm of the recorded attention experiment, arms of equal cache side by side.
 
-    A dot is a seed, the bar their mean, and the whisker reaches from the best seed to the worst.
+    A dot is a seed, the bar their mean, and the whisker spans best to worst seed.
     """
     cached = {arm: cached_per_layer(result, arm) for arm in result["arms"]}
     scores = {arm: scores_of(result, arm) for arm in sorted(cached, key=lambda arm: -cached[arm])}
@@ -49,8 +49,9 @@ def draw_attention_ablation(result: dict) -> Picture:
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:.3f}")
     apart = max(means.values()) / min(means.values()) - 1
     within = max(max(values) / min(values) - 1 for values in scores.values())
-    fig.title(f"Arms lie within {apart:.1%} of each other, seeds of one arm within {within:.1%}")
-    fig.note(0.1, 0.845, f"numbers cached per token and layer; a dot is one of {seeds} seeds, a bar their mean")
+    fig.title(_ahead(scores, cached) or f"No arm is ahead of those with an equal cache in every one of {seeds} seeds")
+    fig.note(0.1, 0.845, f"a dot is one of {seeds} seeds, a bar their mean; all arms lie within {apart:.1%}, "
+             f"seeds of one arm within {within:.1%}")  # fmt: skip
     fig.alt = f"Held-out bits per byte of prose and code, means of {seeds} seeds. " + "; ".join(
         f"{arm}: {cached[arm]} cached, {means[arm]:.3f} ({min(values):.3f} to {max(values):.3f})"
         for arm, values in scores.items()
@@ -58,9 +59,22 @@ def draw_attention_ablation(result: dict) -> Picture:
     return fig
 
 
+def _ahead(scores: dict[str, list[float]], cached: dict[str, int]) -> str | None:
+    """Return the title where one arm is ahead, seed by seed, of all others that cache as many numbers."""
+    for numbers in sorted(set(cached.values())):
+        group = {arm: values for arm, values in scores.items() if cached[arm] == numbers}
+        best = min(group, key=lambda arm: statistics.mean(group[arm]))
+        others = [arm for arm in group if arm != best]
+        if others and all(
+            by_seed[0] < min(by_seed[1:]) for by_seed in zip(group[best], *map(group.get, others), strict=True)
+        ):
+            return f"At {numbers} cached numbers {best} is ahead of {' and '.join(others)} in every seed"
+    return None
+
+
 @styled()
 def draw_low_rank(result: dict, arm: str = "MHA") -> Picture:
-    """Draw the singular values of a trained model's keys and values, and what cutting them to a rank costs it."""
+    """Draw the singular values of a trained model's keys and values, and the cost of cutting them to a rank."""
     measured = [row["measured"] for row in result["runs"] if row["arm"] == arm]
     ranks = sorted(int(rank) for rank in measured[0]["bits_per_byte"] if rank.isdigit())
     costs = np.array([[m["bits_per_byte"][str(r)] - m["bits_per_byte"]["as trained"] for r in ranks] for m in measured])
@@ -79,10 +93,10 @@ def draw_low_rank(result: dict, arm: str = "MHA") -> Picture:
     ends = {f"layer {i}": (line[-1], color) for i, (line, color) in enumerate(zip(values, colors, strict=True))}
     gap = 0.085 * (top - bottom)
     label_ends(left, ends, gap, lowest=bottom + gap / 2, shift=5, size=10)
-    fig.note(0.02, 0.82, "singular values, of the largest")
+    fig.note(0.02, 0.82, "singular values, relative to the largest")
     right = fig.add_axes((0.62, 0.17, 0.35, 0.62))
     for line in costs:
-        right.plot(ranks, line, "o-", color=PARTS["rope"], linewidth=1.2, markersize=3.5)
+        right.plot(ranks, line, "o-", color=INK, linewidth=1.2, markersize=3.5)
     right.set(xlim=(0, hidden + 4), xlabel="rank left in each layer")
     right.set_ylim(bottom=-0.03 * costs.max())
     right.axhline(0, color=PALE, linewidth=1, zorder=0)

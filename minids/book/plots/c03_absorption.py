@@ -1,4 +1,4 @@
-"""The pictures of three ways to attend over a cache: keep everything, expand the latents, or absorb."""
+"""The pictures of three ways to attend over a cache: keep all keys and values, expand the latents, or absorb."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minids.model.config import ModelConfig
 from minids.units import SI, in_k, short
 
 LONGEST = 2**17  # tokens of context
-WAYS = {"full cache": INK, "expanded": PARTS["rope"], "absorbed": PARTS["latent"]}
+WAYS = {"full cache": MUTED, "expanded": INK, "absorbed": PARTS["latent"]}
 
 
 @styled()
@@ -68,9 +68,13 @@ def _short(billions: float) -> str:
 
 
 @styled()
-def draw_crossing(config: ModelConfig, context: int, ratios: dict[int, float]) -> Picture:
-    """Draw how long expanding takes over absorbing, by number of new tokens, as measured and by multiplications."""
-    new_tokens, measured = list(ratios), list(ratios.values())
+def draw_crossing(config: ModelConfig, context: int, ratios: dict[int, Sequence[float]]) -> Picture:
+    """Draw how much longer expanding takes than absorbing, by number of new tokens: measured, and by multiplications.
+
+    `ratios` has the ratio of the two times of every repetition: drawn are their median and their range.
+    """
+    new_tokens = list(ratios)
+    low, measured, high = (np.array([of(ratios[n]) for n in new_tokens]) for of in (min, np.median, max))
     counts = [mla_multiplications(config, context, new) for new in new_tokens]
     calculated = [count["expanded"] / count["absorbed"] for count in counts]
     pays = expansion_pays_from(config, context)
@@ -79,14 +83,15 @@ def draw_crossing(config: ModelConfig, context: int, ratios: dict[int, float]) -
     ax.axhline(1, color=MUTED, linewidth=1)
     ax.axvline(pays, color=MUTED, linewidth=1, linestyle=DASHED)
     ax.plot(new_tokens, calculated, color=MUTED)
+    ax.fill_between(new_tokens, low, high, color=PARTS["latent"], alpha=0.2, linewidth=0)
     ax.plot(new_tokens, measured, "o-", color=PARTS["latent"])
     log_scale(ax, "x", "{:.0f}".format, new_tokens, base=2)
     log_scale(ax, "y", "{:g}×".format, [0.1, 0.3, 1, 3, 10, 30, 100, 300])
     ax.set(xlabel="new tokens in one step", ylabel="expanding / absorbing", xlim=(new_tokens[0], new_tokens[-1]))
     ends = {"multiplications": (calculated[-1], MUTED), "time, measured": (measured[-1], PARTS["latent"])}
-    label_ends(ax, ends, gap=0.16)
+    label_ends(ax, ends, gap=0.22)
     by_clock = _crosses_one(new_tokens, measured)
-    clock = "the clock does not see it" if by_clock is None else f"by the clock from about {by_clock:.0f}"
+    clock = "measured, it never did" if by_clock is None else f"measured, from {by_clock:.0f}"
     fig.title(f"By count, expanding pays from {pays:.0f} new tokens on; {clock}", y=0.91)
     fig.alt = (
         f"Over {context:,} tokens of context, by multiplications, expanding costs as much as absorbing with {pays:.0f} "
@@ -107,27 +112,33 @@ def _crosses_one(new_tokens: Sequence[int], ratios: Sequence[float]) -> float | 
 
 @styled()
 def draw_decoding(
-    contexts: Sequence[int], milliseconds: dict[str, Sequence[float]], bytes_per_token: dict[str, int]
+    contexts: Sequence[int], milliseconds: dict[str, Sequence[Sequence[float]]], bytes_per_token: dict[str, int]
 ) -> Picture:
-    """Draw the time of a decoding step in one layer against its context, for each way, and what each way keeps."""
+    """Draw the time of a decoding step in one layer against its context, for each way, and what each way caches.
+
+    `milliseconds` has, for each way and context, the times of all repetitions: drawn are their median and their range.
+    """
     fig = new_figure(height=4.3)
     ax = fig.add_axes((0.1, 0.16, 0.4, 0.66))
+    medians = {way: [float(np.median(times)) for times in line] for way, line in milliseconds.items()}
     for way, line in milliseconds.items():
-        ax.plot(contexts, line, "o-", color=WAYS[way], markersize=5)
+        ax.fill_between(contexts, *([of(times) for times in line] for of in (min, max)), color=WAYS[way], alpha=0.2,
+                        linewidth=0)  # fmt: skip
+        ax.plot(contexts, medians[way], "o-", color=WAYS[way], markersize=5)
     log_scale(ax, "x", in_k, contexts[::2] if len(contexts) > 4 else contexts, base=2)
     log_scale(ax, "y", "{:g} ms".format, [0.01, 0.1, 1, 10, 100, 1000, 10_000])
     ax.set(xlim=(contexts[0], contexts[-1]), xlabel="tokens of context")
-    label_ends(ax, {way: (line[-1], WAYS[way]) for way, line in milliseconds.items()}, gap=0.26)
-    fig.note(0.1, 0.85, "attention of a step, one layer (measured)")
+    label_ends(ax, {way: (line[-1], WAYS[way]) for way, line in medians.items()}, gap=0.26)
+    fig.note(0.1, 0.85, "attention of a step, one layer: median, range")
     bars = fig.add_axes((0.72, 0.16, 0.2, 0.66))
     for row, (way, size) in enumerate(bytes_per_token.items()):
         bars.barh(row, size, color=WAYS[way], height=0.5)
         label(bars, f"{way} {size:,}", (0, row - 0.3), (0, 2), ha="left", va="bottom")
     bars.set(xticks=[], yticks=[], ylim=(len(bytes_per_token) - 0.5, -0.75))
     bars.spines[:].set_visible(False)
-    fig.note(0.72, 0.85, "bytes kept of a token")
+    fig.note(0.72, 0.85, "bytes cached a token")
     share = bytes_per_token["absorbed"] / bytes_per_token["full cache"]
-    slower = milliseconds["expanded"][-1] / milliseconds["absorbed"][-1]
-    fig.title(f"Absorbed runs {slower:.0f} times as fast as expanded, on {share:.0%} of the full cache’s bytes", y=0.93)
-    fig.alt = "Kept of a token in one layer: " + ", ".join(f"{way} {n:,} bytes" for way, n in bytes_per_token.items())
+    slower = medians["expanded"][-1] / medians["absorbed"][-1]
+    fig.title(f"Absorbed ran {slower:.0f} times as fast as expanded, on {share:.0%} of the full cache’s bytes", y=0.93)
+    fig.alt = "Cached per token in one layer: " + ", ".join(f"{way} {n:,} bytes" for way, n in bytes_per_token.items())
     return fig

@@ -24,11 +24,13 @@ def draw_latent_flow(config: ModelConfig, absorbed: bool = False) -> Picture:
     kept, made = cached["absorbed"], cached["full cache"]
     flow = _Flow(config, absorbed)
     flow.draw()
-    title = f"{kept:,} numbers are cached, and {made:,} made of them again for every step"
+    title = (
+        f"{kept:,} numbers are cached; they expand to {made:,}, of which {made - flow.nope - flow.value:,} are copies"
+    )
     fate = f"They expand to {made:,}: keys and values of all heads."
     if absorbed:
-        title = f"Absorbed: {kept:,} cached numbers meet wider queries, and nothing is expanded"
-        fate = f"The queries become {flow.wide:,} wide and meet the latent itself."
+        title = f"Absorbed: {kept:,} cached numbers serve as keys of wider queries, and nothing is expanded"
+        fate = f"The queries become {flow.wide:,} wide, and the latent itself is their key."
     flow.d.text(LEFT, flow.top + 30, title, size=14)
     flow.d.text(LEFT, flow.top + 12, "Widths to scale. A wedge is a matrix or, without a name, a copy.", color=MUTED)
     queries = f"from a latent of {c.q_lora_rank:,}" if c.q_lora_rank else "directly from h"
@@ -41,7 +43,7 @@ def draw_latent_flow(config: ModelConfig, absorbed: bool = False) -> Picture:
 
 
 class _Flow:
-    """The layout: rows from h at the bottom to u at the top, queries on the left, keys and values on the right."""
+    """The layout: rows from h at the bottom to out at the top, queries on the left, keys and values on the right."""
 
     def __init__(self, config: ModelConfig, absorbed: bool):
         c, self.config, self.absorbed = config, config, absorbed
@@ -53,9 +55,9 @@ class _Flow:
         widest = max(self.nope + self.rope + mla_cached_numbers(c)["full cache"], self.wide + self.kept)
         self.scale = (PAGE - gap) / widest
         names = ["h", "latents", "heads", *(["absorbed"] if absorbed else []), "meet", *(["sums"] if absorbed else [])]
-        pitches = {"latents": 56, "heads": 62, "absorbed": 54, "meet": 40, "sums": 46, "out": 44, "u": 50}
-        self.rows, y = {}, 12.0
-        for name in [*names, "out", "u"]:
+        pitches = {"latents": 56, "heads": 62, "absorbed": 54, "meet": 40, "sums": 46, "o": 44, "out": 50}
+        self.rows, y = {}, 24.0
+        for name in [*names, "o", "out"]:
             y += pitches.get(name, 0)
             self.rows[name] = y
         self.top = y + BAR + 12
@@ -67,7 +69,11 @@ class _Flow:
         query_mid = LEFT + scale * (self.wide if self.absorbed else self.nope + self.rope) / 2
         kept_mid = right - scale * (self.kept if self.absorbed else mla_cached_numbers(c)["full cache"]) / 2
         kept_mid = min(kept_mid, right - 14)  # room for the dashed outline
-        h = self.bar("h", (query_mid + kept_mid) / 2, [(c.hidden_size, "h", PARTS["dense"])])[0]
+        h = self.bar(
+            "h",
+            (2 * query_mid + kept_mid) / 3 if self.absorbed else (query_mid + kept_mid) / 2,
+            [(c.hidden_size, "h", PARTS["dense"])],
+        )[0]
         # Queries.
         below, row = h, "h"
         if c.q_lora_rank is not None:
@@ -110,12 +116,12 @@ class _Flow:
         self.finish(mid, sums)
 
     def finish(self, mid: float, below: tuple[float, float] | None = None) -> None:
-        """Draw the outputs of the heads, through W^UV first if they are still latents, and u."""
-        (out,) = self.bar("out", mid, [(self.value, "o", PARTS["attention"])])
+        """Draw the outputs of the heads, through W^UV first if they are still latents, and out."""
+        (o,) = self.bar("o", mid, [(self.value, "o", PARTS["attention"])])
         if below is not None:
-            self.funnel("sums", below, "out", out, "latent", "W^{UV}")
-        (u,) = self.bar("u", mid, [(self.config.hidden_size, "u", PARTS["dense"])])
-        self.funnel("out", out, "u", u, "attention", "W^O")
+            self.funnel("sums", below, "o", o, "latent", "W^{UV}")
+        (out,) = self.bar("out", mid, [(self.config.hidden_size, "out", PARTS["dense"])])
+        self.funnel("o", o, "out", out, "attention", "W^O")
 
     def bar(self, row: str, middle: float, parts: Sequence[tuple[int, str, str]], names: str = "in") -> list:
         """Draw tensors side by side, and return where each begins and ends."""
@@ -137,13 +143,41 @@ class _Flow:
         if names == "left":
             self.d.text(whole - 6, y + BAR / 2, f"{parts[0][1]} {parts[0][0]:,}", size=10, ha="right", va="center")
         if names == "cached":
-            self.d.ax.add_artist(
-                Rectangle((whole - 4, y - 4), x - whole + 8, BAR + 8, facecolor="none", edgecolor=INK, linewidth=1.3,
-                          linestyle=(0, (3, 2)), zorder=4)
-            )  # fmt: skip
-            text = "cached: " + " + ".join(f"{name} {numbers:,}" for numbers, name, _ in parts)
-            self.d.text(whole - 10, y + BAR / 2, text, size=10, ha="right", va="center", weight="bold")
+            self._outline(whole, y, x - whole)
+            self._enlarge((whole + x) / 2, y, parts)
         return ends
+
+    def _outline(self, x: float, y: float, width: float) -> None:
+        self.d.ax.add_artist(
+            Rectangle((x - 4, y - 4), width + 8, BAR + 8, facecolor="none", edgecolor=INK, linewidth=1.3,
+                      linestyle=(0, (3, 2)), zorder=4)
+        )  # fmt: skip
+
+    def _enlarge(self, middle: float, y: float, parts: Sequence[tuple[int, str, str]]) -> None:
+        """Draw what is cached once more, so wide that it can be seen, under its place, and say how much wider."""
+        numbers, text = sum(part[0] for part in parts), " + ".join(f"{name} {count:,}" for count, name, _ in parts)
+        times = round(150 / (numbers * self.scale))
+        small = numbers * self.scale / 2 + 4
+        if times < 3:
+            self.d.text(
+                middle - small - 6, y + BAR / 2, f"cached: {text}", size=10, ha="right", va="center", weight="bold"
+            )
+            return
+        width, low = numbers * self.scale * times, 20
+        left = min(middle + 24, LEFT + PAGE - width)
+        self.d.wedge([(middle - small, y - 4), (middle + small, y - 4), (left + width + 4, low + BAR + 4),
+                      (left - 4, low + BAR + 4)])  # fmt: skip
+        x = left
+        for count, _, color in parts:
+            self.d.ax.add_artist(
+                Rectangle((x, low), count * self.scale * times, BAR, facecolor=color, edgecolor=PAPER, linewidth=0.6,
+                          zorder=3)
+            )  # fmt: skip
+            x += count * self.scale * times
+        self._outline(left, low, width)
+        self.d.text(
+            left + width + 4, low - 16, f"cached, drawn {times}× wider: {text}", size=10, weight="bold", ha="right"
+        )
 
     def funnel(
         self, row: str, below: tuple[float, float], to: str, above: tuple[float, float], part: str, name: str = ""

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 
 from minids.book.plots.helpers import label, log_scale, name_ticks
-from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, new_figure, styled
+from minids.book.plots.style import INK, PALE, PAPER, PARTS, Picture, new_figure, styled
 from minids.book.probes import centred, share_of_distance, share_of_rotated
-from minids.cost.cache import attention_kind, kv_cache_bytes, kv_cache_bytes_by_kind
+from minids.cost.cache import attention_kind, kv_cache_bytes_by_kind
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig
 from minids.units import GIB, in_gib, in_k
@@ -48,42 +48,9 @@ def draw_cache_kinds(names: Sequence[str], tokens: int = 2**17) -> Picture:
     title = f"The cache of {in_k(tokens)} tokens, with each kind of attention"
     if ratios:
         most = max(ratios, key=ratios.get)
-        title = f"Of {in_k(tokens)} tokens {most} keeps {ratios[most]:.0f} times less than with MHA"
+        title = f"At {in_k(tokens)} tokens {most} caches {ratios[most]:.0f} times less than with MHA"
     fig.title(title, y=1 - 0.3 / inches)
     fig.alt = f"Cache of {tokens:,} tokens in GiB. " + "; ".join(said)
-    return fig
-
-
-@styled()
-def draw_latent_budget(config: ModelConfig, tokens: int = 2**17) -> Picture:
-    """Draw what a model's latents cost in cache beside groups of keys and values, from one group to one per head."""
-    c, heads, width = config, config.num_attention_heads, config.v_head_dim
-    own, per_group = kv_cache_bytes(c), kv_cache_bytes_by_kind(c)["MQA"]
-    groups = own / per_group
-    counts = [2**i for i in range(heads.bit_length()) if heads % 2**i == 0]
-    sizes = [count * per_group * tokens / GIB for count in counts]
-    mine = own * tokens / GIB
-    fig = new_figure(height=2.5)
-    ax = fig.add_axes((0.06, 0.33, 0.88, 0.42))
-    for count, size in zip(counts, sizes, strict=True):
-        ax.plot([size, size], [0, 0.36], color=MUTED, linewidth=1.5)
-        label(ax, f"{count}", (size, 0.36), (0, 3), color=MUTED)
-    ax.plot([mine, mine], [0, 1.25], color=PARTS["latent"], linewidth=3, clip_on=False)
-    log_scale(ax, "x", in_gib, [1, 10, 100, 1000])
-    low, high = sizes[0] / 2, sizes[-1] * 1.3
-    ax.set(xlim=(min(low, mine / 1.2), max(high, mine * 1.2)), ylim=(0, 1.3), yticks=[])
-    ax.spines["left"].set_visible(False)
-    shift, side = (6, "left") if mine < (low * high) ** 0.5 else (-6, "right")
-    words = f"MLA {c.kv_lora_rank} + {c.qk_rope_head_dim}: {mine:,.1f} GiB"
-    label(ax, words, (mine, 1.02), (shift, 0), ha=side, va="baseline", size=12, color=PARTS["latent"])
-    marks = f"grey: so many groups of keys and values, {width} wide each; {heads} is one for every head"
-    fig.note(0.06, 0.05, f"{marks}. Cache of {in_k(tokens)} tokens.")
-    kept = c.kv_lora_rank + c.qk_rope_head_dim
-    fig.title(f"{kept} numbers a token and layer are as much as {groups:.2f} groups of keys and values", y=0.88)
-    fig.alt = (
-        f"Latent {c.kv_lora_rank}, rotated key {c.qk_rope_head_dim}: {own:,.0f} bytes per token, {mine:.2f} GiB for "
-        f"{tokens:,} tokens, {1 - groups / heads:.2%} less than keys and values of {width} for each of {heads} heads."
-    )
     return fig
 
 
@@ -103,7 +70,7 @@ def draw_score_parts(
         both = np.where(seen, content[head] + rotated[head], -np.inf)
         weights = np.exp(both - both.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
-        parts = [centred(content[head]), centred(rotated[head])]  # a score counts only against the others of its row
+        parts = [centred(content[head]), centred(rotated[head])]  # only differences within a row matter
         limit = max(np.abs(part[seen]).max() for part in parts)
         signed = dict(cmap="RdBu_r", vmin=-limit, vmax=limit)
         columns = {
@@ -124,7 +91,7 @@ def draw_score_parts(
     fig.title(title, y=1 - 0.3 / inches)
     fig.alt = f"{T} tokens, {tokens[0]!r} to {tokens[-1]!r}. " + "; ".join(
         f"{name}: the rotated part makes {share_of_rotated(content[head], rotated[head]):.0%} of the variation of its "
-        f"scores, distance alone {share_of_distance(rotated[head]):.0%} of that"
+        f"scores, and distance alone explains {share_of_distance(rotated[head]):.0%} of that"
         for head, name in enumerate(names)
     ).replace("\n", " ")
     return fig

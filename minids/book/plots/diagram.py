@@ -25,6 +25,7 @@ class Diagram:
     """
 
     def __init__(self, height: float, bottom: float = 0):
+        self.height = height
         self.figure = new_figure(height=height / PT_PER_INCH)
         self.ax = self.figure.add_axes((0, 0, 1, 1))
         self.ax.set(xlim=(0, WIDTH * PT_PER_INCH), ylim=(bottom, bottom + height))

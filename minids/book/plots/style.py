@@ -1,8 +1,7 @@
 """One palette with fixed meanings and one matplotlib style.
 
-A colour means the same thing on every page. The colours are Okabe and Ito's, which stay apart for
-colour-blind eyes. But no picture leaves it to colour, because some are alike in grey: lines are labelled where
-they end, areas where they lie.
+A colour means the same thing on every page. The colours are Okabe and Ito's, which colour-blind readers can tell
+apart. Some are alike in grey, so no picture relies on colour alone: lines are labelled at their ends, areas in place.
 """
 
 import base64
@@ -13,10 +12,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from minids.book.notebook import style_page
+
 INK = "#222222"
 MUTED = "#6B6F76"
 PAPER = "#FFFFFF"
-PALE = "#E4E6EA"  # what is there and not in use
+PALE = "#E4E6EA"  # present but not used
 PT_PER_INCH = 72
 
 # The parts of the model.
@@ -60,8 +61,13 @@ STYLE = {
 
 WIDTH = 9  # inches, of every picture
 SHARPNESS = 1.5  # pixels drawn for each one shown, for fine screens
-HIGHEST = 940  # pixels that a projected page has for a picture
+HIGHEST = 940  # pixels that a projected page has room for
 _size = 1.0  # of pictures in a notebook; projector() changes it
+# JupyterLab's sizes for projector(): 20 pixels are 15 points, as the last row of a room needs.
+ENLARGED = """.jp-Notebook {
+  --jp-code-font-size: 20px; --jp-content-font-size1: 20px; --jp-ui-font-size1: 20px;
+  --jp-widgets-font-size: 20px; --jp-widgets-inline-height: 40px; --jp-cell-prompt-width: 90px;
+}"""
 
 
 class Picture(Figure):
@@ -70,7 +76,7 @@ class Picture(Figure):
     alt = ""
 
     def title(self, finding: str, y: float = 0.92) -> None:
-        """Write at the top left what the picture shows."""
+        """Write the finding at the top left."""
         self.text(0.02, y, finding, size=14)
 
     def note(self, x: float, y: float, text: str, **how) -> None:
@@ -110,18 +116,19 @@ def new_figure(height: float = 5) -> Picture:
 
 
 def projector(on: bool = True) -> None:
-    """Show all pictures that follow larger, type and lines with them, for a room instead of a desk.
+    """Enlarge text, code, printed outputs and sliders of the notebook, and all pictures drawn from now on.
 
-    Pictures that are there already change when their cells are run again.
+    Pictures that are already there change when their cells are run again. `projector(False)` undoes it.
     """
     global _size
     _size = 1.6 if on else 1.0
+    style_page(ENLARGED if on else "")
 
 
 def styled():
     """Return the style as a context to draw in; `@styled()` before a function makes its whole body one.
 
-    It starts from matplotlib's defaults, because a reader's matplotlibrc may ask for LaTeX or other fonts.
+    It starts from matplotlib's defaults, because a reader's matplotlibrc may set LaTeX or other fonts.
     """
     return matplotlib.style.context(["default", STYLE])
 

@@ -1,0 +1,129 @@
+"""The growing model: one small transformer that gains a part in every chapter, trains, writes text, and is scored.
+
+All stages train on the same prose, with the same tokenizer, recipe and seeds; only the configuration changes:
+
+    grown = grow(STAGES["baseline"])        # trains, about 20 seconds
+    grown.write("Return the")               # shows what it writes
+    scoreboard("baseline", grown)           # its row, below those of the stages before
+
+The rows of other stages were recorded by `make experiments NAME=growing`, which calls `grow` for each stage with five
+seeds. Their range is the noise floor: two stages whose ranges overlap are not separated by this experiment.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from minids.book.recorded import load
+from minids.cost.cache import kv_cache_bytes
+from minids.cost.flops import training_flops_per_token
+from minids.cost.parameters import count_parameters
+from minids.hub.reference import reference
+from minids.inference.generate import generate
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+from minids.text.batches import encode_split
+from minids.text.corpus import Corpus, load_corpus
+from minids.text.tokenizer import Tokenizer
+from minids.training.config import TrainConfig
+from minids.training.report import per_byte, score_held_out, spread, validation_rows
+from minids.training.run import start_run
+from minids.validation import require
+
+DOMAIN, ROWS = "prose", 128  # what is trained on, and how many held-out rows of it are scored
+RECIPE = TrainConfig(
+    steps=200, batch_size=8, sequence_length=128, learning_rate=6e-3, warmup_fraction=0.1, decay_fraction=0.9,
+    final_learning_rate_fraction=0,
+)  # fmt: skip
+BASELINE = ModelConfig(
+    vocab_size=2048, hidden_size=128, num_hidden_layers=3, intermediate_size=384, num_attention_heads=4,
+    num_key_value_heads=4, head_dim=32, initializer_range=0.04, embedding_initializer_range=1.0,
+    max_position_embeddings=512, eos_token_id=0,
+)  # fmt: skip
+STAGES = {
+    "baseline": BASELINE,
+    "+ MLA": replace(
+        BASELINE, num_key_value_heads=None, head_dim=None, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16,
+        v_head_dim=32,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A trained stage: bits per byte of each training step (`history`) and on held-out prose, and seconds."""
+
+    model: DeepSeek
+    tokenizer: Tokenizer
+    history: list[float]
+    bits_per_byte: float
+    seconds: float
+
+    def write(self, prompt: str, new_tokens: int = 40, temperature: float = 0.7, seed: int = 0) -> Written:
+        """Return the prompt and a continuation sampled from the model."""
+        return write(self.model, self.tokenizer, prompt, new_tokens, temperature, seed)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Text written by a model. A notebook shows it in lines that begin with a bar, because another processor rounds
+    differently and then writes another text: what follows a bar is not compared by the tests."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return "\n".join(f"│ {line}" for line in self.text.rstrip("\n").split("\n"))
+
+
+def write(
+    model: DeepSeek, tokenizer: Tokenizer, prompt: str, new_tokens: int = 40, temperature: float = 0.7, seed: int = 0
+) -> Written:
+    """Return the prompt and its continuation by a model, sampled at a temperature; 0 is greedy."""
+    tokens = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+    out = generate(model, tokens, new_tokens, temperature=temperature, seed=seed, end_of_text=tokenizer.end_of_text)
+    return Written(tokenizer.decode([token for token in out.tokens[1:].tolist() if token != tokenizer.end_of_text]))
+
+
+def grow(config: ModelConfig, seed: int = 0, recipe: TrainConfig = RECIPE) -> Grown:
+    """Train a model of this configuration by the recipe, from fresh weights, and score it on held-out prose."""
+    (prose, tokenizer), rows = _text(), held_out()
+    run = start_run(config, replace(recipe, seed=seed), prose, tokenizer=tokenizer)
+    history = [record["bits_per_byte"][DOMAIN] for record in run.trainer.run()]
+    score = per_byte(score_held_out(run.model, tokenizer, rows))[DOMAIN]
+    return Grown(run.model.eval(), tokenizer, history, score, run.trainer.records[-1]["seconds"])
+
+
+def held_out() -> dict[str, np.ndarray]:
+    """Return the held-out rows that score every stage: their second halves, after a first half of context."""
+    prose, tokenizer = _text()
+    rows = validation_rows(encode_split(tokenizer, prose.validation), RECIPE.sequence_length)
+    return {DOMAIN: spread(rows[DOMAIN], ROWS)}
+
+
+@cache
+def _text() -> tuple[Corpus, Tokenizer]:
+    return load_corpus().only(DOMAIN), reference().tokenizer
+
+
+def scoreboard(stage: str, grown: Grown) -> None:
+    """Print the rows of all stages up to this one: sizes, and bits per byte on held-out prose, here and as recorded."""
+    require("stage", stage, stage in STAGES, f"one of {', '.join(STAGES)}")
+    recorded = load("growing")
+    print("                 parameters              cache,     training,   bits per byte, held-out prose")
+    print("            total       active     bytes/token  MFLOP/token   recorded: mean (range)   here")
+    for name in list(STAGES)[: list(STAGES).index(stage) + 1]:
+        config = STAGES[name]
+        count = count_parameters(config)
+        bits = [run["bits_per_byte"] for run in recorded["runs"] if run["arm"] == name]
+        here = f"≈ {grown.bits_per_byte:.3f} (measured)" if name == stage else ""
+        print(
+            f"{name:9}{count.total:>10,}{count.active:>12,}{kv_cache_bytes(config):>12,}"
+            f"{training_flops_per_token(config, RECIPE.sequence_length) / 1e6:>13.1f}"
+            f"{statistics.mean(bits):>12.3f} ({min(bits):.3f}–{max(bits):.3f})   {here}".rstrip()
+        )
+    print(f"≈ {grown.seconds:.0f} s (measured) of training here; recorded with seeds {recorded['seeds'][0]} to "
+          f"{recorded['seeds'][-1]}: ranges that overlap are not separated")  # fmt: skip
