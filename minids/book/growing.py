@@ -125,5 +125,5 @@ def scoreboard(stage: str, grown: Grown) -> None:
             f"{training_flops_per_token(config, RECIPE.sequence_length) / 1e6:>13.1f}"
             f"{statistics.mean(bits):>12.3f} ({min(bits):.3f}–{max(bits):.3f})   {here}".rstrip()
         )
-    print(f"≈ {grown.seconds:.0f} s (measured) of training here; recorded with seeds {recorded['seeds'][0]} to "
-          f"{recorded['seeds'][-1]}: ranges that overlap are not separated")  # fmt: skip
+    print(f"cache in BF16; ≈ {grown.seconds:.0f} s (measured) of training here; recorded with seeds "
+          f"{recorded['seeds'][0]} to {recorded['seeds'][-1]}: ranges that overlap are not separated")  # fmt: skip

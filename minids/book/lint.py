@@ -148,7 +148,7 @@ def _opening(notebook: NotebookNode, number: str, sections: tuple[str, ...], pre
 
 
 def _second(notebook: NotebookNode, number: int) -> Iterator[str]:
-    """An optional notebook of a chapter, as 03b_measured.ipynb."""
+    """An optional notebook of a chapter, as 03b_what_it_costs.ipynb."""
     yield from _opening(notebook, f"{number}b", SECOND_SECTIONS, SECOND_PREDICTIONS)
     if any(tag.startswith("ex-") for cell in notebook.cells for tag in cell.metadata.get("tags", [])):
         yield "A second notebook has an exercise: exercises are in the chapter itself."

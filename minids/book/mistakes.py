@@ -185,8 +185,8 @@ _GALLERY = (
          (MLA.latent, "return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)",
                       "k_rope = apply_rope(k_rope, rotation, interleaved=True)\n"
                       '    return torch.cat([c_kv, rearrange(k_rope, "b h t r -> b t (h r)")], dim=-1)'),
-         (MLA.attend_naive, "[self.latent_dim, self.rope_dim]", f"[self.latent_dim, {_ROTATED}]"),
-         (MLA.attend_naive, "k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads",
+         (MLA.attend_expanded, "[self.latent_dim, self.rope_dim]", f"[self.latent_dim, {_ROTATED}]"),
+         (MLA.attend_expanded, "k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads",
                             'rearrange(k_rope, "b s (h r) -> b h s r", h=self.heads)')),
     ),
     WrongVariant(
@@ -201,9 +201,9 @@ _GALLERY = (
         "of 576.",
         ((MLA.new_cache, "self.latent_dim + self.rope_dim", f"{_EXPANDED} + self.rope_dim"),
          (MLA.latent, "torch.cat([c_kv,", "torch.cat([self.kv_b_proj(c_kv),"),
-         (MLA.attend_naive, "[self.latent_dim, self.rope_dim]", f"[{_EXPANDED}, self.rope_dim]"),
-         (MLA.attend_naive, "self.kv_b_proj(c_kv)", "c_kv"),
-         (MLA.forward, "self.attend_absorbed(", "self.attend_naive(")),
+         (MLA.attend_expanded, "[self.latent_dim, self.rope_dim]", f"[{_EXPANDED}, self.rope_dim]"),
+         (MLA.attend_expanded, "self.kv_b_proj(c_kv)", "c_kv"),
+         (MLA.forward, "self.attend_absorbed(", "self.attend_expanded(")),
     ),
     WrongVariant(
         "the latent counts twice",

@@ -17,7 +17,7 @@ the cached latents need not be expanded. Attention becomes multi-query attention
 value c_kv, and W^UV is applied to its output. The result is the same. In V3 each pair of query and key then takes
 128 · (576 + 512) multiplications, for scores and values, instead of 128 · (192 + 128). But expanding a cached token
 takes 16.8 million, at every decoding step. So decoding uses the absorbed form. Training and prefill expand each token
-once for all queries, and use the naive form.
+once for all queries, and use the expanded form.
 
 **Why RoPE is decoupled.** RoPE on k_nope would put a rotation between W^UQ and W^UK that depends on the distance of
 query and key, so W^UK could not be absorbed. Therefore d_rope separate dimensions carry the position; the others are
@@ -39,7 +39,7 @@ large again.
     q^C, q^R            q_nope, q_rope
     c^KV, k^R           c_kv, k_rope: latent_BTW, side by side
     k^C, v^C            k_nope, v
-    o                   o: returned by attend_naive and attend_absorbed
+    o                   o: returned by attend_expanded and attend_absorbed
     u                   out: returned by forward
 
                                                             key of config.json
@@ -95,15 +95,15 @@ class MLA(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Tensor, cache: Cache | None = None) -> Tensor:
         """Return causal attention over x and, with a cache, over the cached positions before it.
 
-        Training and prefill (nothing cached before x) use the naive form, decoding the absorbed one. They agree up to
-        rounding.
+        Training and prefill (nothing cached before x) use the expanded form, decoding the absorbed one. They agree
+        up to rounding.
         """
         q_nope, q_rope = self.queries(x_BTD, rotation)
         latent_BTW = self.latent(x_BTD, rotation)
         if cache is None or cache.length == 0:
             if cache is not None:
                 cache.append(latent_BTW)
-            o = self.attend_naive(q_nope, q_rope, latent_BTW)
+            o = self.attend_expanded(q_nope, q_rope, latent_BTW)
         else:
             o = self.attend_absorbed(q_nope, q_rope, cache.append(latent_BTW))
         return self.o_proj(o.transpose(1, 2).flatten(2))
@@ -127,7 +127,7 @@ class MLA(nn.Module):
         c_kv = self.kv_a_layernorm(c_kv)  # k_rope is not normalised
         return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)
 
-    def attend_naive(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
+    def attend_expanded(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
         """Expand each latent to a key and a value per head, and return o (B, H, T, A). Equations 2, 4, 5, 9, 10."""
         c_kv, k_rope = latent_BSW.split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
         kv = rearrange(self.kv_b_proj(c_kv), "b s (h c) -> b h s c", h=self.heads)
@@ -140,8 +140,8 @@ class MLA(nn.Module):
     def attend_absorbed(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
         """Return the same o without expanding the latents: multi-query attention over the cached rows.
 
-        W^UK is applied to the queries, and W^UV to the weighted sums of latents. The scale is that of the naive form:
-        it does not depend on the width of the latent.
+        W^UK is applied to the queries, and W^UV to the weighted sums of latents. The scale is that of the expanded
+        form: it does not depend on the width of the latent.
         """
         w = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
         w_uk, w_uv = w.split_with_sizes([self.nope_dim, self.v_dim], dim=1)

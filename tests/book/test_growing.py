@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -75,7 +76,7 @@ def test_every_line_that_a_live_model_writes_is_masked():
 
 
 def test_other_seeds_are_kept_in_the_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", lambda *_: _Here())
+    monkeypatch.setattr(experiment, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     monkeypatch.setattr(experiment, "grow", lambda config, seed: SimpleNamespace(bits_per_byte=2.0 + seed, seconds=1.0))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     path = experiment.record(tmp_path / "new", seeds=(7,))
@@ -83,15 +84,3 @@ def test_other_seeds_are_kept_in_the_folder(monkeypatch, tmp_path):
     assert [(run["arm"], run["bits_per_byte"]) for run in json.loads(path.read_text())["runs"]] == [
         (stage, 9.0) for stage in STAGES
     ]
-
-
-class _Here:
-    """Runs in this process what would run in others."""
-
-    map = staticmethod(map)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass

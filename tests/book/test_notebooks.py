@@ -22,7 +22,7 @@ from minids.book.lint import complaints, repeated_bodies
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
-SECOND = [path for path in CHAPTERS if path.name[2] == "b"]  # optional, as 03b_measured.ipynb
+SECOND = [path for path in CHAPTERS if path.name[2] == "b"]  # optional, as 03b_what_it_costs.ipynb
 SOLUTIONS = sorted((ROOT / "chapters" / "solutions").glob("*.ipynb"))
 
 

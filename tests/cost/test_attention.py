@@ -43,7 +43,7 @@ def test_the_multiplications_are_those_that_torch_counts(new, older, heads, late
     v = torch.randn(1, heads, context, value)
     assert mla_multiplications(config, context, new) == {
         "full cache": counted_by_torch(lambda: (layer.kv_b_proj(rows[:, -new:, :latent]), attend(q, k, v, 1.0))),
-        "expanded": counted_by_torch(lambda: layer.attend_naive(q_nope, q_rope, rows)),
+        "expanded": counted_by_torch(lambda: layer.attend_expanded(q_nope, q_rope, rows)),
         "absorbed": counted_by_torch(lambda: layer.attend_absorbed(q_nope, q_rope, rows)),
     }
     kept, of_all_heads = rows[0, 0].numel(), (k.numel() + v.numel()) // context

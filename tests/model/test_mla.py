@@ -95,7 +95,7 @@ def test_equals_the_equations_for_any_shape(entries, yarn):
 def test_absorbed_equals_naive_in_output_and_gradients(q_lora_rank):
     layer, x = latent_attention(q_lora_rank), torch.randn(2, 7, 64, requires_grad=True)
     queries, latent = layer.queries(x, rotation(0, 7)), layer.latent(x, rotation(0, 7))
-    naive, absorbed = layer.attend_naive(*queries, latent), layer.attend_absorbed(*queries, latent)
+    naive, absorbed = layer.attend_expanded(*queries, latent), layer.attend_absorbed(*queries, latent)
     assert_close(absorbed, naive, rtol=1e-4, atol=1e-5)
     direction = torch.randn_like(naive)
     inputs = [x, *(p for name, p in layer.named_parameters() if "o_proj" not in name)]
@@ -111,9 +111,9 @@ def test_either_form_alone_gives_the_same_logits_and_gradients_of_the_whole_mode
     """The one form for training, prefill and decoding alike."""
     model, tokens = random_model(config).double(), random_tokens(config, batch_size, 8)
     results = []
-    for form in (MLA.attend_naive, MLA.attend_absorbed):
+    for form in (MLA.attend_expanded, MLA.attend_absorbed):
         with pytest.MonkeyPatch.context() as patch, Float64():
-            patch.setattr(MLA, "attend_naive", form)
+            patch.setattr(MLA, "attend_expanded", form)
             patch.setattr(MLA, "attend_absorbed", form)
             results += [logits_and_gradients(model, tokens, pieces) for pieces in (None, cuts)]
     for result in results[1:]:

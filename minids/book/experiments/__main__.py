@@ -12,8 +12,12 @@ EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIME
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minids.book.experiments", description=__doc__)
     parser.add_argument("name", nargs="?", help="the experiment; without one, list them")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, the book's, which renew figures/data")
-    parser.add_argument("--folder", type=Path, help="where runs are kept, and resumed; default: runs/experiments/NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the book's, which renew figures/data")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="for runs, which are resumed, and results; default: runs/experiments/NAME",
+    )
     parser.add_argument("--data", type=Path, help="text of your own instead of the book's corpus")
     chosen = parser.parse_args(arguments)
     if chosen.name is None:
@@ -24,19 +28,20 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.name not in (names := [*EXPERIMENTS, growing.NAME]):
         parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(names)}.")
     folder = chosen.folder or Path("runs") / "experiments" / chosen.name
+    resumes = chosen.name != growing.NAME  # whose runs take seconds, and are not kept
+    if chosen.data and not resumes:
+        parser.error("the growing model has no --data: its stages are compared on the book's prose.")
     try:
-        if chosen.name == growing.NAME:
-            if chosen.data:
-                parser.error("the growing model has no --data: its stages are compared on the book's prose.")
-            print(f"wrote {growing.record(folder, tuple(chosen.seeds or growing.SEEDS))}")
-            return
-        print(f"runs are kept in {folder}; each writes its progress to its stderr.txt", flush=True)
-        seeds = tuple(chosen.seeds or runner.SEEDS)
-        _, path = runner.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)
+        if resumes:
+            print(f"runs are kept in {folder}; each writes its progress to its stderr.txt", flush=True)
+            seeds = tuple(chosen.seeds or runner.SEEDS)
+            _, path = runner.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)
+        else:
+            path = growing.record(folder, tuple(chosen.seeds or growing.SEEDS))
     except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"minids: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "minids: stopped; the same command resumes.\n")
+        parser.exit(130, f"minids: stopped; the same command {'resumes' if resumes else 'begins again'}.\n")
     print(f"wrote {path}" + ("; `make figures book` draws it" if path.parent == runner.DATA else ""))
 
 

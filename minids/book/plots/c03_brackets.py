@@ -20,8 +20,8 @@ ROTATION, UP = PARTS["rope"], tint(PARTS["latent"], 0.4)
 def draw_brackets(token: int = 4) -> Picture:
     """Draw the scores of one query of the toy with each word so far: left with rotated keys, right as in MLA.
 
-    Left, the product q R W^UK has another R for every distance, so each cached token needs another absorbed query.
-    Right, q_nope W^UK is the same for all. Raises ValueError for a token that is not one of WORDS, counted from 1.
+    Left, each cached token needs another absorbed query, because the rotation between query and W^UK depends on the
+    distance. Right, one serves all. Raises ValueError for a token of WORDS before the second, or beyond them.
     """
     require("token", token, isinstance(token, int) and 2 <= token <= len(WORDS), f"2 to {len(WORDS)}")
     q, w_uk, folded = _numbers(token)
@@ -31,8 +31,8 @@ def draw_brackets(token: int = 4) -> Picture:
     d.text(14, d.height - 24, f"Rotated keys need {token} absorbed queries for {token} words, MLA needs one", size=14)
     d.text(14, d.height - 52, "Blocked: a rotation in the bracket", size=12, weight="bold")
     d.text(346, d.height - 52, "Open: position has its own key", size=12, weight="bold")
-    d.text(14, d.height - 72, "$(\\,q\\;R_{t-j}\\;W^{UK})\\;c_j$", size=12)
-    d.text(346, d.height - 72, "$(\\,q_{nope}\\;W^{UK})\\;c_j\\; +\\; q_{rope}\\cdot k_{rope,\\,j}$", size=12)
+    d.text(14, d.height - 72, "$((W^{UK})^\\top R_{t-j}\\,q)\\cdot c_j$", size=12)
+    d.text(346, d.height - 72, "$((W^{UK})^\\top q_{nope})\\cdot c_j\\; +\\; q_{rope}\\cdot k_{rope,\\,j}$", size=12)
     for row in range(token):
         y, word = top - pitch * row - 24, WORDS[row]
         distance = token - 1 - row
@@ -56,7 +56,7 @@ def draw_brackets(token: int = 4) -> Picture:
 
 
 def _numbers(token: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Return q_nope and W^UK of head HEAD, and q_nope R W^UK for each distance."""
+    """Return q_nope and W^UK of head HEAD, and the absorbed query for each distance, all as rows."""
     config, layer = TOYS["MLA"], toy_layer("MLA")
     q_nope, _ = layer.queries(toy_input()[None, :token], toy_rotation(token))
     up = layer.kv_b_proj.weight.unflatten(0, (config.num_attention_heads, -1))

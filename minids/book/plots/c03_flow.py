@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.patches import Polygon, Rectangle
 
+from minids.book.plots.c03_sequence import COLORS
 from minids.book.plots.diagram import Diagram
 from minids.book.plots.style import INK, MUTED, PAPER, PARTS, Picture, readable_on, styled
 from minids.cost.attention import mla_cached_numbers
@@ -84,14 +85,14 @@ class _Flow:
         q_nope, q_rope = self.bar("heads", query_mid, parts)
         matrix = "W^{UQ},\\ W^{QR}" if row == "latents" else "W^Q"
         self.funnel(row, below, "heads", (q_nope[0], q_rope[1]), "attention", matrix)
-        # What is kept.
+        # What is cached.
         parts = [(c.kv_lora_rank, "c_kv", PARTS["latent"]), (c.qk_rope_head_dim, "k_rope", PARTS["rope"])]
         c_kv, k_rope = self.bar("latents", kept_mid, parts, names="cached")
         self.funnel("h", h, "latents", (c_kv[0], k_rope[1]), "latent", "W^{DKV},\\ W^{KR}")
         (self._absorbed if self.absorbed else self._expanded)(q_nope, q_rope, c_kv, k_rope)
 
     def _expanded(self, q_nope, q_rope, c_kv, k_rope) -> None:
-        parts = [(self.value, "v", PARTS["latent"]), (self.nope, "k_nope", PARTS["latent"]),
+        parts = [(self.value, "v", COLORS["v_made"]), (self.nope, "k_nope", COLORS["k_nope"]),
                  (self.rope, "k_rope, copied", PARTS["rope"])]  # fmt: skip
         values, keys, copies = self.bar("heads", (c_kv[0] + k_rope[1]) / 2, parts)
         self.funnel("latents", c_kv, "heads", values, "latent", "W^{UV}")

@@ -49,11 +49,11 @@ def draw_step(kind: str = "MLA, absorbed", token: int = 4) -> Picture:
     _Panel(d, step, token, left=62, top=196, box=(24.4, 19), rows=21, numbers=True).draw()
     d.text(14, 276, _finding(step), size=14)
     d.text(14, 36, f"cached: {step.per_token} numbers a token, {step.per_token * token} in all", size=12)
-    d.text(14, 14, f"read in this step: {step.per_token * token}", size=12)
+    d.text(14, 14, f"added in this step: {step.per_token}, read: {step.per_token * token}", size=12)
     if step.kind.startswith("MLA"):
         made = f"made in this step and not kept: {step.made * token}" if step.made else "nothing is expanded"
         d.text(330, 36, made, size=12)
-    d.text(330, 14, f"multiplications: {step.multiplications}", size=12)
+    d.text(330, 14, f"multiplications from queries to heads’ outputs: {step.multiplications}", size=12)
     d.figure.alt = f"Token {token} of “{' '.join(WORDS)}” with {kind}: {_counts(step, token)}"
     return d.figure
 
