@@ -9,6 +9,9 @@ from minids.book.claims import ARTICLES, all_claims
 from minids.book.experiments import miniature
 from minids.book.plots.style import Picture
 from minids.book.recorded import load
+from minids.cost.cache import kv_cache_bytes
+from minids.cost.flops import decoding_flops_per_token
+from minids.cost.parameters import count_parameters
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig
 
@@ -39,7 +42,12 @@ def figures() -> dict[str, Picture]:
         "rope": plots.draw_rope(ModelConfig.preset("deepseek-llm-7b")),
         "caches": plots.draw_caches(["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"]),
         "wall": plots.draw_wall(batch=8),
+        "roofline": plots.draw_roofline(decoding_intensities(["deepseek-llm-7b", "deepseek-llm-67b"], 8, 2**15)),
         "low_rank": plots.draw_low_rank(load("attention")),
+        "attention_kinds": plots.draw_kinds(),
+        "decoding_step_expanded": plots.draw_step("MLA, expanded"),
+        "decoding_step_absorbed": plots.draw_step("MLA, absorbed"),
+        "brackets": plots.draw_brackets(),
         "latents": plots.draw_latent_flow(v3),
         "latents_absorbed": plots.draw_latent_flow(v3, absorbed=True),
         "cache_by_kind": plots.draw_cache_kinds(list(REPORTS)),
@@ -49,6 +57,16 @@ def figures() -> dict[str, Picture]:
         "expert_load": plots.draw_expert_load(mini["log"], ModelConfig.preset("mini").moe_layer_names()),
         "growth": plots.draw_growth(load("bench")["growth"]),
     }
+
+
+def decoding_intensities(names: list[str], batch: int, context: int) -> dict[str, float]:
+    """Return the operations per byte read, of weights and caches, by the last token of so many texts of this length."""
+    found = {}
+    for name in names:
+        config = ModelConfig.preset(name)
+        read = 2 * count_parameters(config).total + batch * context * kv_cache_bytes(config)
+        found[f"{REPORTS[name].name}, decoding"] = batch * decoding_flops_per_token(config, context) / read
+    return found
 
 
 def gallery(drawn: dict[str, Picture]) -> str:

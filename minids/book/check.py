@@ -252,6 +252,9 @@ def _plain(value: Any) -> Any:
 
 def _difference(got: Any, expected: Any) -> str:
     """Say how two results differ; of tensors, where first."""
+    if isinstance(expected, tuple) and isinstance(got, tuple) and len(got) == len(expected) > 1:
+        at = next(i for i, pair in enumerate(zip(got, expected, strict=True)) if not same(*pair))
+        return f"in result {at + 1} of {len(expected)}, {_difference(got[at], expected[at])}"
     if isinstance(expected, torch.Tensor) != isinstance(got, torch.Tensor):
         return f"it should be a {type(expected).__name__}, and it is a {type(got).__name__}"
     if isinstance(expected, torch.Tensor) and expected.ndim and got.shape == expected.shape:

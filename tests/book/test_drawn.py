@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 from pictures import DOMAINS, PRESETS, RELEASED, V3, arguments, picture, run, title
 
 from minids.book import plots
@@ -65,6 +66,32 @@ def test_the_hours_add_up():
 
 # ---------------------------------------------------------------------------------------------------
 # The baseline
+
+
+def arrows(name: str) -> list[np.ndarray]:
+    """The ends of query and key in each dial of the rotation, as complex numbers."""
+    dials = picture(name).axes[:3]
+    tips = [[note.xy for note in ax.texts if isinstance(note, Annotation)] for ax in dials]
+    return [np.array([complex(*tip) for tip in pair]) for pair in tips]
+
+
+@pytest.mark.parametrize("shift", [0, 4, 60])
+def test_query_and_key_rotate_by_their_positions_and_the_angle_between_them_stays(shift):
+    projected, at_3_and_1, shifted = arrows(f"rope: {shift}")
+    theta = 10_000 ** (-2 * 8 / 128)
+    np.testing.assert_allclose(at_3_and_1, projected * np.exp(1j * theta * np.array([3, 1])), atol=1e-5)
+    np.testing.assert_allclose(shifted, projected * np.exp(1j * theta * np.array([3 + shift, 1 + shift])), atol=1e-4)
+    between = [np.angle(pair[0] / pair[1]) for pair in (projected, at_3_and_1, shifted)]
+    assert between[1] == pytest.approx(between[2], abs=1e-4) != pytest.approx(between[0], abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["two", "three", "fast"])
+def test_the_points_lie_on_the_roof_which_is_the_lower_of_bandwidth_times_intensity_and_peak(name):
+    roof = picture(f"roofline: {name}").axes[0].lines[0]
+    dots = {dot.get_xdata()[0]: dot.get_ydata()[0] for dot in points(f"roofline: {name}")}
+    assert dots == {x: pytest.approx(min(3.35 * x, 989.4)) for x in arguments(f"roofline: {name}")[0].values()}
+    assert list(roof.get_ydata()) == pytest.approx([min(3.35 * x, 989.4) for x in roof.get_xdata()])
+    assert roof.get_xdata()[1] == pytest.approx(989.4 / 3.35)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 8, 16])

@@ -57,6 +57,12 @@ def test_wherever_the_sliders_stand_the_bill_is_legible(layers, experts, chosen,
     assert_legible(plots.draw_parameters(config, dollars))
 
 
+@examples(20)
+@given(st.lists(st.floats(0.6, 15_000), min_size=2, max_size=2))
+def test_wherever_the_sliders_stand_the_roofline_is_legible(intensities):
+    assert_legible(plots.draw_roofline(dict(zip(("LLM 7B, decoding", "LLM 67B, decoding"), intensities, strict=True))))
+
+
 @examples(8)
 @given(st.tuples(*[st.floats(0.2, 5)] * 3), st.tuples(*[st.floats(0.5, 4)] * 3))
 def test_the_loss_stays_legible_whatever_the_numbers(held_out, baseline):
@@ -119,7 +125,6 @@ def test_the_text_fits_a_line_of_markdown_and_the_title_states_a_finding_in_numb
         assert len(finding.split()) >= 6
 
 
-RATE = 10_000 ** (126 / 128)
 CLOCK = 128 * 4 ** (math.log(1.1) / math.log(2.2))  # from 1.1 at 128 to 0.5 at 512, straight on logarithmic scales
 SAID = [
     ("architecture: 3", "Lit: attention, latents."),
@@ -130,10 +135,14 @@ SAID = [
     ("hours: V3", "together 2,788,000, at $2.00 $5,576,000"),
     ("conventions: MoE", "MoE 16B prints 2.8B: body, head and embedding; V2-Lite prints 2.4B: none of the three; V2 "
      "prints 21B: body and head or body, head and embedding; V3 prints 37B: body and head"),
-    ("rotation: 128", f"The first pair turns {RATE:,.0f} times as fast as the last"),
     ("attention: even", "a: 0.25 0.00 0.00 0.00; b: 0.25 0.25"),
-    ("caches: dense", "LLM 67B: every head its own 380.0 GiB, as released 47.5 GiB, one for all heads 5.9 GiB"),
-    ("caches: dense", "Shared by 8 heads, LLM 67B’s cache is still 47.5 GiB at 128K tokens"),
+    ("rope: 4", "positions 7 and 5: q by 127° and k by 91°, 77° between them, q · k = 0.23"),
+    ("rope: 4", f"pair 63 rotates by {10_000 ** (-126 / 128):.4f} radians per position"),
+    ("roofline: two", f"full cache: at most {3.35 / 989.4:.1%} of the arithmetic of an H800 can be used"),
+    ("roofline: two", "absorbed has 241.8 operations per byte and can reach 810.0 TFLOP/s"),
+    ("roofline: three", "7B, prefill has 4,200.0 operations per byte and can reach 989.4 TFLOP/s"),
+    ("caches: dense", "LLM 67B: MHA 380.0 GiB; GQA 47.5 GiB, as released; MQA 5.9 GiB"),
+    ("caches: dense", "GQA divides LLM 67B’s cache by 8; at 128K tokens it still takes 47.5 GiB"),
     ("live_loss: 2.0", f"save {3.9 - np.linspace(4, 2, 100)[-10:].mean():.1f} bits per byte"),
     ("absorption: deepseek-v3, 1", "One new token over 128K: expanding multiplies 121 times as much as absorbing"),
     ("absorption: deepseek-v3, 128", "absorbing is cheaper beyond 512 tokens of context"),

@@ -31,11 +31,11 @@ def draw_rope(
     Below them, how far other pairs of the same query have rotated at the shifted position.
     """
     (t, j), d = positions, config.head_dim
-    places = {"as projected": (0, 0), f"positions {t} and {j}": (t, j)}
-    places[f"positions {t + shift} and {j + shift}"] = (t + shift, j + shift)
+    places = [("as projected", (0, 0)), (f"positions {t} and {j}", (t, j))]
+    places.append((f"positions {t + shift} and {j + shift}", (t + shift, j + shift)))
     said, frequencies = [], rope_frequencies(config).numpy()
     fig = new_figure(height=5.3)
-    for column, (name, where) in enumerate(places.items()):
+    for column, (name, where) in enumerate(places):
         ax = fig.add_axes((0.02 + column * 0.33, 0.395, 0.3, 0.46))
         q, k = (_rotated_pair(config, vector, pair, at) for vector, at in zip((query, key), where, strict=True))
         product = f"{q @ k:.2f}".replace("-", "−")
