@@ -33,6 +33,7 @@ from minids.book.notebook import show_html
 CHAPTERS = Path(__file__).parents[2] / "chapters"
 MARKS = {"unsolved": ("○", "#6B6F76"), "wrong": ("✗", "#B34700"), "solved": ("✓", "#00724F")}
 MOST_NUMBERS, MOST_CHARACTERS = 12, 60  # of an argument that a verdict shows whole
+IN_LINE = 60  # characters of arguments that are named before what is wrong, not after it
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,13 @@ class Exercise:
         """Say what is wrong in the case of that name, and with which arguments; after the hint, if there is one."""
         arguments = _by_name(answer, self.cases[name])
         whole = ", ".join(f"{parameter}={_argument(value)}" for parameter, value in arguments.items())
-        found = f"{name} ({whole}) {problem}"
-        more = f' The arguments: check("{self.number}", …).arguments' if "…" in whole else ""
+        short = len(whole) <= IN_LINE
+        found = f"{name} ({whole}) {problem}" if short else f"{name} {problem}"
+        more = "" if short else f"There, {whole}."
+        if "…" in whole:
+            more += f' The arguments: check("{self.number}", …).arguments'
         if hint:
-            return self._wrong(hint, f"For {found}{more}", arguments)
+            return self._wrong(hint, f"For {found} {more}".strip(), arguments)
         return self._wrong(f"for {found}", more.strip(), arguments)
 
 

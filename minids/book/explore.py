@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import inspect
-import io
 from collections.abc import Callable, Sequence
 
 from minids.book.plots.style import Picture
@@ -19,8 +18,9 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float, float] | Sequence | bool) -> None:
     """Show `draw()` and a slider for each named parameter, which starts at the parameter's default.
 
-    A range gives a slider of integers, a tuple (low, high, step) one of numbers, a list one of its items, and
-    True a check box. Below the picture is its text, or the message of the error that `draw` raised.
+    A range gives a slider of integers, a tuple (low, high, step) one of numbers, a list one of its items, or buttons
+    if they are texts, and True a check box. Below the picture are its text, for screen readers only, or the message of
+    the error that `draw` raised.
 
     Raises ValueError where `draw` has no parameter of that name with a default, the values are none of these, or
     the default is not among them.
@@ -30,8 +30,9 @@ def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float,
 
     controls = {name: _control(draw, name, values) for name, values in sliders.items()}
     first = draw()
-    picture = widgets.Image(value=first.png(), format="png", width=first.shown_width(), layout={"max_width": "100%"})
-    said = widgets.HTML(value=html.escape(repr(first)))
+    size = {"width": first.shown_width(), "layout": {"max_width": "100%"}}
+    picture = widgets.Image(value=first.quick_png(), format="png", **size)
+    said = widgets.HTML(value=_unseen(repr(first)))
 
     def redraw(_) -> None:
         try:
@@ -40,7 +41,8 @@ def explore(draw: Callable[..., Picture], **sliders: range | tuple[float, float,
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             said.value = f"<b>{html.escape(kind + str(error))}</b>"
             return
-        picture.value, said.value = _quick_png(figure), html.escape(repr(figure))
+        picture.value, picture.width = figure.quick_png(), str(figure.shown_width())
+        said.value = _unseen(repr(figure))
 
     for control in controls.values():
         control.observe(redraw, names="value")
@@ -75,11 +77,12 @@ def _control(draw: Callable, name: str, values):
     if isinstance(values, tuple):
         low, high, step = values
         return widgets.FloatSlider(value=value, min=low, max=high, step=step, **look)
+    if all(isinstance(item, str) for item in values):  # all to be seen at once
+        look["style"] |= {"button_width": "max-content"}
+        return widgets.ToggleButtons(value=value, options=list(values), **look)
     return widgets.SelectionSlider(value=value, options=list(values), **look)
 
 
-def _quick_png(figure: Picture) -> bytes:
-    """Return the picture as a PNG that is quick to make, less sharp: a redraw must keep up with the slider."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=figure.dpi)
-    return file.getvalue()
+def _unseen(text: str) -> str:
+    """Return HTML that a screen reader speaks and nobody sees: what it says is in the picture."""
+    return f'<span style="position:absolute; left:-10000px">{html.escape(text)}</span>'

@@ -79,8 +79,8 @@ def test_a_wrong_answer_is_told_on_which_arguments_it_fails_and_can_get_them():
     shown = "a=tensor(… (3, 5)), b=[[0.3333, 2]], c=1e+12, d=ModelConfig(…), e=[True], f=judge"
     for answer in (lambda a=0, b=0, c=0, d=0, e=0, f=0: 7 * bool(f), lambda a=0, b=0, c=0, d=0, e=0, f=0: 8 * bool(f)):
         verdict = asked.verdict(answer)
-        said = f"or some ({shown}) yours gives {answer(f=1)}, and it should be 6."
-        assert said in str(verdict)
+        assert f"or some yours gives {answer(f=1)}, and it should be 6." in str(verdict)
+        assert f"There, {shown}. The" in str(verdict)  # so many arguments stand after what is wrong
         assert str(verdict).endswith('The arguments: check("9.5", …).arguments')
         assert tuple(verdict.arguments.values()) == cases["some"]
         assert verdict.text.startswith("one too many." if answer(f=1) == 7 else "for some")

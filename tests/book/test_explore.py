@@ -38,7 +38,7 @@ def test_one_output_holds_picture_text_and_sliders(shown):
     assert data["text/plain"] == "size 2, share 0.5, kind a, lit False"
     assert Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).format == "PNG"
     assert data[VIEW]["model_id"] == shown["panel"].model_id
-    kinds = ["IntSlider", "FloatSlider", "SelectionSlider", "Checkbox", "Image", "HTML"]
+    kinds = ["IntSlider", "FloatSlider", "ToggleButtons", "Checkbox", "Image", "HTML"]
     assert [type(widget).__name__ for widget in widgets] == kinds
     assert widgets[-2].width == "900"
 
@@ -52,7 +52,8 @@ def test_a_moved_slider_changes_the_picture_and_moved_back_restores_it(shown):
         moved, control.value = image.value, first
         seen.append((moved, image.value, said.value))
     assert len({moved for moved, _, _ in seen}) == 4
-    assert {(back, text) for _, back, text in seen} == {(seen[0][1], "size 2, share 0.5, kind a, lit False")}
+    assert {back for _, back, _ in seen} == {seen[0][1]}
+    assert all(">size 2, share 0.5, kind a, lit False<" in text for _, _, text in seen)
     assert seen[0][1] not in {moved for moved, _, _ in seen}
 
 
@@ -63,7 +64,8 @@ def test_a_value_that_draw_refuses_says_why_and_keeps_the_picture(shown):
     size.value = 5
     assert (image.value, said.value) == (before, "<b>Five is not allowed.</b>")
     size.value = 6
-    assert (image.value != before, said.value) == (True, "size 6, share 0.5, kind a, lit False")
+    assert image.value != before
+    assert ">size 6, share 0.5, kind a, lit False<" in said.value
 
 
 @pytest.mark.parametrize(

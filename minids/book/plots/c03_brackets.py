@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 
 from minids.book.plots.c03_sequence import COLORS, one_decimal, tint
 from minids.book.plots.diagram import Diagram
-from minids.book.plots.style import MUTED, PAPER, PARTS, Picture, readable_on, styled
+from minids.book.plots.style import INK, MUTED, PAPER, PARTS, Picture, readable_on, styled
 from minids.book.toy import TOYS, WORDS, toy_input, toy_layer, toy_rotation
 from minids.validation import require
 
@@ -25,25 +25,30 @@ def draw_brackets(token: int = 4) -> Picture:
     """
     require("token", token, isinstance(token, int) and 2 <= token <= len(WORDS), f"2 to {len(WORDS)}")
     q, w_uk, folded = _numbers(token)
-    pitch = 34
-    d = Diagram(height=128 + pitch * token)
-    top = d.height - 96
+    pitch = 28
+    d = Diagram(height=132 + pitch * len(WORDS))  # the same for all tokens: nothing jumps
+    top = d.height - 92
     d.text(14, d.height - 24, f"Rotated keys need {token} absorbed queries for {token} words, MLA needs one", size=14)
     d.text(14, d.height - 52, "Blocked: a rotation in the bracket", size=12, weight="bold")
     d.text(346, d.height - 52, "Open: position has its own key", size=12, weight="bold")
     d.text(14, d.height - 72, "$((W^{UK})^\\top R_{t-j}\\,q)\\cdot c_j$", size=12)
     d.text(346, d.height - 72, "$((W^{UK})^\\top q_{nope})\\cdot c_j\\; +\\; q_{rope}\\cdot k_{rope,\\,j}$", size=12)
-    for row in range(token):
-        y, word = top - pitch * row - 24, WORDS[row]
+    for row, word in enumerate(WORDS):
+        y, there = top - pitch * row - 24, row < token
+        d.text(52, y + 9, word, size=11, ha="right", va="center", color=INK if there else MUTED,
+               weight="bold" if row == token - 1 else "normal")  # fmt: skip
+        if not there:
+            continue
         distance = token - 1 - row
-        d.text(52, y + 9, word, size=11, ha="right", va="center")
         x = _boxes(d, 62, y + 4, 1, 2, COLORS["q"]) + 7
-        d.text(x + 10, y + 23, f"{distance} apart", size=10, color=MUTED, ha="center")
         x = _boxes(d, x, y - 1, 2, 2, ROTATION) + 7
         x = _boxes(d, x, y - 1, 2, 3, UP) + 8
         d.text(x + 2, y + 9, "=", size=11, va="center")
-        x = _row(d, x + 16, y, folded[distance]) + 12
-        _boxes(d, x, y + 4, 1, 3, COLORS["c_kv"])
+        x = _row(d, x + 16, y, folded[distance]) + 10
+        x = _boxes(d, x, y + 4, 1, 3, COLORS["c_kv"]) + 8
+        d.text(x, y + 9, f"{distance} apart", size=10, va="center", color=MUTED)
+    for x, name in ((72, "q"), (99, "R"), (131, "$W^{UK}$"), (201, "absorbed query"), (274, "$c_j$")):
+        d.text(x, top - 1, name, size=10, ha="center", color=MUTED)
     _open(d, token, top, pitch, q @ w_uk)
     d.text(14, 14, f"{token} queries: as much work as expanding {token} keys", size=11)
     d.text(346, 14, "one query for all, and two numbers more a token", size=11)

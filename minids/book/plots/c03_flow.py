@@ -32,8 +32,8 @@ def draw_latent_flow(config: ModelConfig, absorbed: bool = False) -> Picture:
     if absorbed:
         title = f"Absorbed: {kept:,} cached numbers serve as keys of wider queries, and nothing is expanded"
         fate = f"The queries become {flow.wide:,} wide, and the latent itself is their key."
-    flow.d.text(LEFT, flow.top + 30, title, size=14)
-    flow.d.text(LEFT, flow.top + 12, "Widths to scale. A wedge is a matrix or, without a name, a copy.", color=MUTED)
+    flow.d.text(LEFT, flow.top + 32, title, size=14)
+    flow.d.text(LEFT, flow.top + 15, "Widths to scale. A wedge is a matrix or, without a name, a copy.", color=MUTED)
     queries = f"from a latent of {c.q_lora_rank:,}" if c.q_lora_rank else "directly from h"
     flow.d.figure.alt = (
         f"One token in a layer of {c.num_attention_heads} heads: h has {c.hidden_size:,} numbers; "
@@ -44,7 +44,10 @@ def draw_latent_flow(config: ModelConfig, absorbed: bool = False) -> Picture:
 
 
 class _Flow:
-    """The layout: rows from h at the bottom to out at the top, queries on the left, keys and values on the right."""
+    """The layout: rows from h at the bottom to out at the top, queries on the left, keys and values on the right.
+
+    What both forms have is in the same place in both; the rows "absorbed" and "sums" are empty in the expanded form.
+    """
 
     def __init__(self, config: ModelConfig, absorbed: bool):
         c, self.config, self.absorbed = config, config, absorbed
@@ -55,26 +58,24 @@ class _Flow:
         gap = 24
         widest = max(self.nope + self.rope + mla_cached_numbers(c)["full cache"], self.wide + self.kept)
         self.scale = (PAGE - gap) / widest
-        names = ["h", "latents", "heads", *(["absorbed"] if absorbed else []), "meet", *(["sums"] if absorbed else [])]
-        pitches = {"latents": 56, "heads": 62, "absorbed": 54, "meet": 40, "sums": 46, "o": 44, "out": 50}
-        self.rows, y = {}, 24.0
-        for name in [*names, "o", "out"]:
-            y += pitches.get(name, 0)
-            self.rows[name] = y
-        self.top = y + BAR + 12
+        self.rows = {
+            "h": 24,
+            "latents": 74,
+            "heads": 122,
+            "absorbed": 172,
+            "meet": 204,
+            "sums": 240,
+            "o": 278,
+            "out": 316,
+        }
+        self.top = self.rows["out"] + BAR + 6
         self.d = Diagram(height=self.top + 54)
 
     def draw(self) -> None:
         c, scale = self.config, self.scale
-        right = LEFT + PAGE
-        query_mid = LEFT + scale * (self.wide if self.absorbed else self.nope + self.rope) / 2
-        kept_mid = right - scale * (self.kept if self.absorbed else mla_cached_numbers(c)["full cache"]) / 2
-        kept_mid = min(kept_mid, right - 14)  # room for the dashed outline
-        h = self.bar(
-            "h",
-            (2 * query_mid + kept_mid) / 3 if self.absorbed else (query_mid + kept_mid) / 2,
-            [(c.hidden_size, "h", PARTS["dense"])],
-        )[0]
+        query_mid = LEFT + scale * (self.nope + self.rope) / 2
+        kept_mid = LEFT + PAGE - scale * mla_cached_numbers(c)["full cache"] / 2
+        (h,) = self.bar("h", (query_mid + kept_mid) / 2, [(c.hidden_size, "h", PARTS["dense"])])
         # Queries.
         below, row = h, "h"
         if c.q_lora_rank is not None:
@@ -98,30 +99,27 @@ class _Flow:
         self.funnel("latents", c_kv, "heads", values, "latent", "W^{UV}")
         self.funnel("latents", c_kv, "heads", keys, "latent", "W^{UK}")
         self.funnel("latents", k_rope, "heads", copies, "rope")
-        self.meet((q_nope[0], copies[1]), "each head: softmax of q · k over all tokens, then the mean of v")
-        self.finish((q_nope[0] + copies[1]) / 2)
+        self.meet("each head: softmax of q · k over all tokens, then the mean of v")
+        self.finish()
 
     def _absorbed(self, q_nope, q_rope, c_kv, k_rope) -> None:
-        heads, mid = self.config.num_attention_heads, (q_nope[0] + q_rope[1]) / 2
-        latents = heads * self.config.kv_lora_rank
+        latents = self.config.num_attention_heads * self.config.kv_lora_rank
         parts = [(latents, "q_nope, absorbed", PARTS["attention"]), (self.rope, "q_rope", PARTS["rope"])]
-        wide, turned = self.bar("absorbed", mid, parts)
+        wide, turned = self.bar("absorbed", LEFT + self.scale * self.wide / 2, parts)
         self.funnel("heads", q_nope, "absorbed", wide, "attention", "(W^{UK})^\\top")
         self.funnel("heads", q_rope, "absorbed", turned, "rope")
-        middle = (c_kv[0] + k_rope[1]) / 2
-        self.d.line((middle, self.rows["latents"] + BAR), (middle, self.rows["meet"]))
-        self.meet(
-            (wide[0], k_rope[1] + 6), "each head: softmax of q · [c_kv ; k_rope] over all tokens, the mean of c_kv"
-        )
-        (sums,) = self.bar("sums", mid, [(latents, "means of c_kv", PARTS["latent"])])
-        self.finish(mid, sums)
+        middle, y, right = (c_kv[0] + k_rope[1]) / 2, self.rows["latents"] + BAR + 14, LEFT + PAGE - 6
+        self.d.line((middle, y - 14), (middle, y), (right, y), (right, self.rows["meet"]))
+        self.meet("each head: softmax of q · [c_kv ; k_rope] over all tokens, then the mean of c_kv")
+        (sums,) = self.bar("sums", sum(wide) / 2, [(latents, "means of c_kv", PARTS["latent"])])
+        self.finish(sums)
 
-    def finish(self, mid: float, below: tuple[float, float] | None = None) -> None:
+    def finish(self, below: tuple[float, float] | None = None) -> None:
         """Draw the outputs of the heads, through W^UV first if they are still latents, and out."""
-        (o,) = self.bar("o", mid, [(self.value, "o", PARTS["attention"])])
+        (o,) = self.bar("o", LEFT + PAGE / 2, [(self.value, "o", PARTS["attention"])])
         if below is not None:
             self.funnel("sums", below, "o", o, "latent", "W^{UV}")
-        (out,) = self.bar("out", mid, [(self.config.hidden_size, "out", PARTS["dense"])])
+        (out,) = self.bar("out", LEFT + PAGE / 2, [(self.config.hidden_size, "out", PARTS["dense"])])
         self.funnel("o", o, "out", out, "attention", "W^O")
 
     def bar(self, row: str, middle: float, parts: Sequence[tuple[int, str, str]], names: str = "in") -> list:
@@ -193,6 +191,5 @@ class _Flow:
             middle, y = (sum(below) + 2 * sum(above)) / 6, low + (high - low) * 0.62
             self.d.text(middle, y, f"${name}$", size=11, ha="center", va="center")
 
-    def meet(self, ends: tuple[float, float], text: str) -> None:
-        y = self.rows["meet"]
-        self.d.box(ends[0], y, ends[1] - ends[0], 24, text, size=11)
+    def meet(self, text: str) -> None:
+        self.d.box(LEFT, self.rows["meet"], PAGE, 20, text, size=11)

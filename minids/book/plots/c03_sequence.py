@@ -50,9 +50,8 @@ def draw_step(kind: str = "MLA, absorbed", token: int = 4) -> Picture:
     d.text(14, 276, _finding(step), size=14)
     d.text(14, 36, f"cached: {step.per_token} numbers a token, {step.per_token * token} in all", size=12)
     d.text(14, 14, f"added in this step: {step.per_token}, read: {step.per_token * token}", size=12)
-    if step.kind.startswith("MLA"):
-        made = f"made in this step and not kept: {step.made * token}" if step.made else "nothing is expanded"
-        d.text(330, 36, made, size=12)
+    made = f"made in this step and not kept: {step.made * token}" if step.made else "nothing is expanded"
+    d.text(330, 36, made, size=12)
     d.text(330, 14, f"multiplications from queries to heads’ outputs: {step.multiplications}", size=12)
     d.figure.alt = f"Token {token} of “{' '.join(WORDS)}” with {kind}: {_counts(step, token)}"
     return d.figure
@@ -67,7 +66,7 @@ def draw_kinds(kinds: Sequence[str] = KINDS, token: int = 4) -> Picture:
     steps = [step_of(kind, token) for kind in kinds]
     lines = [kinds[:3], kinds[3:]] if len(kinds) > 3 else [kinds]
     pitch = 166
-    d = Diagram(height=38 + pitch * len(lines))
+    d = Diagram(height=58 + pitch * len(lines))
     box = 9.4
     for row, line in enumerate(lines):
         panels = [_Panel(d, steps[kinds.index(kind)], token, 0, 0, (box, box), rows=12, numbers=False) for kind in line]
@@ -85,6 +84,14 @@ def draw_kinds(kinds: Sequence[str] = KINDS, token: int = 4) -> Picture:
     if latents:
         finding = f"With {latents[0]} cached numbers a token, MLA gives every head its own keys and values"
     d.text(14, d.height - 24, finding, size=14)
+    key = {"q": "query, key", "v": "value"}
+    if latents:
+        key |= {"c_kv": "latent", "k_rope": "position", "k_nope": "key, made", "v_made": "value, made"}
+    x = 62.0
+    for name, meaning in key.items():
+        d.square(x, d.height - 52, box, COLORS[name])
+        d.text(x + 14, d.height - 52, meaning, size=11)
+        x += 26 + 6.6 * len(meaning)
     said = "; ".join(f"{step.kind}: {_counts(step, token)}" for step in steps)
     d.figure.alt = f"Token {token} of “{' '.join(WORDS)}”. {said}"
     return d.figure
@@ -123,7 +130,7 @@ class _Panel:
         return max(self._blocks_width(), self._query_width())
 
     def draw(self) -> None:
-        centres = self._blocks(self.step.cached, self.left, cached=True)
+        blocks = self._blocks(self.step.cached, self.left, cached=True)
         if self.step.made:
             start = self.left + self._width(self.step.cached)
             y = self.top - 0.5 * self.rows - self.rows * (self.token - 1) / 2
@@ -131,8 +138,8 @@ class _Panel:
             if self.numbers:
                 self.d.text(start + self.arrow / 2, y + 6, "$W^{UK}$", size=10, ha="center")
                 self.d.text(start + self.arrow / 2, y - 15, "$W^{UV}$", size=10, ha="center")
-            centres = self._blocks(self.step.expanded, start + self.arrow, cached=False)
-        self._query(centres)
+            blocks = self._blocks(self.step.expanded, start + self.arrow, cached=False)
+        self._query(blocks)
         if self.words:
             for row, word in enumerate(WORDS):
                 new = row == self.token - 1
@@ -159,9 +166,9 @@ class _Panel:
         )
         return heads * numbers * self.box[0] + (heads - 1) * self.gap
 
-    def _blocks(self, parts: dict[str, Tensor], x: float, cached: bool) -> list[float]:
-        """Draw what every token has, group by group, and return the middle of each group."""
-        groups, centres = next(iter(parts.values())).shape[1], []
+    def _blocks(self, parts: dict[str, Tensor], x: float, cached: bool) -> list[tuple[float, float]]:
+        """Draw what every token has, group by group, and return where each group begins and ends."""
+        groups, ends = next(iter(parts.values())).shape[1], []
         for group in range(groups):
             start = x
             for name, part in parts.items():
@@ -174,7 +181,7 @@ class _Panel:
                     for column, value in enumerate(values):
                         self._box(x + column * self.box[0], self._y(row), name, value)
                 x += width * self.box[0]
-            centres.append((start + x) / 2)
+            ends.append((start, x))
             if cached:
                 low, high = self._y(len(WORDS) - 1) - 2, self.top - (self.rows - self.box[1]) / 2 + 2
                 self.d.ax.add_artist(
@@ -182,35 +189,41 @@ class _Panel:
                               linewidth=1.3, linestyle=(0, (3, 2)), zorder=4)
                 )  # fmt: skip
             x += self.gap
-        return centres
+        return ends
 
-    def _query(self, centres: list[float]) -> None:
-        """Draw the query heads, over the group that each reads or, where they are wider, side by side."""
+    def _query(self, blocks: list[tuple[float, float]]) -> None:
+        """Draw the query heads: over the block that each reads, or, where they are wider than it, side by side."""
         query = self.step.query
         heads, each = next(iter(query.values())).shape[0], sum(part.shape[1] for part in query.values()) * self.box[0]
         low, y = self.top + (16 if self.numbers else 2), self.top + (36 if self.numbers else 22)
-        first, pitch = self.left + each / 2, each + self.gap
-        if len(centres) == heads:
-            first, pitch = centres[0], centres[1] - centres[0]
+        sharing = heads // len(blocks)
+        # Over their block, heads are half a gap apart, and then so are those of neighbouring blocks.
+        fits = sharing * each <= max(end - start for start, end in blocks)
+        gap = self.gap / 2 if fits and sharing > 1 else self.gap
+        together = sharing * each + (sharing - 1) * gap
         if self.words and self.numbers:
             self.d.text(self.left - 10, y + self.box[1] / 2, "query", size=11, ha="right", va="center")
         for head in range(heads):
-            x = first + head * pitch - each / 2
-            for name, part in query.items():
-                width, start = part.shape[1] * self.box[0], x
-                for column, value in enumerate(part[head].tolist()):
-                    self._box(start + column * self.box[0], y, name, value)
-                if self.numbers:
-                    self.d.text(start + width / 2, y + self.box[1] + 4, SHOWN.get(name, name), size=10, ha="center")
-                x += width
-                if self.step.made:  # both parts of a key: one made for this head, one cached for all
-                    if name == "q_rope":
-                        self._rope_bus(start + width / 2, y, low)
-                    else:
-                        self.d.line((start + width / 2, y), (start + width / 2, low), arrow=False, width=1)
+            (start, end), place = blocks[head // sharing], head % sharing
+            x = ((start + end - together) / 2 if fits else start) + place * (each + gap)
+            # The line ends over its share of the block: a head reads all of it.
+            target = start + (end - start) * (place + 0.5) / sharing
             if not self.step.made:
-                target = centres[head * len(centres) // heads]
-                self.d.line((first + head * pitch, y), (target, low), arrow=False, width=1)
+                self.d.line((x + each / 2, y), (target, low), arrow=False, width=1)
+            for name, part in query.items():
+                width = part.shape[1] * self.box[0]
+                for column, value in enumerate(part[head].tolist()):
+                    self._box(x + column * self.box[0], y, name, value)
+                if self.numbers:
+                    self.d.text(x + width / 2, y + self.box[1] + 4, SHOWN.get(name, name), size=10, ha="center")
+                if self.step.made and name == "q_rope":  # the other part of a key: cached, one for all heads
+                    self._rope_bus(x + width / 2, y, low)
+                elif self.step.made:
+                    self.d.line((x + width / 2, y), (x + width / 2, low), arrow=False, width=1)
+                x += width
+        if not self.step.made:
+            for start, end in blocks:
+                self.d.line((start, low), (end, low), arrow=False, width=1)
 
     def _rope_bus(self, x: float, y: float, low: float) -> None:
         """Draw the line on which a head of the expanded form reads the one cached k_rope."""

@@ -67,7 +67,9 @@ _size = 1.0  # of pictures in a notebook; projector() changes it
 ENLARGED = """.jp-Notebook {
   --jp-code-font-size: 20px; --jp-content-font-size1: 20px; --jp-ui-font-size1: 20px;
   --jp-widgets-font-size: 20px; --jp-widgets-inline-height: 40px; --jp-cell-prompt-width: 90px;
-}"""
+}
+.jp-Notebook .widget-readout { min-width: 5em; }
+.jp-Notebook input[type="checkbox"] { transform: scale(1.6); margin: 8px; }"""
 
 
 class Picture(Figure):
@@ -94,6 +96,12 @@ class Picture(Figure):
         self.savefig(drawn, format="png", dpi=self.dpi * sharpness)
         file = io.BytesIO()
         Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        return file.getvalue()
+
+    def quick_png(self) -> bytes:
+        """Return the picture as a PNG that is quick to make, for sliders: as many pixels as are shown."""
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=self.dpi * _size, pil_kwargs={"compress_level": 1})
         return file.getvalue()
 
     def __repr__(self) -> str:
