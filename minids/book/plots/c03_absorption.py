@@ -13,7 +13,7 @@ from minids.cost.attention import absorption_pays_from, expansion_pays_from, mla
 from minids.model.config import ModelConfig
 from minids.units import SI, in_k, short
 
-LONGEST = 2**17  # tokens of context
+SHORTEST, LONGEST = 16, 2**17  # tokens of context
 WAYS = {"full cache": MUTED, "expanded": INK, "absorbed": PARTS["latent"]}
 
 
@@ -25,7 +25,7 @@ def draw_absorption(config: ModelConfig, new_tokens: int = 1) -> Picture:
     """
     if new_tokens > LONGEST // 2:
         raise ValueError(f"new_tokens={new_tokens} is not possible: it must be at most {LONGEST // 2}.")
-    contexts = np.unique(np.geomspace(max(new_tokens, 16), LONGEST, 60).astype(int))
+    contexts = np.unique(np.geomspace(max(new_tokens, SHORTEST), LONGEST, 60).astype(int))
     counts = [mla_multiplications(config, int(context), new_tokens) for context in contexts]
     lines = {way: [count[way] / 1e9 for count in counts] for way in WAYS}
     last = {way: line[-1] for way, line in lines.items()}
@@ -37,10 +37,12 @@ def draw_absorption(config: ModelConfig, new_tokens: int = 1) -> Picture:
     if crossing is not None and contexts[0] < crossing < contexts[-1]:
         cost = mla_multiplications(config, round(crossing), new_tokens)["absorbed"] / 1e9
         ax.plot(crossing, cost, "o", color=WAYS["absorbed"], markersize=9)
-    log_scale(ax, "x", in_k, [t for t in (16, 128, 1024, 8192, LONGEST) if t >= contexts[0]], base=2)
+    log_scale(ax, "x", in_k, [SHORTEST, 128, 1024, 8192, LONGEST], base=2)
     log_scale(ax, "y", _short)
-    low, high = min(map(min, lines.values())), max(last.values())
-    ax.set(xlim=(contexts[0], contexts[-1]), ylim=(low * 0.8, high * 1.4), xlabel="tokens of context")
+    # The same axes for any number of new tokens, so that a slider moves the lines and not the scale.
+    low = min(mla_multiplications(config, SHORTEST, 1).values()) / 1e9
+    high = max(*last.values(), *(n / 1e9 for n in mla_multiplications(config, LONGEST, 1024).values()))
+    ax.set(xlim=(SHORTEST, LONGEST), ylim=(low * 0.8, high * 1.4), xlabel="tokens of context")
     ends = {f"{way}: {_short(last[way])}": (last[way], color) for way, color in WAYS.items()}
     label_ends(ax, ends, gap=0.1 * np.log10(high / low))
     fig.title(_absorption_title(last, new_tokens, crossing))

@@ -50,7 +50,9 @@ def draw_step(kind: str = "MLA, absorbed", token: int = 4) -> Picture:
     d.text(14, 276, _finding(step), size=14)
     d.text(14, 36, f"cached: {step.per_token} numbers a token, {step.per_token * token} in all", size=12)
     d.text(14, 14, f"added in this step: {step.per_token}, read: {step.per_token * token}", size=12)
-    made = f"made in this step and not kept: {step.made * token}" if step.made else "nothing is expanded"
+    made = "nothing is expanded" if "c_kv" in step.cached else "keys and values are cached whole"
+    if step.made:
+        made = f"made in this step and not kept: {step.made * token}"
     d.text(330, 36, made, size=12)
     d.text(330, 14, f"multiplications from queries to heads’ outputs: {step.multiplications}", size=12)
     d.figure.alt = f"Token {token} of “{' '.join(WORDS)}” with {kind}: {_counts(step, token)}"
