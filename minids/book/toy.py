@@ -53,8 +53,8 @@ def toy_layer(kind: str) -> Attention | MLA:
     layer = (MLA(config) if config.uses_mla else Attention(config)).requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     for weight in layer.parameters():
-        scale = 0.6 if weight.ndim == 2 else 1.0
-        weight.copy_(scale * torch.randn(weight.shape, generator=generator) + (1 - min(weight.ndim - 1, 1)))
+        noise = torch.randn(weight.shape, generator=generator)
+        weight.copy_(0.6 * noise if weight.ndim == 2 else 1 + noise)  # the norms around 1
     return layer
 
 
