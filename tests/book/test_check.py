@@ -21,6 +21,11 @@ def judge(value):
     return None if value > 10 else f"{value} is too small."
 
 
+def pair(x):
+    """the number and the one after it"""
+    return x, x + 1
+
+
 def dots(x): ...
 
 
@@ -35,6 +40,7 @@ def no_return(x):
 CASES = {"three": (3,), "five": (5,)}
 DOUBLE = Exercise("9.1", oracle, oracle=oracle, cases=CASES, mistakes={"it is doubled.": lambda x: x})
 ABOVE = Exercise("9.2", 11, judge=judge, mistakes={"that is ten itself.": 10})
+PAIR = Exercise("9.4", pair, oracle=pair, cases={"four": (4,)})
 TENSOR = Exercise("9.3", oracle, oracle=oracle, cases={"two rows": (torch.tensor([[2.0], [3.0]]),)})
 
 
@@ -52,6 +58,7 @@ TENSOR = Exercise("9.3", oracle, oracle=oracle, cases={"two rows": (torch.tensor
         (TENSOR, lambda x: x * float("nan"), "wrong", "yours has nan at [0, 0], and it should be 4."),
         (TENSOR, lambda x: x.sum(), "wrong", "yours gives a tensor of shape (), and it should be a tensor of shape (2"),
         (TENSOR, lambda x: x.tolist(), "wrong", "it should be a Tensor, and it is a list."),
+        (PAIR, lambda x: (x, 3 * x), "wrong", "in result 2 of 2, yours gives 12, and it should be 5."),
         (ABOVE, 12, "solved", "solved: a number above ten."),
         (ABOVE, 10, "wrong", "that is ten itself."),
         (ABOVE, 3, "wrong", "3 is too small."),

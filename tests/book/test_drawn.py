@@ -139,6 +139,15 @@ def test_arms_of_equal_cache_stand_together_with_a_dot_for_each_seed_and_a_bar_a
     assert any(note in text.get_text() for text in fig.texts)
 
 
+def test_times_are_drawn_as_their_median_within_their_range():
+    _, milliseconds, _ = arguments("decoding: (20, 500, 20)")
+    ax = picture("decoding: (20, 500, 20)").axes[0]
+    for line, band, times in zip(ax.lines, ax.collections, milliseconds.values(), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), np.median(times, axis=1))
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((np.min(times), np.max(times)))
+
+
 def test_expanding_and_absorbing_cross_where_both_multiply_as_much():
     (dot,) = points("absorption: deepseek-v3, 128")
     assert dot.get_xdata()[0] == pytest.approx(512)

@@ -89,3 +89,15 @@ def test_the_projector_makes_pictures_wider(shown):
         explore(picture, size=range(9))
         widths.append(shown["how"]["image/png"]["width"])
     assert widths == [900, 1440, 900]
+
+
+def test_a_projected_picture_has_as_many_pixels_as_it_is_wide_and_a_high_one_is_narrower(shown):
+    projector(True)
+    try:
+        explore(lambda inches=2: new_figure(height=inches), inches=[2, 12])
+        inches, image, _ = shown["panel"].children
+        for height, width in ((2, 1440), (12, 705)):
+            inches.value = height
+            assert (Image.open(io.BytesIO(image.value)).width, image.width) == (1440, str(width))
+    finally:
+        projector(False)
