@@ -41,7 +41,8 @@ ROWS = (  # the report's symbol, its meaning, the module in the library, the ten
 )  # fmt: skip
 ACTIVATIONS = (  # in the report, in this book, its meaning, in the library, its shape for one token
     ("–", "x", "residual stream", "x_BTD", "hidden_size"),
-    ("h_t", "h", "input of attention: the residual stream, normalised", "x_BTD", "hidden_size"),
+    ("h_t", "h", "input of attention; of experts, too, where the report writes $u_t$: the residual stream, normalised",
+     "x_BTD", "hidden_size"),
     ("c_t^{Q}", r"c_{\text{q}}", "latent of the queries, normalised", "c_q", "q_lora_rank"),
     ("q_t^{C}", r"q_{\text{nope}}", "queries without positional encoding (*nope*)", "q_nope",
      "num_attention_heads qk_nope_head_dim"),

@@ -1,13 +1,13 @@
 """The mixture of experts (DeepSeekMoE; V3 report §2.1.2): many small feed-forward layers, few used per token.
 
-    MoE(x) = sum over shared experts of FFN_i(x) + sum over chosen experts of g_i FFN_i(x)        (eq. 12)
+    MoE(h) = sum over shared experts of FFN_i(h) + sum over chosen experts of g_i FFN_i(h)        (eq. 12)
 
-(x is the report's u, normalised, which eq. 12 does not show. block.py adds the residual.)
+(h is the report's u, normalised, which eq. 12 does not show. block.py adds the residual.)
 
 The gate computes a score of every expert, chooses the K_r with the highest scores, and weights their outputs (*top-k
 routing*). V3's gate, eq. 13-16:
 
-    s_i = sigmoid(x · e_i)                      affinity of the token to expert i
+    s_i = sigmoid(h · e_i)                      affinity of the token to expert i
     chosen = top-K_r of (s_i + b_i)             the bias b_i is used here only,
     g_i = s_i / (sum of the chosen s) · 2.5     and not in the weights
 
@@ -30,7 +30,7 @@ Expert parallelism replaces `dispatch` and `combine` of a layer by functions tha
 back. FP8 replaces only the products of the experts (`Experts.product`).
 
     paper     code                    released weight (mlp.…)
-    u         x_ND, normalised
+    u         x_ND: h, normalised
     e_i       gate.weight             gate.weight                       (N_r, hidden)
     b_i       gate.expert_bias        gate.e_score_correction_bias      (N_r,)  float32
     FFN^(r)   experts.gate_up_proj    experts.{i}.gate_proj.weight, experts.{i}.up_proj.weight
@@ -169,7 +169,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(n_experts, hidden_size, width))
 
     def forward(self, x_RD: Tensor, weight_R: Tensor, counts_E: Tensor) -> Tensor:
-        """Return g_i FFN_i(x) for each row, (R, D); the first `counts_E[0]` rows are expert 0's, and so on."""
+        """Return g_i FFN_i(h) for each row, (R, D); the first `counts_E[0]` rows are expert 0's, and so on."""
         counts = counts_E.tolist()
         gate, up = self.product(x_RD, self.gate_up_proj, counts).chunk(2, dim=-1)
         # The factor g_i is applied before down_proj, where the rows are narrower than the outputs.
