@@ -44,24 +44,35 @@ BASELINE = ModelConfig(
     num_key_value_heads=4, head_dim=32, initializer_range=0.04, embedding_initializer_range=1.0,
     max_position_embeddings=512, eos_token_id=0,
 )  # fmt: skip
+_MLA = replace(
+    BASELINE, num_key_value_heads=None, head_dim=None, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16,
+    v_head_dim=32,
+)  # fmt: skip
+_MOE = replace(  # after the first layer, and with the baseline's width active: 1 + 5 of 32 experts of a sixth of it
+    _MLA, first_k_dense_replace=1, moe_intermediate_size=64, n_routed_experts=32, n_shared_experts=1,
+    num_experts_per_tok=5, routed_scaling_factor=2.24, topk_method="greedy",
+)  # fmt: skip
 STAGES = {
     "baseline": BASELINE,
-    "+ MLA": replace(
-        BASELINE, num_key_value_heads=None, head_dim=None, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16,
-        v_head_dim=32,
-    ),
-}  # fmt: skip
+    "+ MLA": _MLA,
+    "+ MoE": _MOE,  # nothing balances the experts
+    "+ bias": replace(_MOE, topk_method="noaux_tc"),
+}
 
 
 @dataclass(frozen=True)
 class Grown:
-    """A trained stage: bits per byte of each training step (`history`) and on held-out prose, and seconds."""
+    """A trained stage: bits per byte of each training step (`history`) and on held-out prose, and seconds.
+
+    `max_violation` is the MaxVio of the last 20 steps, mean over the MoE layers; None without experts.
+    """
 
     model: DeepSeek
     tokenizer: Tokenizer
     history: list[float]
     bits_per_byte: float
     seconds: float
+    max_violation: float | None = None
 
     def write(self, prompt: str, new_tokens: int = 40, temperature: float = 0.7, seed: int = 0) -> Written:
         """Return the prompt and a continuation sampled from the model."""
@@ -92,9 +103,18 @@ def grow(config: ModelConfig, seed: int = 0, recipe: TrainConfig = RECIPE) -> Gr
     """Train a model of this configuration by the recipe, from fresh weights, and score it on held-out prose."""
     (prose, tokenizer), rows = _text(), held_out()
     run = start_run(config, replace(recipe, seed=seed), prose, tokenizer=tokenizer)
-    history = [record["bits_per_byte"][DOMAIN] for record in run.trainer.run()]
+    records = run.trainer.run()
+    history = [record["bits_per_byte"][DOMAIN] for record in records]
+    violations = [record["max_violation"] for record in records[-20:]]
+    violation = float(np.mean(violations)) if config.uses_moe else None
     score = per_byte(score_held_out(run.model, tokenizer, rows))[DOMAIN]
-    return Grown(run.model.eval(), tokenizer, history, score, run.trainer.records[-1]["seconds"])
+    return Grown(run.model.eval(), tokenizer, history, score, records[-1]["seconds"], violation)
+
+
+def recorded(*stages: str) -> dict[str, list[float]]:
+    """Return the held-out bits per byte of each recorded run of these stages, in the order of the seeds."""
+    runs = load("growing")["runs"]
+    return {stage: [run["bits_per_byte"] for run in runs if run["arm"] == stage] for stage in stages}
 
 
 def held_out() -> dict[str, np.ndarray]:
@@ -110,20 +130,26 @@ def _text() -> tuple[Corpus, Tokenizer]:
 
 
 def scoreboard(stage: str, grown: Grown) -> None:
-    """Print the rows of all stages up to this one: sizes, and bits per byte on held-out prose, here and as recorded."""
+    """Print the rows of all stages up to this one: sizes, and bits per byte on held-out prose, here and as recorded.
+
+    Where a stage has experts there is a column for MaxVio, too: the mean of the recorded runs.
+    """
     require("stage", stage, stage in STAGES, f"one of {', '.join(STAGES)}")
-    recorded = load("growing")
-    print("                 parameters              cache,     training,   bits per byte, held-out prose")
-    print("            total       active     bytes/token  MFLOP/token   recorded: mean (range)   here")
-    for name in list(STAGES)[: list(STAGES).index(stage) + 1]:
+    stages, data = list(STAGES)[: list(STAGES).index(stage) + 1], load("growing")
+    experts = any(STAGES[name].uses_moe for name in stages)
+    above, below = ("  MaxVio,", "  recorded") if experts else ("", "")
+    print(f"                 parameters              cache,     training,{above}   bits per byte, held-out prose")
+    print(f"            total       active     bytes/token  MFLOP/token{below}   recorded: mean (range)   here")
+    for name, bits in recorded(*stages).items():
         config = STAGES[name]
         count = count_parameters(config)
-        bits = [run["bits_per_byte"] for run in recorded["runs"] if run["arm"] == name]
+        violations = [run["max_violation"] for run in data["runs"] if run["arm"] == name and config.uses_moe]
+        violation = f"{statistics.mean(violations):>10.2f}" if violations else " " * 10
         here = f"≈ {grown.bits_per_byte:.3f} (measured)" if name == stage else ""
         print(
             f"{name:9}{count.total:>10,}{count.active:>12,}{kv_cache_bytes(config):>12,}"
-            f"{training_flops_per_token(config, RECIPE.sequence_length) / 1e6:>13.1f}"
+            f"{training_flops_per_token(config, RECIPE.sequence_length) / 1e6:>13.1f}{violation * experts}"
             f"{statistics.mean(bits):>12.3f} ({min(bits):.3f}–{max(bits):.3f})   {here}".rstrip()
         )
     print(f"cache in BF16; ≈ {grown.seconds:.0f} s (measured) of training here; recorded with seeds "
-          f"{recorded['seeds'][0]} to {recorded['seeds'][-1]}: ranges that overlap are not separated")  # fmt: skip
+          f"{data['seeds'][0]} to {data['seeds'][-1]}: ranges that overlap are not separated")  # fmt: skip

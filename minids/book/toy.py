@@ -1,4 +1,6 @@
-"""A layer of each kind of attention, small enough to print, and one decoding step of it: six words, four heads of two.
+"""Layers small enough to print: each kind of attention, with one decoding step of it, and a mixture of experts.
+
+Attention has four heads of two, the mixture four routed experts of width two and a shared one. All read six words.
 
 Pictures and chapters draw on the same layers, so a number in a picture is one that the reader can compute.
 """
@@ -15,6 +17,7 @@ from minids.cost.attention import mla_multiplications
 from minids.model.attention import Attention
 from minids.model.config import ModelConfig
 from minids.model.mla import MLA
+from minids.model.moe import MoE
 from minids.model.rope import apply_rope, rope_rotation
 from minids.validation import require
 
@@ -32,6 +35,9 @@ TOYS = {
         qk_rope_head_dim=2, v_head_dim=2,
     ),
 }  # fmt: skip
+TOY_MOE = replace(
+    _MHA, moe_intermediate_size=2, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2,
+)  # fmt: skip
 KINDS = ("MHA", "GQA", "MQA", "MLA, expanded", "MLA, absorbed")  # ways to compute a decoding step
 
 
@@ -55,6 +61,15 @@ def toy_layer(kind: str) -> Attention | MLA:
     for weight in layer.parameters():
         noise = torch.randn(weight.shape, generator=generator)
         weight.copy_(0.6 * noise if weight.ndim == 2 else 1 + noise)  # the norms around 1
+    return layer
+
+
+def toy_moe(**changes) -> MoE:
+    """Return a MoE layer with random weights, the same ones each time; `changes` are fields of its configuration."""
+    layer = MoE(replace(TOY_MOE, **changes)).requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(1)
+    for weight in layer.parameters():
+        weight.copy_(0.6 * torch.randn(weight.shape, generator=generator))
     return layer
 
 

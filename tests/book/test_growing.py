@@ -1,50 +1,43 @@
-"""The growing model: what it trains, what its scoreboard prints, and that what was recorded is what would be now."""
+"""The growing model: what it trains, what its scoreboard prints, and what is recorded of it."""
 
-import json
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from minids.book import growing
 from minids.book.build import MEASURED
 from minids.book.experiments import growing as experiment
+from minids.book.experiments.pool import jobs
 from minids.book.growing import BASELINE, RECIPE, STAGES, Written, grow, held_out, scoreboard
 from minids.book.recorded import load
 from minids.cost.cache import kv_cache_bytes
 from minids.cost.parameters import count_parameters
-from minids.model.config import ModelConfig
-from minids.text.corpus import load_corpus
-
-
-def test_the_recorded_rows_are_of_the_stages_the_recipe_and_the_text_as_they_are_now():
-    recorded = load("growing")
-    assert {name: ModelConfig.from_hf(arm["model"]) for name, arm in recorded["arms"].items()} == STAGES
-    assert recorded["train"] == json.loads(json.dumps(asdict(RECIPE)))
-    assert recorded["corpus_sha256"] == load_corpus().sha256
-    assert [(run["arm"], run["seed"]) for run in recorded["runs"]] == [
-        (stage, seed) for seed in experiment.SEEDS for stage in STAGES
-    ]
+from minids.training.run import start_run
 
 
 def test_the_scoreboard_has_a_row_for_each_stage_so_far(capsys):
-    scoreboard("+ MLA", SimpleNamespace(bits_per_byte=2.5, seconds=12.3))
+    *_, last = STAGES
+    scoreboard(last, SimpleNamespace(bits_per_byte=2.5, seconds=12.3))
     said = capsys.readouterr().out
     for name, config in STAGES.items():
-        bits = [run["bits_per_byte"] for run in load("growing")["runs"] if run["arm"] == name]
+        runs = [run for run in load("growing")["runs"] if run["arm"] == name]
+        bits = [run["bits_per_byte"] for run in runs]
         (row,) = [line for line in said.splitlines() if line.startswith(name)]
         count, mean = count_parameters(config), sum(bits) / len(bits)
         numbers = f"{count.total:,} {count.active:,} {kv_cache_bytes(config):,}".split()
         assert row.removeprefix(name).split()[:3] == numbers
+        if config.uses_moe:
+            assert row.removeprefix(name).split()[4] == f"{np.mean([run['max_violation'] for run in runs]):.2f}"
         assert f"{mean:.3f} ({min(bits):.3f}–{max(bits):.3f})" in row
-        assert ("≈ 2.500 (measured)" in row) == (name == "+ MLA")
+        assert ("≈ 2.500 (measured)" in row) == (name == last)
     assert "≈ 12 s (measured)" in said
     scoreboard("baseline", SimpleNamespace(bits_per_byte=2.5, seconds=1))
-    assert "MLA" not in capsys.readouterr().out
+    assert not any(word in capsys.readouterr().out for word in ("MLA", "MaxVio"))
     with pytest.raises(ValueError, match="stage='MTP' is not possible: it must be one of baseline"):
         scoreboard("MTP", None)
 
@@ -58,6 +51,7 @@ def test_a_stage_trains_on_prose_is_scored_on_other_prose_and_writes(monkeypatch
     assert len(one.history) == 4
     assert not one.model.training
     assert one.seconds > 0
+    assert one.max_violation is None
     assert one.bits_per_byte == same.bits_per_byte != other.bits_per_byte
     assert str(one.write("Return the")) == str(same.write("Return the"))
     tokens = torch.from_numpy(held_out()["prose"]).long()
@@ -75,12 +69,25 @@ def test_every_line_that_a_live_model_writes_is_masked():
     assert re.fullmatch(r"(│ .*\n?)+", repr(Written("x\n\n")))
 
 
-def test_other_seeds_are_kept_in_the_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
-    monkeypatch.setattr(experiment, "grow", lambda config, seed: SimpleNamespace(bits_per_byte=2.0 + seed, seconds=1.0))
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    path = experiment.record(tmp_path / "new", seeds=(7,))
-    assert path == tmp_path / "new" / "growing.json"
-    assert [(run["arm"], run["bits_per_byte"]) for run in json.loads(path.read_text())["runs"]] == [
-        (stage, 9.0) for stage in STAGES
-    ]
+def test_max_violation_is_the_mean_over_layers_and_the_last_20_steps(monkeypatch):
+    runs, few = [], replace(RECIPE, steps=22, batch_size=1, sequence_length=16)
+    monkeypatch.setattr(growing, "ROWS", 1)
+    monkeypatch.setattr(growing, "start_run", lambda *a, **named: runs.append(start_run(*a, **named)) or runs[0])
+    grown = grow(STAGES["+ bias"], 0, few)
+    last = [record["max_violation"] for record in runs[0].trainer.records[2:]]
+    assert grown.max_violation == pytest.approx(np.mean(last))
+
+
+def test_what_is_recorded_are_the_stages_trained_as_in_the_chapters(monkeypatch):
+    asked = []
+    dense, routed = (SimpleNamespace(bits_per_byte=2.5, seconds=1.26, max_violation=m) for m in (None, 0.12345))
+    monkeypatch.setattr(experiment, "grow", lambda *given: asked.append(given) or (dense, routed)[len(asked) - 1])
+    assert experiment.run("+ MLA", 7, 7) == {"bits_per_byte": 2.5, "seconds": 1.3}
+    assert experiment.run("+ MoE", 8, 8) == {"bits_per_byte": 2.5, "seconds": 1.3, "max_violation": 0.123}
+    assert asked == [(STAGES["+ MLA"], 7), (STAGES["+ MoE"], 8)]
+    recorded = experiment.EXPERIMENT
+    assert {name: (arm.model, arm.train) for name, arm in recorded.arms.items()} == {
+        n: (c, {}) for n, c in STAGES.items()
+    }
+    assert recorded.train == RECIPE
+    assert {(weights, data) for _, weights, data in jobs(recorded)} == {(seed, seed) for seed in range(5)}

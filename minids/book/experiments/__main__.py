@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from minids.book.experiments import attention, growing, miniature, runner
-from minids.book.recorded import load
+from minids.book.experiments import attention, balance, experts, growing, miniature, pool, runner
+from minids.book.recorded import DATA, load
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
+SHORT = {experiment.name: experiment for experiment in (growing.EXPERIMENT, experts.EXPERIMENT, balance.EXPERIMENT)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,34 +26,34 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("name the experiment that these options are for.")
         print(listing())
         return
-    if chosen.name not in (names := [*EXPERIMENTS, growing.NAME]):
-        parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(names)}.")
+    if chosen.name not in EXPERIMENTS | SHORT:
+        parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(EXPERIMENTS | SHORT)}.")
+    if chosen.data and chosen.name in SHORT:
+        parser.error(f"{chosen.name} has no --data: its arms are compared on the book's text.")
     folder = chosen.folder or Path("runs") / "experiments" / chosen.name
-    resumes = chosen.name != growing.NAME  # whose runs take seconds, and are not kept
-    if chosen.data and not resumes:
-        parser.error("the growing model has no --data: its stages are compared on the book's prose.")
+    print(f"runs are kept in {folder}", flush=True)
     try:
-        if resumes:
-            print(f"runs are kept in {folder}; each writes its progress to its stderr.txt", flush=True)
+        if chosen.name in SHORT:
+            path = pool.record(SHORT[chosen.name], folder, tuple(chosen.seeds) if chosen.seeds else None)
+        else:
             seeds = tuple(chosen.seeds or runner.SEEDS)
             _, path = runner.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)
-        else:
-            path = growing.record(folder, tuple(chosen.seeds or growing.SEEDS))
     except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"minids: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"minids: stopped; the same command {'resumes' if resumes else 'begins again'}.\n")
-    print(f"wrote {path}" + ("; `make figures book` draws it" if path.parent == runner.DATA else ""))
+        parser.exit(130, "minids: stopped; the same command resumes.\n")
+    print(f"wrote {path}" + ("; `make figures book` draws it" if path.parent == DATA else ""))
 
 
 def listing() -> str:
     """Return the list of experiments, and how long each took when it was recorded."""
     lines = []
-    arms = {name: (experiment.arms, runner.SEEDS) for name, experiment in EXPERIMENTS.items()}
-    for name, (of, seeds) in (arms | {growing.NAME: (growing.STAGES, growing.SEEDS)}).items():
-        there = (runner.DATA / f"{name}.json").exists()
+    counts = {name: len(experiment.arms) * len(runner.SEEDS) for name, experiment in EXPERIMENTS.items()}
+    counts |= {name: len(pool.jobs(experiment)) for name, experiment in SHORT.items()}
+    for name, experiment in (EXPERIMENTS | SHORT).items():
+        there = (DATA / f"{name}.json").exists()
         took = f"{load(name)['minutes']:,.0f} minutes of one core" if there else "not yet recorded"
-        lines.append(f"{name:<12} {len(of) * len(seeds)} runs, {took}: {' · '.join(of)}")
+        lines.append(f"{name:<12} {counts[name]} runs, {took}: {' · '.join(experiment.arms)}")
     return "\n".join(lines)
 
 
