@@ -55,7 +55,7 @@ _MOE = replace(  # after the first layer, and with the baseline's width active: 
 STAGES = {
     "baseline": BASELINE,
     "+ MLA": _MLA,
-    "+ MoE": _MOE,  # nothing balances the experts
+    "+ MoE": _MOE,  # without a bias: nothing balances the experts but the recipe's loss of α = 1e-4
     "+ bias": replace(_MOE, topk_method="noaux_tc"),
 }
 

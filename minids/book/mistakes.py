@@ -9,6 +9,9 @@ A variant is an edit of the library's current source, so it cannot become outdat
     print(wrong.diff())        # the lines that change
     with wrong.planted():      # inside the block, the whole library computes with the mistake
         ...
+
+Memory that is read before it is written usually holds zeros or old numbers, and nothing fails. `poisoned_memory` makes
+such a mistake visible.
 """
 
 from __future__ import annotations
@@ -22,12 +25,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType
 
+import torch
+
 from minids.cost.cache import kv_cache_elements
 from minids.model.attention import _attend_block
 from minids.model.balance import sequence_balance_loss, update_expert_bias
 from minids.model.deepseek import DeepSeek
+from minids.model.grouped import _nonempty
 from minids.model.mla import MLA
-from minids.model.moe import Gate
+from minids.model.moe import Gate, fill_up
 from minids.model.mtp import MTPModule
 from minids.model.rope import softmax_scale
 from minids.training.trainer import language_model_loss
@@ -92,6 +98,20 @@ class WrongVariant:
         return sources
 
 
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Until the block ends, torch fills the memory of every new tensor with NaN before it is written.
+
+    This is a part of torch's deterministic mode (torch.utils.deterministic.fill_uninitialized_memory).
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @functools.cache
 def _source(function: Callable) -> str:
     return textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
@@ -126,9 +146,40 @@ _GALLERY = (
         ((Gate.choose, 'float("-inf")', "0.0"),),
     ),
     WrongVariant(
+        "the weight is the biased score minus the bias",
+        "Rounding loses the score: with a bias of 12, an affinity of 1e-8 comes back as 0. A token whose affinities "
+        "are all so small gets no output, or 0/0 where the normalisation adds no small number to its denominator.",
+        ((Gate.forward, "scores_NE.gather(1, experts_NK)  # s, not s + b",
+                        "(scores_NE + self.expert_bias).gather(1, experts_NK) - self.expert_bias[experts_NK]"),),
+    ),
+    WrongVariant(
+        "the bias is kept in BF16",
+        "Casting the model to BF16 rounds the biases, too. Released ones are close together: of 238 between 6.82 and "
+        "7.06, where BF16 numbers are 1/32 apart, 9 are left, and many tokens go to other experts.",
+        ((Gate._apply, "    # The bias moves to the weights' device but stays float32 in a bfloat16 model, "
+                       "as released.\n    bias = self.expert_bias\n", ""),
+         (Gate._apply, "super()._apply(fn, recurse)\n"
+                       "    if bias is not None:\n"
+                       "        self.expert_bias = self.expert_bias.float() if bias.is_meta "
+                       "else bias.to(self.weight.device)\n"
+                       "    return self", "return super()._apply(fn, recurse)")),
+    ),
+    WrongVariant(
         "no scaling factor",
         "The routed experts' output in every layer is too small, by a factor of 2.5 in V3 and of 16 in V2.",
         ((Gate.forward, "weights_NK * c.routed_scaling_factor", "weights_NK"),),
+    ),
+    # The experts' products
+    WrongVariant(
+        "rows past the last group are left unwritten",
+        "The padding of all experts is put at the end, where no expert multiplies it. That saves work, but nothing "
+        "writes these rows of the result, and their weight of 0 comes before the last product: token 0 gets whatever "
+        "the memory holds, often zeros.",
+        ((fill_up, "    shift_E = (filled_E - counts_E).cumsum(0) - (filled_E - counts_E)  "
+                   "# padding before each expert's rows\n", ""),
+         (fill_up, " + shift_E.repeat_interleave(counts_E)", ""),
+         (fill_up, "token, filled_E)", "token, counts_E)"),
+         (_nonempty, "return zip(", "a_RX, b_RY = a_RX[: sum(sizes)], b_RY[: sum(sizes)]\n    return zip(")),
     ),
     # Balance
     WrongVariant(

@@ -117,7 +117,7 @@ def without_best(model: DeepSeek, count: int):
     """
 
     def choose(scores_NE: Tensor, layer: int) -> Tensor:
-        return scores_NE.scatter(1, scores_NE.topk(count, dim=1).indices, float("-inf")) if count else scores_NE
+        return scores_NE.scatter(1, scores_NE.topk(count, dim=1).indices, float("-inf"))
 
     return choosing(model, choose)
 

@@ -1,4 +1,4 @@
-"""Load balancing of experts: the bias update, the sequence-wise loss, and a measure of imbalance.
+"""Load balancing of experts: the bias update, the sequence-wise loss, and two measures of imbalance.
 
 A mixture-of-experts layer (moe.py) has many small feed-forward layers, the experts. A router, or gate, computes a score
 of each expert for each token, its affinity, and routes the token to the experts with the highest scores.
@@ -52,7 +52,19 @@ def max_violation(load_E: Tensor) -> float:
 
     Raises ValueError if all loads are zero, because nothing was routed.
     """
-    mean = load_E.float().mean().item()
-    if mean == 0:
+    _require_routed(load_E)
+    return load_E.max().item() / load_E.float().mean().item() - 1
+
+
+def dead_experts(load_E: Tensor) -> int:
+    """Return the number of experts that received no token. Such an expert gets no gradient.
+
+    Raises ValueError if all loads are zero, because nothing was routed.
+    """
+    _require_routed(load_E)
+    return int((load_E == 0).sum())
+
+
+def _require_routed(load_E: Tensor) -> None:
+    if not load_E.any():
         raise ValueError("the load is zero for every expert: route some tokens in training mode first.")
-    return load_E.max().item() / mean - 1

@@ -16,6 +16,7 @@ import torch
 from minids.cost.parameters import count_parameters
 from minids.device import autocast
 from minids.inference.generate import generate
+from minids.model.balance import dead_experts
 from minids.model.deepseek import DeepSeek
 from minids.text.arithmetic import solve
 from minids.text.batches import Batches, encode_split, pack
@@ -32,7 +33,11 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 24, 48
 def make_report(
     model: DeepSeek, tokenizer: Tokenizer, corpus: Corpus, batches: Batches, config: TrainConfig, records: list[dict]
 ) -> dict:
-    """Evaluate a finished run on held-out text and return its report."""
+    """Evaluate a finished run on held-out text and return its report.
+
+    `max_violation` is a mean over steps and layers. `load` and `dead_experts` are of the last 20 steps together, a list
+    per layer and a number per layer.
+    """
     device = model.embed_tokens.weight.device
     held_out = validation_rows(encode_split(tokenizer, corpus.validation), config.sequence_length)
     with autocast(device, config.dtype):
@@ -50,6 +55,7 @@ def make_report(
     count = count_parameters(model.config)
     violation = np.array([record["max_violation"] for record in records], dtype=float)  # None, no routing: NaN
     edge = max(1, min(20, len(records) // 2))  # half of a run of fewer than 40 steps
+    load = torch.tensor([record["load"] for record in records[-edge:]]).sum(dim=0)  # layers, experts
     tokens = config.steps * config.batch_size * config.sequence_length
     training_seconds = records[-1]["seconds"]
     return {
@@ -63,6 +69,8 @@ def make_report(
         "max_violation": {
             "first_20_steps": np.nanmean(violation[:edge]), "last_20_steps": np.nanmean(violation[-edge:]),
         } if np.isfinite(violation).any() else None,
+        "load": load.tolist() if load.any() else None,
+        "dead_experts": [dead_experts(layer) if layer.any() else None for layer in load] if load.any() else None,
         "training_seconds": training_seconds,
         "parameters": {"total": count.total, "active": count.active, "mtp": count.mtp},
         "samples": samples,
@@ -189,6 +197,11 @@ def format_report(report: dict) -> str:
     if report["max_violation"] is not None:
         first, last = report["max_violation"].values()
         lines.append(f"busiest expert over the average (MaxVio)       {first:.2f} at first, {last:.2f} at last")
+    if report.get("load") is not None:  # older reports have none
+        shares = [count * len(layer) / sum(layer) for layer in report["load"] if any(layer) for count in layer]
+        dead = sum(count or 0 for count in report["dead_experts"])
+        lines.append(f"load of an expert over the average, at last    {min(shares):.2f} to {max(shares):.2f}")
+        lines.append(f"experts without a token, at last (dead)        {dead} of {len(shares)}")
     tokens, speed = report["tokens"], report["tokens_per_second"]
     lines.append(f"tokens                                         {tokens:,} at {speed:,.0f} per second")
     total, active = report["parameters"]["total"], report["parameters"]["active"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minids import ModelConfig
-from minids.book.mistakes import WRONG_VARIANTS, WrongVariant
+from minids.book.mistakes import WRONG_VARIANTS, WrongVariant, poisoned_memory
 from minids.cost.cache import kv_cache_bytes, kv_cache_elements
 from minids.model.mla import MLA
 from minids.model.moe import Gate
@@ -88,6 +88,15 @@ def test_two_mistakes_can_be_planted_at_once_unless_they_are_in_one_function():
     assert (Gate.forward.__code__, MLA.queries.__code__) == right
 
 
+def test_poisoned_memory_is_nan_until_it_is_written_also_in_a_block_within():
+    with poisoned_memory():
+        with poisoned_memory():
+            pass
+        assert torch.ones(2, 2).new_empty(3).isnan().all()
+        assert torch.zeros(3).isfinite().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_an_edit_that_no_longer_fits_is_refused_before_anything_changes():
     code = MLA.queries.__code__
     variant = WrongVariant("?", "?", ((MLA.queries, "interleaved=True", "interleaved=False"), (MLA.latent, "gone", "")))
@@ -102,7 +111,11 @@ def test_the_numbers_in_the_texts_are_those_of_v3():
     instead = f"are kept instead of {per_layer}"
     rotated = v3.kv_lora_rank + heads * v3.qk_rope_head_dim
     expanded = heads * (v3.qk_nope_head_dim + v3.v_head_dim) + v3.qk_rope_head_dim
+    biases = torch.linspace(6.82, 7.06, 238)
+    rounded = biases.bfloat16().unique().float()
     for name, text in {
+        "the bias is kept in BF16": f"of {len(biases.unique())} between {biases[0]:.2f} and {biases[-1]:.2f}, "
+        f"where BF16 numbers are 1/{1 / rounded.diff().max():.0f} apart, {len(rounded)} are left",
         "no YaRN temperature": f"{softmax_scale(v3) * v3.qk_head_dim**0.5:.2f} in V3",
         "a rotated key per head": f"from {per_layer} numbers per token and layer to {rotated:,}",
         "expanded keys and values are cached": f"{expanded:,} numbers per token and layer {instead}",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from minids.model.balance import max_violation, sequence_balance_loss, update_expert_bias
+from minids.model.balance import dead_experts, max_violation, sequence_balance_loss, update_expert_bias
 
 
 @pytest.mark.kills("the bias moves the wrong way")
@@ -80,12 +80,15 @@ def test_sequence_loss_and_its_gradient_equal_the_equations(B, T, E, data):
 
 
 @pytest.mark.parametrize(
-    ("load", "expected"), [([5, 5, 5, 5], 0.0), ([10, 0, 5, 5], 1.0), ([20, 0, 0, 0], 3.0), ([3], 0.0)]
+    ("load", "violation", "dead"),
+    [([5, 5, 5, 5], 0.0, 0), ([10, 0, 5, 5], 1.0, 1), ([20, 0, 0, 0], 3.0, 3), ([3], 0.0, 0)],
 )
-def test_max_violation_is_how_far_the_busiest_expert_is_above_the_mean(load, expected):
-    assert max_violation(torch.tensor(load)) == pytest.approx(expected)
+def test_the_busiest_expert_is_held_against_the_mean_and_an_idle_one_is_dead(load, violation, dead):
+    assert max_violation(torch.tensor(load)) == pytest.approx(violation)
+    assert dead_experts(torch.tensor(load)) == dead
 
 
-def test_max_violation_of_no_tokens_is_refused():
+@pytest.mark.parametrize("measure", [max_violation, dead_experts])
+def test_the_balance_of_no_tokens_is_refused(measure):
     with pytest.raises(ValueError, match="zero for every expert"):
-        max_violation(torch.zeros(4, dtype=torch.int64))
+        measure(torch.zeros(4, dtype=torch.int64))

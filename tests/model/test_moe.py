@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from minids.book.mistakes import poisoned_memory
 from minids.model.balance import sequence_balance_loss
 from minids.model.config import ModelConfig
 from minids.model.moe import Experts, Gate, MoE, combine, dispatch
@@ -111,12 +112,103 @@ def test_bias_chooses_but_never_weighs():
     assert dict(zip(experts[0].tolist(), weights[0].tolist(), strict=True)) == pytest.approx({3: 0.25, 1: 0.75})
 
 
+@pytest.mark.kills("the weight is the biased score minus the bias")
+def test_small_scores_keep_their_weights_beside_a_large_bias():
+    gate = gate_with([1e-8, 3e-8])
+    gate.expert_bias.fill_(12.0)
+    weights, experts, _ = gate(torch.ones(1, 1))
+    assert dict(zip(experts[0].tolist(), weights[0].tolist(), strict=True)) == pytest.approx({0: 0.25, 1: 0.75})
+
+
+@pytest.mark.kills("the bias is kept in BF16")
+def test_biases_that_bfloat16_cannot_tell_apart_choose_also_in_a_bfloat16_model():
+    gate = gate_with([0.5, 0.5], num_experts_per_tok=1)
+    gate.expert_bias.copy_(torch.tensor([7.000, 7.012]))
+    assert gate.to(torch.bfloat16)(torch.ones(1, 1))[1].item() == 1
+
+
+def test_a_constant_added_to_the_biases_of_one_group_changes_the_choice():
+    gate, scores = Gate(GROUPS), torch.rand(20, 8)
+    assert not (gate.choose(scores) // 2 == 1).all()
+    gate.expert_bias[2:4] += 1.0
+    assert (gate.choose(scores) // 2 == 1).all()
+
+
+@pytest.mark.kills("masked groups score zero")
+@examples(60)
+@given(seeds, st.sampled_from([CONFIG, GROUPS]), st.integers(-(2**13), 2**13))
+def test_a_constant_added_to_all_biases_changes_no_choice(seed, config, constant):
+    """Group scores, sums of two, all move by twice the constant. All numbers are multiples of 2^-10: sums are exact."""
+    gate, generator = Gate(config), torch.Generator().manual_seed(seed)
+    scores = torch.randint(1, 2**10, (20, 8), generator=generator) * 2**-10
+    gate.expert_bias.copy_(torch.randint(-(2**10), 2**10, (8,), generator=generator) * 2**-10)
+    before = gate.choose(scores)
+    gate.expert_bias += constant * 2**-10
+    assert torch.equal(gate.choose(scores), before)
+
+
 @pytest.mark.kills("masked groups score zero")
 def test_a_masked_group_loses_even_when_every_biased_score_is_negative():
     gate = gate_with([0.9, 0.8, 0.3, 0.2, 0.3, 0.2], n_group=3, topk_group=1)
     gate.expert_bias.fill_(-2.0)
     _, experts, _ = gate(torch.ones(1, 1))
     assert sorted(experts[0].tolist()) == [0, 1]
+
+
+def gate_of_the_authors(logits_NE: Tensor, bias_E: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:
+    """A third witness, (choices, weights): `top2_sum_gate` of deepseek-ai/TileKernels (tile_kernels/torch), restated.
+
+    It differs from ours in three ways. Of equal scores it takes the first, by a stable sort; our topk may take any. Its
+    denominator is the sum of the weights but at least 1e-20, ours is the sum plus 1e-20. With a softmax, it adds the
+    bias to the logits, not to the scores.
+    """
+    sigmoid = c.scoring_func == "sigmoid"
+    scores_NE = logits_NE.sigmoid() if sigmoid else logits_NE.softmax(dim=1)
+    ranking_NE = (scores_NE if sigmoid else logits_NE) + bias_E
+    if c.topk_group < c.n_group:  # otherwise there is nothing to mask
+        by_group = ranking_NE.unflatten(1, (c.n_group, -1))
+        of_groups = by_group.sort(dim=2, descending=True).values[..., :2].sum(dim=2)
+        masked = of_groups.sort(dim=1, descending=True, stable=True).indices[:, c.topk_group :]
+        ranking_NE = by_group.scatter(1, masked[..., None].expand(-1, -1, by_group.shape[2]), -torch.inf).flatten(1)
+    chosen_NK = ranking_NE.sort(dim=1, descending=True, stable=True).indices[:, : c.num_experts_per_tok]
+    weights_NK = scores_NE.gather(1, chosen_NK)
+    return chosen_NK, weights_NK / weights_NK.sum(dim=1, keepdim=True).clamp(min=1e-20) * c.routed_scaling_factor
+
+
+def gate_of_logits(config: ModelConfig) -> Gate:
+    """A gate whose inputs are its logits."""
+    gate = Gate(replace(config, hidden_size=config.n_routed_experts)).eval()
+    gate.weight.data = torch.eye(config.n_routed_experts)
+    return gate
+
+
+@examples(60)
+@given(mixtures(), st.floats(-3, 1), seeds)
+def test_the_gate_is_that_of_the_authors_own_reference(entries, highest_bias, seed):
+    assume(entries["topk_method"] == "noaux_tc")
+    torch.manual_seed(seed)
+    gate = gate_of_logits(replace(CONFIG, **entries | dict(scoring_func="sigmoid", norm_topk_prob=True)))
+    gate.expert_bias.uniform_(highest_bias - 1, highest_bias)
+    logits = torch.randn(20, gate.config.n_routed_experts)
+    weights, chosen, scores = gate(logits)
+    assume(closest_call(gate, scores) > 1e-6)  # ties may fall either way
+    their_chosen, their_weights = gate_of_the_authors(logits, gate.expert_bias, gate.config)
+    ours, theirs = (
+        torch.zeros_like(scores).scatter(1, experts, values)
+        for experts, values in ((chosen, weights), (their_chosen, their_weights))
+    )
+    assert_close(ours, theirs)
+
+
+def test_the_authors_reference_differs_in_a_softmax_gate_and_for_tiny_scores():
+    softmax, logits = gate_of_logits(replace(CONFIG, num_experts_per_tok=1)), torch.tensor([[0.6, 0.3] + [0.0] * 6])
+    softmax.config = replace(softmax.config, scoring_func="softmax")
+    softmax.expert_bias[1] = 0.2  # less than the distance of the logits, more than that of the scores
+    assert softmax(logits)[1].item() == 1
+    assert gate_of_the_authors(logits, softmax.expert_bias, softmax.config)[0].item() == 0
+    tiny, logits = gate_of_logits(CONFIG), torch.tensor([1e-20] * 8).logit()[None]
+    assert tiny(logits)[0].sum().item() == pytest.approx(2 / 3)
+    assert gate_of_the_authors(logits, tiny.expert_bias, CONFIG)[1].sum().item() == pytest.approx(1)
 
 
 @pytest.mark.kills("no scaling factor", factor=2.5)
@@ -209,6 +301,17 @@ def test_dispatch_experts_and_combine_and_their_gradients_equal_a_loop(choices, 
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     else:
         assert all((a - b).norm() <= 0.03 * (b.norm() + 1) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.kills("rows past the last group are left unwritten")
+def test_nothing_is_read_that_was_not_written():
+    """Neither of padding rows, nor of an expert without rows."""
+    moe, x = make(MoE, CONFIG), torch.randn(1, 200, 6, requires_grad=True)  # enough rows to be padded
+    moe.gate.expert_bias[3] -= 2
+    with poisoned_memory(), torch.autocast("cpu", torch.bfloat16):
+        out, _ = moe(x)
+        gradients = torch.autograd.grad(out.sum(), [x, *moe.parameters()])
+    assert all(values.isfinite().all() for values in (out, *gradients))
 
 
 def test_no_tokens_give_no_rows():

@@ -31,7 +31,10 @@ from minids.training.report import (
 
 CONFIG = small_train_config(steps=3)
 CORPUS = small_corpus()
-RECORDS = [{"max_violation": [0.5 + step, 1.5 + step], "seconds": 0.5 * (step + 1)} for step in range(3)]
+RECORDS = [
+    {"max_violation": [0.5 + step, 1.5 + step], "load": [[step, 0, 4], [3, 2, step]], "seconds": 0.5 * (step + 1)}
+    for step in range(3)
+]
 
 
 def batches_of(tokenizer: Tokenizer, corpus: Corpus) -> Batches:
@@ -144,6 +147,7 @@ def test_the_report_counts_tokens_and_time_and_is_json(report):
     expected = {
         "tokens": tokens, "training_seconds": seconds, "tokens_per_second": tokens / seconds,
         "max_violation": {"first_20_steps": 1.0, "last_20_steps": 3.0},  # of 3 steps, the first and the last
+        "load": [[2, 0, 4], [3, 2, 2]], "dead_experts": [1, 0],
         "corpus_sha256": CORPUS.sha256, "torch": torch.__version__,
     }  # fmt: skip
     again = json.loads(json.dumps(report, default=float))
@@ -163,18 +167,30 @@ def test_a_held_out_text_shorter_than_a_row_is_scored_all_the_same(tokenizer, he
 def test_a_plain_model_on_text_of_ones_own_is_reported_without_what_it_has_not(tokenizer):
     corpus = Corpus({"text": CORPUS.train["code"]}, {"text": CORPUS.validation["code"]}, {"text": 1})
     model = small_model(n_routed_experts=None, num_nextn_predict_layers=0)
-    records = [{"max_violation": [], "seconds": 1.0}] * 3
+    records = [{"max_violation": [], "load": [], "seconds": 1.0}] * 3
     report = make_report(model, tokenizer, corpus, batches_of(tokenizer, corpus), CONFIG, records)
-    assert [report[name] for name in ("arithmetic_accuracy", "mtp_agreement", "max_violation")] == [None] * 3
+    absent = ("arithmetic_accuracy", "mtp_agreement", "max_violation", "load", "dead_experts")
+    assert [report[name] for name in absent] == [None] * 5
     assert set(report["bits_per_byte"]) == {"text", "all"}
     text = format_report(report)
-    assert not any(word in text for word in ("arithmetic", "MTP", "MaxVio", "None", "nan"))
+    assert not any(word in text for word in ("arithmetic", "MTP", "MaxVio", "dead", "None", "nan"))
 
 
 def test_a_gate_that_routed_nothing_is_no_even_one(tokenizer):
-    records = [{"max_violation": [0.5, None], "seconds": 1.0}] * 3  # of a loss that leaves the MTP module out
+    # Of a loss that leaves the MTP module out. Of four steps, the last two count.
+    records = [{"max_violation": [0.5, None], "load": [[n, 0, 2], [0, 0, 0]], "seconds": 1.0} for n in range(4)]
     report = make_report(small_model(), tokenizer, CORPUS, batches_of(tokenizer, CORPUS), CONFIG, records)
     assert report["max_violation"] == {"first_20_steps": 0.5, "last_20_steps": 0.5}
+    assert (report["load"], report["dead_experts"]) == ([[5, 0, 4], [0, 0, 0]], [1, None])
+    lines = [" ".join(line.split()) for line in format_report(report).splitlines()]
+    assert "load of an expert over the average, at last 0.00 to 1.67" in lines
+    assert "experts without a token, at last (dead) 1 of 3" in lines
+
+
+def test_a_report_from_before_loads_were_reported_is_printed_without_them(report):
+    older = {name: value for name, value in report.items() if name not in ("load", "dead_experts")}
+    shown = [line for line in format_report(report).splitlines() if ", at last" not in line or "MaxVio" in line]
+    assert format_report(older).splitlines() == shown
 
 
 def test_accuracy_is_split_by_the_digits_of_the_longer_number_and_held_against_the_commonest_answer():
