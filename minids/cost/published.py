@@ -114,3 +114,27 @@ ATTENTION_MOE = {
     "large, MHA": {"cached": 860.2, "MMLU": 57.5, "BBH": 46.6, "C-Eval": 57.9, "CMMLU": 60.7},
     "large, MLA": {"cached": 34.6, "MMLU": 59.0, "BBH": 50.7, "C-Eval": 59.2, "CMMLU": 62.5},
 }
+
+# "Auxiliary-Loss-Free Load Balancing Strategy for MoE" (Wang et al. 2024), table 2: α = 0.001 against the bias.
+LOSS_FREE = {
+    "1B": {"loss": {"MaxVio": 0.72, "perplexity": 9.56}, "bias": {"MaxVio": 0.04, "perplexity": 9.50}},
+    "3B": {"loss": {"MaxVio": 0.52, "perplexity": 7.97}, "bias": {"MaxVio": 0.04, "perplexity": 7.92}},
+}
+
+# DeepSeekMoE, tables 1 and 2, §4.4 and 4.5: loss on the Pile after 100B tokens, and parameters as printed.
+# "1 + 7 of 63": one shared expert, 7 chosen of 63 routed ones. "0 + 2 of 16" is GShard, "0 + 1 of 16" the Switch
+# Transformer. "× 1.2" and the like have larger experts or layers; "dense × 16" is as wide as all experts together.
+DEEPSEEKMOE_2B = {
+    "dense": {"total": "0.2B", "active": "0.2B", "loss": 2.060},
+    "dense × 4": {"loss": 1.908},
+    "dense × 16": {"loss": 1.806},
+    "hash layer": {"total": "2.0B", "active": "0.2B", "loss": 1.932},
+    "0 + 1 of 16": {"total": "2.0B", "active": "0.2B", "loss": 1.881},
+    "0 + 2 of 16": {"total": "2.0B", "active": "0.3B", "loss": 1.867},
+    "0 + 2 of 16, × 1.2": {"loss": 1.824},
+    "0 + 2 of 16, × 1.5": {"loss": 1.808},
+    "1 + 7 of 63": {"total": "2.0B", "active": "0.3B", "loss": 1.808},
+    "2 + 6 of 62": {"total": "2.0B", "active": "0.3B", "loss": 1.806},
+    "4 + 4 of 60": {"total": "2.0B", "active": "0.3B", "loss": 1.811},
+    "1 + 7 of 63, shared one replaced": {"loss": 2.414},
+}

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from minids.book.experiments import miniature
-from minids.book.experiments.__main__ import EXPERIMENTS
+from minids.book.experiments.__main__ import EXPERIMENTS, SHORT
 from minids.book.experiments.attention import MODELS, RANKS, cut_to_ranks, without_parts
+from minids.book.experiments.pool import jobs
 from minids.book.experiments.runner import SEEDS, changed_arms
 from minids.book.probes import keys_and_values_svd, project_keys_and_values, silence
 from minids.book.recorded import cached_per_layer, load, reports_of
@@ -38,6 +39,17 @@ def test_every_run_was_of_an_arm_and_of_the_corpus_of_today(name):
         of_today = json.loads(json.dumps(asdict(arm.train)))
         assert report["train"] == of_today | {"seed": row["seed"], "dtype": report["dtype"]}
     assert data["minutes"] == round(sum(row["report"]["seconds"] for row in data["runs"]) / 60, 1)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_every_short_run_was_of_an_arm_and_of_the_corpus_of_today(name):
+    experiment, data = SHORT[name], load(name)
+    arms = {arm: settings.settings() for arm, settings in experiment.arms.items()}
+    of_today = {"train": asdict(experiment.train), "arms": arms, "seeds": experiment.seeds}
+    assert {key: data[key] for key in of_today} == json.loads(json.dumps(of_today))
+    assert data["corpus_sha256"] == CORPUS_SHA256
+    assert [(row["arm"], row["weights"], row["data"]) for row in data["runs"]] == jobs(experiment)
+    assert data["minutes"] == round(sum(row["seconds"] for row in data["runs"]) / 60, 1)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ trained with every pair of them, so that both kinds of noise are known. Arms of 
 order.
 
 The result of each run is kept in a file of the folder as soon as it is there, under a name that depends on all settings
-of the run, so that an interrupted experiment goes on where it stopped. The result of all is figures/data/NAME.json:
+of the run, so that an interrupted experiment goes on where it stopped. (The name does not depend on the code: after a
+change of what is measured, take a new folder.) The result of all is figures/data/NAME.json:
 
     seeds, minutes                   which, and how many minutes of one core all runs took together
     machine, torch, corpus_sha256    what wrote the file
@@ -41,6 +42,7 @@ from minids.text.tokenizer import Tokenizer
 from minids.training.config import TrainConfig
 from minids.training.report import per_byte, score_held_out, spread, validation_rows
 from minids.training.run import Run, start_run
+from minids.validation import require
 
 DOMAINS = ("prose", "code")
 LENGTH, ROWS = 128, 128  # tokens of a row, and held-out rows of each domain that are scored
@@ -72,8 +74,9 @@ class Experiment:
 
 
 def jobs(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[tuple[str, int, int]]:
-    """Return arm, seed of weights and seed of data of every run."""
+    """Return arm, seed of weights and seed of data of every run. Raises ValueError for seeds below 0 or twice."""
     seeds = experiment.seeds if seeds is None else seeds
+    require("seeds", seeds, len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers of at least 0")
     pairs = product(seeds, seeds) if experiment.crossed else [(seed, seed) for seed in seeds]
     return [(arm, *pair) for pair in pairs for arm in experiment.arms]
 
@@ -81,7 +84,8 @@ def jobs(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[t
 def record(experiment: Experiment, folder: Path, seeds: tuple[int, ...] | None = None) -> Path:
     """Do the runs that are not yet in the folder, write the results, and return the file's path.
 
-    With the experiment's own seeds that is figures/data/NAME.json, else NAME.json in the folder.
+    With the experiment's own seeds that is figures/data/NAME.json, else NAME.json in the folder. Raises ValueError for
+    seeds below 0 or twice.
     """
     seeds = experiment.seeds if seeds is None else seeds
     all_jobs = jobs(experiment, seeds)
@@ -97,8 +101,12 @@ def record(experiment: Experiment, folder: Path, seeds: tuple[int, ...] | None =
     files = [folder / _file_name(header, *job) for job in all_jobs]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         waiting = [pool.submit(_run, experiment.run, file, job) for file, job in zip(files, all_jobs, strict=True)]
-        for run in waiting:
-            run.result()
+        try:
+            for run in waiting:
+                run.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # started runs finish and no other starts
+            raise
     runs = [
         {"arm": arm, "weights": weights, "data": data} | json.loads(file.read_text(encoding="utf-8"))
         for file, (arm, weights, data) in zip(files, all_jobs, strict=True)

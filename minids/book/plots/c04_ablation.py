@@ -1,0 +1,322 @@
+"""What experts are worth and what they cost: the recorded experiment, DeepSeekMoE's published losses, and ways to
+multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import blended_transform_factory
+
+from minids.book.plots.helpers import DASHED, label, label_ends, log_scale
+from minids.book.plots.style import INK, LAYERS, MUTED, PALE, PARTS, Picture, new_figure, styled
+from minids.book.products import OURS
+from minids.book.recorded import model_of
+from minids.cost.parameters import count_parameters
+from minids.cost.published import DEEPSEEKMOE_2B
+from minids.units import short
+
+SCORE = "prose_and_code"
+DENSE, WHOLE, COARSE, FINE, HERO = "dense, active", "dense, total", "0 + 2 of 16", "0 + 8 of 64", "1 + 7 of 63"
+OFFSETS = np.array([-0.24, -0.08, 0.08, 0.24])  # of an arm's runs: equal seeds stand at equal heights in all rows
+LEFT_OUT = (1, 2, 4)  # sixteenths of the routed experts
+VERDICTS = ("ahead of", "behind", "not separated from")
+# The published models in the order of our arms, as far as they correspond (None: no loss is published), and others.
+PUBLISHED = (
+    "dense", "dense × 16", "0 + 2 of 16", "1 + 1 of 15", "1 + 3 of 31", "0 + 8 of 64", "1 + 7 of 63", "2 + 6 of 62",
+    "4 + 4 of 60", "0 + 2 of 16, × 1.5", "0 + 1 of 16", "dense × 4",
+)  # fmt: skip
+
+
+def runs_of(result: dict, arm: str) -> dict[tuple[int, int], dict]:
+    """Return the runs of an arm by their seeds of weights and of data."""
+    return {(run["weights"], run["data"]): run for run in result["runs"] if run["arm"] == arm}
+
+
+def scores_of(result: dict, arm: str) -> np.ndarray:
+    """Return held-out bits per byte of prose and code by seed, (weights, data)."""
+    runs, seeds = runs_of(result, arm), result["seeds"]
+    return np.array([[runs[weights, data]["bits_per_byte"][SCORE] for data in seeds] for weights in seeds])
+
+
+def compare(result: dict, arm: str, other: str) -> str:
+    """Return whether an arm is "ahead of" another or "behind" it with every pair of equal seeds, or "not separated"."""
+    more = scores_of(result, arm) - scores_of(result, other)
+    ahead, behind, neither = VERDICTS
+    return ahead if (more < 0).all() else behind if (more > 0).all() else neither
+
+
+def noise(result: dict) -> dict[str, float]:
+    """Return how far two runs of an arm are apart on average that differ only in the seed of weights, or of data."""
+    scores = np.stack([scores_of(result, arm) for arm in result["arms"]])
+    return {seed: float(np.abs(np.diff(scores, axis=axis)).mean()) for axis, seed in ((1, "weights"), (2, "data"))}
+
+
+@styled()
+def draw_experts_ablation(result: dict) -> Picture:
+    """Draw held-out bits per byte of every arm: a dot for each run, their mean and range, and how large the noise is.
+
+    Runs of equal seeds stand at the same height in every row. An arm is ahead of another only if it is so in all pairs
+    of equal seeds. The time is that of an arm's fastest run, which other programs on the machine have delayed least.
+    """
+    arms, floor = list(result["arms"]), noise(result)
+    scores = {arm: scores_of(result, arm) for arm in arms}
+    seconds = {arm: min(run["seconds"] for run in runs_of(result, arm).values()) for arm in arms}
+    fig = new_figure(height=6)
+    ax = _rows(fig, arms, below=2.2, top=0.74)
+    _columns(ax, -0.85, {0.225: "total", 0.29: "active", 0.345: "time", 0.88: "mean", 0.975: "ahead"}, color=MUTED)
+    for row, arm in enumerate(arms):
+        values, count = scores[arm], count_parameters(model_of(result, arm))
+        _runs(ax, row, values.ravel(), _color(arm))
+        wins = "" if arm == DENSE else f"{(values < scores[DENSE]).sum()} of {values.size}"
+        time = f"{seconds[arm] / seconds[DENSE]:.1f}×"
+        _columns(ax, row, {0.225: short(count.total), 0.29: short(count.active), 0.345: time})
+        _columns(ax, row, {0.88: f"{values.mean():.3f}", 0.975: wins})
+    ax.axvline(scores[DENSE].mean(), color=PALE, linewidth=1.5, zorder=0)
+    ax.margins(x=0.05)
+    left = ax.get_xlim()[0]
+    for i, (seed, spread) in enumerate(floor.items()):
+        row = len(arms) + 0.35 + 0.75 * i
+        ax.barh(row, spread, left=left, height=0.3, color=MUTED)
+        _columns(ax, row, {0.88: f"{spread:.3f}"})
+        ax.text(0.02, row, f"between two seeds of the {seed}", size=11, color=MUTED, va="center", transform=_across(ax))
+    ax.set_xlim(left=left)
+    ax.set_xlabel("held-out bits per byte, prose and code", size=11)
+    fig.title(_against_dense(result), y=0.935)
+    coarse, fine = (compare(result, HERO, other) for other in (COARSE, FINE))
+    fig.title(f"{HERO} is {coarse} {COARSE} and {'' if fine == coarse else f'{fine} '}{FINE}", y=0.88)
+    key = "dot: a run, equal seeds at equal heights; bar: mean; ahead: of “dense, active”, in pairs of equal seeds"
+    fig.note(0.02, 0.83, key, size=10.5)
+    fig.alt = (
+        f"Held-out bits per byte of prose and code, means of {len(OFFSETS)} runs; between two seeds of the weights "
+        f"{floor['weights']:.3f}, of the data {floor['data']:.3f}. "
+        + "; ".join(
+            f"{arm}: {values.mean():.3f} ({values.min():.3f} to {values.max():.3f})" for arm, values in scores.items()
+        )
+    )
+    return fig
+
+
+def _against_dense(result: dict) -> str:
+    mixtures = [arm for arm in result["arms"] if model_of(result, arm).uses_moe and "," not in arm]  # no controls
+    verdicts = [compare(result, arm, DENSE) for arm in mixtures]
+    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
+    dense = "dense at equal active size"
+    if len(counts) == 1:
+        return f"All {len(mixtures)} mixtures are {verdicts[0]} {dense}"
+    first, *others = counts
+    rest = ", ".join(f"{counts[verdict]} {verdict.removesuffix(' of').removesuffix(' from')}" for verdict in others)
+    return f"Of {len(mixtures)} mixtures, {counts[first]} are {first} {dense}, {rest}"
+
+
+@styled()
+def draw_published_experts() -> Picture:
+    """Draw the published losses of DeepSeekMoE's 2B models, first in the order of our arms, then four others."""
+    fig = new_figure(height=6)
+    ax = _rows(fig, PUBLISHED, below=0.2, top=0.8)
+    _columns(ax, -0.95, {0.285: "total", 0.345: "active", 0.88: "loss"}, color=MUTED)
+    for row, name in enumerate(PUBLISHED):
+        if name not in DEEPSEEKMOE_2B:
+            ax.text(0.37, row, "no loss is published", size=11, color=MUTED, va="center", transform=_across(ax))
+            continue
+        model = DEEPSEEKMOE_2B[name]
+        ax.plot(model["loss"], row, "o", color=_color(name), markersize=6)
+        _columns(ax, row, {0.285: model.get("total", ""), 0.345: model.get("active", ""), 0.88: f"{model['loss']:.3f}"})
+    loss = {name: model["loss"] for name, model in DEEPSEEKMOE_2B.items()}
+    ax.axvline(loss["dense"], color=PALE, linewidth=1.5, zorder=0)
+    ax.margins(x=0.05)
+    ax.set_xlabel("loss on the Pile", size=11)
+    whole = "dense × 16"
+    hero, coarse = (loss[name] - loss[whole] for name in (HERO, COARSE))
+    fig.title(f"DeepSeekMoE at 2B: {HERO} loses {hero:.3f} to {whole}, {COARSE} loses {coarse:.3f}", y=0.935)
+    key = "100B tokens, one run of each; total and active parameters as printed. dense × 16: as wide as all experts"
+    fig.note(0.02, 0.885, key, size=10.5)
+    fig.alt = "Published losses on the Pile: " + ", ".join(f"{name} {value:.3f}" for name, value in loss.items())
+    return fig
+
+
+# ---------------------------------------------------------------------------------------------------
+# Without some of the experts
+
+
+@styled()
+def draw_without(result: dict) -> Picture:
+    """Draw what trained models lose without some of their experts: mean of the runs as a line, their range as a band.
+
+    Left: without each token's best sixteenths of the routed experts (solid), or as many random ones (dashed). Middle:
+    with fewer experts chosen. Right: without the shared expert, and one more routed expert chosen instead of it.
+    """
+    arms = [arm for arm in result["arms"] if all("without" in run for run in runs_of(result, arm).values())]
+    colors = dict(zip(arms, (INK, LAYERS[1], LAYERS[2]), strict=True))
+    fig = new_figure(height=4.7)
+    left, middle = fig.add_axes((0.075, 0.17, 0.265, 0.48)), fig.add_axes((0.42, 0.17, 0.19, 0.48))
+    for arm, color in colors.items():
+        for kind, style in (("best", "-"), ("random", DASHED)):
+            _band(left, {n: added(result, arm, f"{kind} {n}") for n in LEFT_OUT}, color, style)
+        changes, chosen = (
+            next(iter(runs_of(result, arm).values()))["without"],
+            model_of(result, arm).num_experts_per_tok,
+        )
+        fewer = sorted(int(name.removeprefix("top ")) for name in changes if name.startswith("top "))
+        lost = {k / chosen: added(result, arm, f"top {k}") for k in fewer}
+        _band(middle, lost | {1: np.zeros(1)}, color, "-")
+    left.set(xticks=LEFT_OUT, xlabel="sixteenths of the routed experts")
+    middle.set(xlim=(0.05, 1.05), xticks=(0.25, 0.5, 0.75, 1), xlabel="chosen / as trained")
+    middle.xaxis.set_major_formatter(lambda share, _: {0.25: "¼", 0.5: "½", 0.75: "¾"}.get(share, "1"))
+    for ax in (left, middle):
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        ax.xaxis.label.set_size(11)
+    lost = _draw_shared(fig.add_axes((0.77, 0.17, 0.15, 0.48)), result, colors[HERO])
+    fig.note(0.02, 0.69, "left out: best —, random – –")
+    fig.note(0.375, 0.69, "fewer chosen")
+    fig.note(0.645, 0.69, f"shared expert of {HERO}")
+    fig.note(0.02, 0.765, "bits per byte added:")
+    for arm, x in zip(arms, (0.22, 0.36, 0.5), strict=True):
+        fig.text(x, 0.765, arm, size=12, color=colors[arm])
+    best = {arm: added(result, arm, "best 1") for arm in arms}
+    apart = best[HERO].min() > best[COARSE].max() or best[HERO].max() < best[COARSE].min()
+    fig.title(f"{HERO} loses {lost[SCORE].mean():.2f} bits per byte if one more routed expert replaces the shared one",
+              y=0.92)  # fmt: skip
+    lead = f"and {best[HERO].mean():.2f} without each token’s best sixteenth; {COARSE} loses"
+    fig.title(f"{lead} {best[COARSE].mean():.2f} there{'' if apart else ': not separated'}", y=0.855)
+    by_domain = ", ".join(f"{domain} {values.mean():.2f}" for domain, values in lost.items() if domain != SCORE)
+    fig.alt = (
+        f"Bits per byte added, means of {len(best[HERO])} runs. {HERO} with one more routed expert instead of the "
+        f"shared one: {by_domain}. Without the best sixteenth of the routed experts: "
+        + ", ".join(f"{arm} {values.mean():.2f}" for arm, values in best.items())
+        + "; without a random one: "
+        + ", ".join(f"{arm} {added(result, arm, 'random 1').mean():.2f}" for arm in arms)
+    )
+    return fig
+
+
+def _draw_shared(ax: Axes, result: dict, color: str) -> dict[str, np.ndarray]:
+    """Draw by domain what removing the shared expert costs; return what it costs if one more routed is chosen."""
+    lost = {}
+    for top, change in ((0, "no shared, one more"), (3, "no shared")):
+        words = "one more routed instead" if "," in change else "nothing instead"
+        ax.text(0.03, top - 0.75, words, size=11, va="center", ha="left", transform=ax.get_yaxis_transform())
+        for row, domain in enumerate(("prose", "code"), start=top):
+            values = added(result, HERO, change, domain)
+            ax.barh(row, values.mean(), height=0.5, color=color, alpha=0.35)
+            ax.plot([values.min(), values.max()], [row, row], color=color, linewidth=2)
+            label(ax, f"{values.mean():.2f}", (max(values.max(), 0), row), (6, 0))
+            ax.text(-0.05, row, domain, size=11, va="center", ha="right", transform=ax.get_yaxis_transform())
+            lost |= {domain: values} if "," in change else {}
+    lost[SCORE] = added(result, HERO, "no shared, one more")
+    ax.set(ylim=(4.6, -1.2), yticks=[], xticks=[])
+    ax.set_xlim(left=min(0, ax.get_xlim()[0]))
+    ax.spines["bottom"].set_visible(False)
+    return lost
+
+
+def added(result: dict, arm: str, change: str, domain: str = SCORE) -> np.ndarray:
+    """Return the bits per byte that a change adds to the trained models of an arm, one number for each run."""
+    found = [run["without"] for run in runs_of(result, arm).values()]
+    return np.array([one[change][domain] - one["as trained"][domain] for one in found])
+
+
+def _band(ax: Axes, values: dict[float, np.ndarray], color: str, style) -> None:
+    ax.fill_between(list(values), [v.min() for v in values.values()], [v.max() for v in values.values()], color=color,
+                    alpha=0.2, linewidth=0)  # fmt: skip
+    ax.plot(list(values), [v.mean() for v in values.values()], color=color, linestyle=style, marker="o", markersize=4)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Ways to run the experts of a layer
+
+WAY_COLORS = {"masks": LAYERS[2], "padded": LAYERS[1], "grouped": LAYERS[4]}
+
+
+@styled()
+def draw_products(measured: list[dict]) -> Picture:
+    """Draw how long each way to run the experts takes, relative to sorted rows with one product per expert.
+
+    `measured` is what products.measure returns. A line is the median of the rounds, a band their middle half.
+    """
+    fig = new_figure(height=4.4)
+    routings = list(dict.fromkeys(row["routing"] for row in measured))
+    times, loads = {}, {}
+    top = 1.1 * max(
+        np.quantile(np.divide(row["milliseconds"][way], row["milliseconds"][OURS]), 0.75)
+        for row in measured for way in row["milliseconds"]
+    )  # fmt: skip
+    for routing, left in zip(routings, (0.075, 0.56), strict=True):
+        rows = [row for row in measured if row["routing"] == routing]
+        experts, loads[routing] = [row["experts"] for row in rows], [row["busiest"] for row in rows]
+        ax = fig.add_axes((left, 0.17, 0.3, 0.53))
+        ax.axhline(1, color=INK, linewidth=1.5)
+        ends = {"sorted": (1.0, INK)}
+        for way, color in WAY_COLORS.items():
+            if way in rows[0]["milliseconds"]:
+                ratios = [np.divide(row["milliseconds"][way], row["milliseconds"][OURS]) for row in rows]
+                low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=1)
+                ax.fill_between(experts, low, high, color=color, alpha=0.2, linewidth=0)
+                ax.plot(experts, middle, "o-", color=color, markersize=4)
+                times[routing, way] = middle[-1]
+                ends[f"{way} {middle[-1]:.1f}"] = (middle[-1], color)
+        log_scale(ax, "x", "{:.0f}".format, experts, base=2)
+        ax.set(xlim=(experts[0], experts[-1]), ylim=(0, top), xlabel="experts")
+        ax.yaxis.set_major_formatter("{x:g}×")
+        label_ends(ax, ends, gap=0.085 * top, lowest=0.03 * top, shift=6, size=11)
+        first, last = loads[routing][0], loads[routing][-1]
+        fig.note(left - 0.05, 0.74, f"{routing} routing: busiest expert {first:.1f} to {last:.1f} × average")
+    fig.note(
+        0.025, 0.815, "time relative to sorted rows with one product per expert; median, band: middle half of rounds"
+    )
+    at_end = {way: [found for (_, name), found in times.items() if name == way] for way in WAY_COLORS}
+    padding = " or, skewed, ".join(f"{found:.1f}" for found in at_end["padded"])
+    fig.title(f"At {experts[-1]} experts masks take {max(at_end['masks']):.1f} times the time of sorted rows, padding "
+              f"{padding}", y=0.9)  # fmt: skip
+    fig.alt = (
+        f"Four ways to run a layer of {experts[0]} to {experts[-1]} experts, with equal work. "
+        + "; ".join(f"{routing}: the busiest expert has {load[0]:.1f} to {load[-1]:.1f} times the average load, so "
+                    "padding computes as many times more rows" for routing, load in loads.items())
+    )  # fmt: skip
+    return fig
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the pictures share
+
+
+def _color(arm: str) -> str:
+    """Dense models are grey, mixtures with shared experts in another colour than those without."""
+    if arm.startswith("dense"):
+        return PARTS["dense"]
+    return LAYERS[1] if arm.startswith("0") else LAYERS[2]
+
+
+def _rows(fig: Picture, names: Sequence[str], below: float, top: float) -> Axes:
+    """Return axes with a row for each name, and `below` more."""
+    ax = fig.add_axes((0.37, 0.105, 0.44, top - 0.105))
+    ax.set_ylim(len(names) - 0.5 + below, -0.6)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    for row, name in enumerate(names):
+        mixture, comma, control = name.partition(", ")
+        text = f"    {control}" if comma and mixture in names else name  # below the arm that it is a variant of
+        ax.text(0.02, row, text, size=12, va="center", transform=_across(ax))
+    return ax
+
+
+def _across(ax: Axes):
+    """Places on the whole picture from left to right, and rows from top to bottom."""
+    return blended_transform_factory(ax.figure.transFigure, ax.transData)
+
+
+def _columns(ax: Axes, row: float, texts: dict[float, str], color: str = INK) -> None:
+    for x, text in texts.items():
+        ax.text(x, row, text, size=11, ha="right", va="center", color=color, transform=_across(ax))
+
+
+def _runs(ax: Axes, row: int, values: np.ndarray, color: str) -> None:
+    """Draw an arm's runs as dots, their range as a line and their mean as a bar."""
+    ax.plot([values.min(), values.max()], [row, row], color=color, linewidth=1.2)
+    ax.plot([values.mean()] * 2, [row - 0.36, row + 0.36], color=color, linewidth=3, solid_capstyle="butt")
+    ax.plot(values, row + OFFSETS[: len(values)], "o", color=color, markersize=4.5)

@@ -1,0 +1,388 @@
+"""From one feed-forward layer to experts: the split, the route of each token, and the two kinds of gates.
+
+A box is one number. The numbers are those of the toy layer (minids/book/toy.py), read from the library's own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.patches import Polygon, Rectangle
+from torch import Tensor, nn
+
+from minids.book.plots.c03_sequence import one_decimal, tint
+from minids.book.plots.diagram import FAINT, Diagram
+from minids.book.plots.helpers import name_ticks
+from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, new_figure, readable_on, styled
+from minids.book.toy import WORDS, toy_input, toy_moe
+from minids.model.layers import SwiGLU
+from minids.model.moe import Experts
+from minids.validation import is_number, require
+
+LINE = "#C9CCD1"  # around what is not lit
+ROUTER, ROUTED, SHARED, DENSE = (PARTS[name] for name in ("router", "routed", "shared", "dense"))
+V2 = {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": "greedy"}  # the toy with V2's gate
+
+
+def require_token(token: int) -> None:
+    """Raise ValueError for a token that is not one of WORDS, counted from 1."""
+    whole = isinstance(token, int) and not isinstance(token, bool)
+    require("token", token, whole and 1 <= token <= len(WORDS), f"1 to {len(WORDS)}")
+
+
+def two_decimals(number: float) -> str:
+    """Return a number as wider boxes show it, without a minus before zero."""
+    return f"{number:.2f}".replace("-0.00", "0.00")
+
+
+def outputs_of_experts(experts: Experts, x: Tensor) -> Tensor:
+    """Return the output of every expert for one token, (E, D), without the weights g."""
+    n = len(experts.down_proj)
+    return experts(x.expand(n, -1), torch.ones(n), torch.ones(n, dtype=torch.int64))
+
+
+def joined(experts: Experts) -> SwiGLU:
+    """Return the dense layer whose hidden units are those of all experts, in their order."""
+    n, hidden, width = experts.down_proj.shape
+    dense = SwiGLU(hidden, n * width).requires_grad_(False)
+    gate, up = experts.gate_up_proj.chunk(2, dim=1)
+    dense.gate_proj.weight.copy_(gate.flatten(0, 1))
+    dense.up_proj.weight.copy_(up.flatten(0, 1))
+    dense.down_proj.weight.copy_(experts.down_proj.transpose(0, 1).flatten(1))
+    return dense
+
+
+def boxes(
+    d: Diagram, x: float, y: float, values: Sequence[float | None], size: tuple[float, float], color: str = PAPER, *,
+    show=None, edge: str = PAPER, ink: str | None = None,
+) -> float:  # fmt: skip
+    """Draw a row of boxes, with the numbers as `show` gives them, and return its right edge. None is an empty box."""
+    for value in values:
+        face = color if value is not None else PAPER
+        border = edge if value is not None else PALE
+        d.ax.add_artist(Rectangle((x, y), *size, facecolor=face, edgecolor=border, linewidth=0.7, zorder=3))
+        if show and value is not None:
+            middle = x + size[0] / 2, y + size[1] / 2 - 0.5
+            d.text(*middle, show(value), size=10, ha="center", va="center", color=ink or readable_on(face))
+        x += size[0]
+    return x
+
+
+def outline(d: Diagram, x: float, y: float, width: float, height: float, **how) -> None:
+    """Draw a frame around boxes."""
+    how = {"edgecolor": INK, "linewidth": 1.4, "zorder": 3.6} | how
+    d.ax.add_artist(Rectangle((x, y), width, height, facecolor="none", **how))
+
+
+# ---------------------------------------------------------------------------------------------------
+# One feed-forward layer becomes several
+
+
+UNIT, APART = 9, 6  # points: a hidden unit, and between two slices
+NUMBER = (23.4, 18)  # a box with one decimal
+PANEL = (150, 250)
+
+
+@styled()
+def draw_split(token: int = 4) -> Picture:
+    """Draw one token of the toy in four layers: dense, cut into slices, routed, and with a shared expert.
+
+    The dense layer's hidden units are those of the four routed experts together. Multiplications are those by weights.
+    Raises ValueError for a token that is not one of WORDS, counted from 1.
+    """
+    require_token(token)
+    x, layer, routed = toy_input()[token - 1], toy_moe(), toy_moe(n_shared_experts=None)
+    dense, slices = joined(layer.experts), outputs_of_experts(layer.experts, x)
+    weights, chosen, _ = (row[0].tolist() for row in layer.gate(x[None]))
+    g = dict(zip(chosen, weights, strict=True))
+    n, width = len(slices), layer.experts.down_proj.shape[2]
+    whole, one = size(dense), size(layer.experts) // n
+    cost = {"router": size(layer.gate), "routed": len(g) * one, "shared": size(layer.shared_experts)}
+    used = [{"dense": whole}, {"dense": whole}, {k: cost[k] for k in ("router", "routed")}, cost]
+    held = [whole, size(layer.experts), size(routed), size(layer)]
+    outs = [dense(x), slices.sum(dim=0), routed(x[None, None])[0][0, 0], layer(x[None, None])[0][0, 0]]
+    titles = ("Dense", f"Cut into {n}", f"{len(g)} of {n} routed", "Shared + routed")
+    below = (f"{n * width} hidden units", f"the sum of {n} slices", "each times its g", "one always computed")
+    d = Diagram(height=384)
+    d.text(14, d.height - 24, _split_finding(len(g), n, cost, whole), size=14)
+    for i, (title, text) in enumerate(zip(titles, below, strict=True)):
+        left, bottom = 14 + i * (PANEL[0] + 20 / 3), d.height - 46 - PANEL[1]
+        d.panel(left, bottom, *PANEL, title)
+        d.text(left + 10, bottom + PANEL[1] - 32, text, color=MUTED)
+        panel = _Layer(d, left, bottom, width)
+        panel.numbers(x.tolist(), outs[i].tolist(), WORDS[token - 1])
+        if i == 0:
+            panel.whole(n)
+        else:
+            panel.slices(n, None if i == 1 else g)
+        if i == 3:
+            panel.shared()
+        _cost(d, left, bottom, held[i], used[i], PANEL[0] / max(held))
+    d.plus(14 + PANEL[0] + 10 / 3, bottom + 193, sign="=")
+    names = ("dense", "in slices", "routed", "routed and shared")
+    d.figure.alt = f"“{WORDS[token - 1]}”, token {token}. " + "; ".join(
+        f"{name}: {count} parameters, {sum(use.values())} multiplications, output {say(out.tolist())}"
+        for name, count, use, out in zip(names, held, used, outs, strict=True)
+    )
+    return d.figure
+
+
+def size(module: nn.Module) -> int:
+    """Return the number of a module's parameters; each used one is one multiplication per token."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def say(numbers: Sequence[float]) -> str:
+    return " ".join(one_decimal(number) for number in numbers)
+
+
+def _split_finding(chosen: int, n: int, cost: dict[str, int], whole: int) -> str:
+    return (
+        f"A token computes {chosen} of {n} slices: {cost['routed']} of {whole} multiplications, "
+        f"and {cost['router']} to choose them"
+    )
+
+
+def _cost(d: Diagram, x: float, bottom: float, held: int, used: dict[str, int], scale: float) -> None:
+    """Draw below a panel its parameters as a bar, filled as far as one token uses them, and both numbers."""
+    y, end = bottom - 24, x
+    for part, count in used.items():
+        d.ax.add_artist(Rectangle((end, y), scale * count, 12, facecolor=PARTS[part], edgecolor="none", zorder=3))
+        end += scale * count
+    outline(d, x, y, scale * held, 12, linewidth=1)
+    d.text(x, y - 18, f"{held} parameters", size=12)
+    d.text(x, y - 35, f"{sum(used.values())} multiplications", size=12)
+    last = f"{used['router']} of each: the router" if "router" in used else "filled: used for a token"
+    d.text(x, y - 51, last, color=MUTED)
+
+
+class _Layer:
+    """A layer at a place of the page: x below, the hidden units in the middle, the output above."""
+
+    def __init__(self, d: Diagram, left: float, bottom: float, width: int):
+        self.d, self.left, self.bottom, self.width = d, left, bottom, width
+        self.start = left + (PANEL[0] - 6 * NUMBER[0]) / 2
+        self.y_in, self.y_units, self.y_out = bottom + 24, bottom + 92, bottom + 184
+
+    def numbers(self, x: list[float], out: list[float], word: str) -> None:
+        for y, values in ((self.y_in, x), (self.y_out, out)):
+            boxes(self.d, self.start, y, values, NUMBER, show=one_decimal, edge=LINE)
+        self.d.text(self.left + PANEL[0] / 2, self.bottom + 9, f"h of “{word}”", size=10, ha="center", color=MUTED)
+
+    def whole(self, n: int) -> None:
+        """Draw all units evenly, as one layer."""
+        first, last = self._place(0, n), self._place(n - 1, n) + (self.width - 1) * UNIT
+        count = n * self.width
+        self._units([first + (last - first) * i / (count - 1) for i in range(count)], DENSE)
+
+    def slices(self, n: int, g: dict[int, float] | None) -> None:
+        """Draw the units in slices; with weights g, only the slices that have one are computed."""
+        for i in range(n):
+            x = self._place(i, n)
+            color = DENSE if g is None else ROUTED if i in g else None
+            self._units([x + j * UNIT for j in range(self.width)], color, lifted=g is not None)
+            if g and i in g:
+                middle = x + self.width * UNIT / 2
+                boxes(self.d, middle - 11.5, self.y_units + 16, [g[i]], (23, 15), ROUTER, show=two_decimals)
+
+    def shared(self) -> None:
+        x = self._place(-1, 4)
+        self._units([x + j * UNIT for j in range(self.width)], SHARED, lifted=True)
+
+    def _place(self, slice_: int, n: int) -> float:
+        """Return the left edge of a slice; all n stand in the middle of the panel."""
+        pitch = self.width * UNIT + APART
+        return self.left + (PANEL[0] - n * pitch + APART) / 2 + slice_ * pitch
+
+    def _units(self, places: list[float], color: str | None, lifted: bool = False) -> None:
+        """Draw hidden units, their frame, and the two matrices; without a color they are not computed."""
+        top = self.y_units + (32 if lifted and color == ROUTED else 15)
+        start, end = places[0], places[-1] + UNIT
+        for low, high in ((self.y_in + NUMBER[1] + 1, self.y_units - 3), (self.y_out - 1, top)):
+            corners = [(self.start, low), (start, high), (end, high), (self.start + 6 * NUMBER[0], low)]
+            if color:
+                self.d.ax.add_artist(Polygon(corners, facecolor=color, alpha=0.14, edgecolor="none", zorder=2))
+            edge = {"edgecolor": color or PALE, "linewidth": 0.9, "zorder": 2.1 if color else 1.5}
+            self.d.ax.add_artist(Polygon(corners, facecolor="none", **edge))
+        for x in places:
+            boxes(self.d, x, self.y_units, [0], (UNIT, 12), color or FAINT, edge=PAPER if color else LINE)
+        outline(self.d, places[0] - 1.5, self.y_units - 1.5, places[-1] + UNIT - places[0] + 3, 15,
+                edgecolor=INK if color else LINE, linewidth=1.2)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------
+# The route of each token
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What the toy layer computes for all six words, and for one of them in full."""
+
+    weights: list[list[float]]  # g of the chosen experts
+    chosen: list[list[int]]
+    scores: list[list[float]]
+    outs: list[list[float]]  # of the chosen experts, for the one token
+    shared: list[float]
+    out: list[float]
+
+    @classmethod
+    def of(cls, token: int) -> Routed:
+        x, layer = toy_input(), toy_moe()
+        weights, chosen, scores = layer.gate(x)
+        outs = outputs_of_experts(layer.experts, x[token - 1])[chosen[token - 1]]
+        out = layer(x[None])[0][0, token - 1]
+        shared = layer.shared_experts(x[token - 1])
+        return cls(*(part.tolist() for part in (weights, chosen, scores, outs, shared, out)))
+
+
+X, SCORE, OUT = (25, 18), (24.8, 18), (30, 18)  # boxes
+
+
+@styled()
+def draw_routing(token: int = 4) -> Picture:
+    """Draw the scores, choices and weights of all six words of the toy, and how one token's output is computed.
+
+    Raises ValueError for a token that is not one of WORDS, counted from 1.
+    """
+    require_token(token)
+    route, x = Routed.of(token), toy_input().tolist()
+    n, chosen, g = len(route.scores[0]), route.chosen[token - 1], route.weights[token - 1]
+    word, s = WORDS[token - 1], [route.scores[token - 1][i] for i in chosen]
+    d = Diagram(height=298)
+    experts, ss, gs = (" and ".join(items) for items in (map(str, chosen), map(two_decimals, s), map(two_decimals, g)))
+    d.text(14, d.height - 24, f"“{word}” goes to experts {experts}: scores {ss}, weights {gs}", size=14)
+    top, pitch, left = d.height - 82, 32, 40
+    at_scores = left + 6 * X[0] + 14
+    at_weights = at_scores + n * SCORE[0] + 14
+    end = at_weights + n * SCORE[0]
+    for at, name, width in (
+        (left, "h", 6 * X[0]),
+        (at_scores, "scores s", 4 * SCORE[0]),
+        (at_weights, "weights g", 4 * SCORE[0]),
+    ):
+        d.text(at + width / 2, top + 20, name, size=12, ha="center")
+    for at in (at_scores, at_weights):
+        for i in range(n):
+            d.text(at + (i + 0.5) * SCORE[0], top + 4, str(i), size=10, ha="center", color=MUTED)
+    for row, name in enumerate(WORDS):
+        y, here = top - pitch * row - 22, row == token - 1
+        ink = INK if here else MUTED
+        d.text(left - 7, y + 9, name, size=11, ha="right", va="center", weight="bold" if here else "normal", color=ink)
+        boxes(d, left, y, x[row], X, show=one_decimal, edge=INK if here else LINE, ink=ink)
+        by_expert = dict(zip(route.chosen[row], route.weights[row], strict=True))
+        color = ROUTER if here else tint(ROUTER, 0.35)
+        for i, score in enumerate(route.scores[row]):
+            at = at_scores + i * SCORE[0]
+            boxes(d, at, y, [score], SCORE, color if i in by_expert else PAPER, show=two_decimals,
+                  edge=PAPER if i in by_expert else PALE, ink=ink if i in by_expert else MUTED)  # fmt: skip
+        for i in by_expert:
+            outline(d, at_scores + i * SCORE[0], y, *SCORE, edgecolor=ink, linewidth=1.5 if here else 0.9)
+        for i in range(n):
+            boxes(d, at_weights + i * SCORE[0], y, [by_expert.get(i)], SCORE, color, show=two_decimals, ink=ink)
+    _output(d, route, token, (end, top - pitch * (token - 1) - 13), top + 34)
+    d.text(left, 12, f"chosen: the {len(chosen)} highest scores; g = s / (sum of the chosen s)", color=MUTED)
+    d.figure.alt = (
+        f"Token {token} of “{' '.join(WORDS)}”: scores {' '.join(map(two_decimals, route.scores[token - 1]))}; "
+        f"experts {experts}, weights {gs}; output "
+        + " + ".join(f"{two_decimals(w)} · ({_say(out)})" for w, out in zip(g, route.outs, strict=True))
+        + f" + shared ({_say(route.shared)}) = {_say(route.out)}"
+    )
+    return d.figure
+
+
+def _say(numbers: Sequence[float]) -> str:
+    return " ".join(two_decimals(number) for number in numbers)
+
+
+def _output(d: Diagram, route: Routed, token: int, start: tuple[float, float], top: float) -> None:
+    """Draw the sum that is a token's output, opened from the end of its row."""
+    left, width, height = start[0] + 16, 6 * OUT[0] + 20, 222
+    d.wedge([(start[0] + 3, start[1] - 9), (start[0] + 3, start[1] + 9), (left, top - 8), (left, top - height + 8)])
+    d.panel(left, top - height, width, height, f"Output for “{WORDS[token - 1]}”")
+    at, y = left + 10, top - 66
+    terms = zip(route.chosen[token - 1], route.weights[token - 1], route.outs, strict=True)
+    for term, (i, weight, out) in enumerate(terms):
+        d.text(at, y + 24, "+" if term else "")
+        boxes(d, at + 13, y + 20, [weight], (SCORE[0], 15), ROUTER, show=two_decimals)
+        d.text(at + SCORE[0] + 18, y + 24, f"× expert {i}")
+        boxes(d, at, y, out, OUT, ROUTED, show=two_decimals)
+        y -= 48
+    d.text(at, y + 24, "+ shared expert")
+    boxes(d, at, y, route.shared, OUT, SHARED, show=two_decimals)
+    y -= 48
+    d.line((at, y + 38), (at + 6 * OUT[0], y + 38), arrow=False, width=1)
+    d.text(at, y + 24, "= output")
+    boxes(d, at, y, route.out, OUT, show=two_decimals, edge=INK)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Two kinds of gates
+
+
+@styled()
+def draw_gates(token: int = 2, scale: float = 1.0) -> Picture:
+    """Draw one token's scores under softmax and sigmoid, from the same logits, and the weights that follow for all.
+
+    Left, the gate of V1 and V2: softmax, weights as they are. Right, V3's: sigmoid, weights normalised. The factors
+    that follow (V2: 16, V3: 2.5) are 1 here. `scale` multiplies the logits. Raises ValueError for a token that is not
+    one of WORDS, counted from 1, and for a scale that is not positive.
+    """
+    require_token(token)
+    require("scale", scale, is_number(scale) and scale > 0, "a positive number")
+    fig, sums, said = new_figure(height=5.3), [], []
+    for column, (kind, changes) in enumerate({"Softmax (V1, V2)": V2, "Sigmoid (V3)": {}}.items()):
+        gate = toy_moe(**changes).gate
+        gate.weight.mul_(scale)
+        weights, chosen, scores = (part.tolist() for part in gate(toy_input()))
+        left, whole = 0.09 + 0.49 * column, sum(scores[token - 1][i] for i in chosen[token - 1])
+        _scores(fig.add_axes((left, 0.505, 0.40, 0.30)), scores[token - 1], chosen[token - 1])
+        _weights(fig.add_axes((left, 0.085, 0.34, 0.275)), weights, token)
+        sums.append([sum(row) for row in weights])
+        how = "the chosen scores" if kind.startswith("Soft") else f"the chosen scores, over {whole:.2f}"
+        fig.text(left - 0.07, 0.845, kind, size=12, weight="bold")
+        fig.text(left + 0.40, 0.845, f"the four scores sum to {sum(scores[token - 1]):.2f}", size=12, ha="right")
+        fig.text(left - 0.07, 0.39, f"Weights: {how}", size=12)
+        fig.text(left + 0.40, 0.39, "sum", size=11, ha="right", color=MUTED)
+        said.append(
+            f"{kind}: scores {_say(scores[token - 1])}, weights of experts {' and '.join(map(str, chosen[token - 1]))} "
+            f"{_say(weights[token - 1])}, sums of the six tokens {_say(sums[-1])}"
+        )
+    own, all_ = sums[0][token - 1], sums[0]
+    fig.title(
+        f"“{WORDS[token - 1]}”: weights sum to {own:.2f} with softmax (all words: {min(all_):.2f} to {max(all_):.2f}), "
+        f"to {sums[1][token - 1]:.2f} with V3’s gate"
+    )
+    fig.alt = f"Token {token} of “{' '.join(WORDS)}”, logits times {scale:g}. " + "; ".join(said)
+    return fig
+
+
+def _scores(ax, scores: list[float], chosen: list[int]) -> None:
+    for i, score in enumerate(scores):
+        lit = i in chosen
+        ax.bar(i, score, 0.62, color=ROUTER if lit else PALE, edgecolor=INK if lit else LINE, linewidth=1)
+        ax.text(i, score + 0.03, two_decimals(score), size=11, ha="center", color=INK if lit else MUTED)
+    ax.set(ylim=(0, 1.12), xlim=(-0.6, len(scores) - 0.4))
+    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    name_ticks(ax, "x", [f"expert {i}" for i in range(len(scores))])
+    ax.tick_params(axis="x", labelsize=11)
+
+
+def _weights(ax, weights: list[list[float]], token: int) -> None:
+    for row, values in enumerate(weights):
+        here, start = row == token - 1, 0.0
+        for value in values:
+            ax.barh(row, value, 0.7, left=start, color=ROUTER if here else tint(ROUTER, 0.4), edgecolor=PAPER)
+            if here and value > 0.12:
+                ax.text(start + value / 2, row, two_decimals(value), size=10, ha="center", va="center_baseline")
+            start += value
+        ax.text(1.17, row, two_decimals(start), size=11, va="center_baseline", ha="right", color=INK if here else MUTED,
+                weight="bold" if here else "normal")  # fmt: skip
+    ax.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    ax.set(xlim=(0, 1), ylim=(len(weights) - 0.4, -0.6))
+    ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    name_ticks(ax, "y", WORDS)
+    ax.spines["left"].set_visible(False)
+    label = ax.get_yticklabels()[token - 1]
+    label.set_weight("bold")

@@ -1,0 +1,503 @@
+"""What the experts of a trained model have specialised in: its text coloured by expert, domains, tokens and pairs."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+
+from minids.book.plots.c03_sequence import tint
+from minids.book.plots.diagram import Diagram
+from minids.book.plots.helpers import DASHED, label_ends, name_ticks
+from minids.book.plots.style import (
+    INK,
+    LAYERS,
+    MUTED,
+    PALE,
+    PAPER,
+    PT_PER_INCH,
+    WIDTH,
+    Picture,
+    new_figure,
+    readable_on,
+    styled,
+)
+from minids.book.specialists import (
+    LEAST,
+    PARTS_OF_PROBLEM,
+    Observed,
+    Preferred,
+    bits_about_digits,
+    bits_about_domain,
+    bits_about_token,
+    expected_pairs,
+    first_experts,
+    pairs,
+    parts_of_digits,
+    places,
+    preferred_tokens,
+    relative_shares,
+    same_first_expert,
+    share_of_groups,
+    typical_of_pair,
+    typical_tokens,
+    weights_of,
+    within_groups,
+)
+
+MONO = {"family": "DejaVu Sans Mono", "parse_math": False}
+SIZE, PITCH = 11, 18  # of the text's type and lines, in points
+CELL = 0.602 * SIZE  # width of a character
+LEFT, RIGHT = 92, 14  # margins of the text
+COLUMNS = int((WIDTH * PT_PER_INCH - LEFT - RIGHT) / CELL)
+SHADES = tuple(tint(color, 0.8) for color in LAYERS[1:7])  # of single experts
+END = "■"  # stands for the end of a text
+SIGNS = f"(· space, ↵ newline, {END} end of a text)"
+# What is shown: row of the domain, position to start from, lines, and whether they end at newlines.
+PASSAGE = {"prose": (2, 100, 4, True), "code": (7, 100, 7, True), "arithmetic": (7, 60, 2, False)}
+
+DIGIT_EXPERTS = 12  # that are shown
+DIVERGING, SPAN = "PuOr_r", 2.5  # of pairs: powers of two above and below 1
+OFTEN = 0.02  # of all tokens: pairs that are named
+MOST = 3  # times its even share: the brightest colour
+
+Place = tuple[int, int]  # row and position of a token
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token, or the part of it that stands on one line."""
+
+    line: int
+    column: int
+    text: str
+    place: Place
+
+
+@styled()
+def draw_coloured_text(
+    observed: Observed, layer: int = 1, expert: int | str = "all", passage: dict = PASSAGE
+) -> Picture:
+    """Draw a passage of held-out text, every token coloured by the expert that has the largest weight for it.
+
+    Two dozen colours could not be told apart, so the six experts with the most tokens of the passage have one each.
+    With the number of an expert, only its tokens are coloured, the darker the larger its share of the weights.
+    """
+    pieces = {domain: _lay_out(observed, domain, *part) for domain, part in passage.items()}
+    lines = [max(piece.line for piece in part) + 1 for part in pieces.values()]
+    shown = sorted({piece.place for part in pieces.values() for piece in part})
+    d = Diagram(height=66 + PITCH * sum(lines) + 8 * len(lines) + 96)
+    key = _key_of_one if expert != "all" else _key_of_all
+    color_of = key(d, observed, layer, expert, shown)
+    y = d.height - 72.0
+    for (domain, part), count in zip(pieces.items(), lines, strict=True):
+        d.text(LEFT - 12, y, domain, size=12, ha="right")
+        for piece in part:
+            _token(d, LEFT + CELL * piece.column, y - PITCH * piece.line, piece.text, color_of[piece.place])
+        y -= PITCH * count + 8
+    return d.figure
+
+
+def _key_of_all(d: Diagram, observed: Observed, layer: int, _, shown: list[Place]) -> dict[Place, str]:
+    """Write the title and which colours the busiest experts have; return the colour of each token."""
+    first = first_experts(observed, layer)
+    numbers, counts = np.unique([first[place] for place in shown], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[: len(SHADES)]
+    shares = dict(zip(numbers[order].tolist(), (counts[order] / len(shown)).tolist(), strict=True))
+    color = dict(zip(shares, SHADES, strict=False))
+    typical = {expert: _spell(observed, typical_tokens(observed, layer, expert, 5)) for expert in shares}
+    for i, (expert, share) in enumerate(shares.items()):
+        x, y = (14 + 320 * (i // 3), 56 - 21 * (i % 3))
+        d.ax.add_artist(Rectangle((x, y - 4.5), 24, 16, facecolor=color[expert], edgecolor="none"))
+        d.text(x + 12, y, f"{expert}", size=11, ha="center", color=readable_on(color[expert]))
+        d.text(x + 60, y, f"{share:.0%}", size=11, ha="right")
+        d.text(x + 70, y, typical[expert][:34], size=SIZE, **MONO)
+    equal, any_two = same_first_expert(observed, layer)
+    finding = (
+        f"MoE layer {layer}: equal tokens have the same first expert in {equal:.0%} of cases, any two in {any_two:.0%}"
+    )
+    what = (
+        f"colour: the expert with the largest weight, for the {len(shares)} with most of these tokens; grey: the others"
+    )
+    d.text(13, d.height - 24, finding, size=14)
+    d.text(14, d.height - 43, what, color=MUTED)
+    d.text(14, 79, f"share of these tokens, and tokens typical of the expert {SIGNS}", color=MUTED)
+    d.figure.alt = f"{finding}. First experts of the text that is shown: " + "; ".join(
+        f"{expert} for {share:.0%}, typical {_speak(observed, typical_tokens(observed, layer, expert, 5))}"
+        for expert, share in shares.items()
+    )
+    return {place: color.get(int(first[place]), PALE) for place in shown}
+
+
+def _key_of_one(d: Diagram, observed: Observed, layer: int, expert: int, shown: list[Place]) -> dict[Place, str]:
+    """Write the title and what the depth of the colour means; return the colour of each token."""
+    weights, typical = weights_of(observed, layer, expert), typical_tokens(observed, layer, expert, 12)
+    for i, weight in enumerate((0.1, 0.3, 0.5)):
+        color, text = _shade(weight), f"{weight:.0%}" if weight < 0.5 else "50%+"
+        d.ax.add_artist(Rectangle((14 + 46 * i, 51.5), 40, 16, facecolor=color, edgecolor="none"))
+        d.text(34 + 46 * i, 56, text, ha="center", color=readable_on(color))
+    d.text(160, 56, "the expert’s share of the token’s weights", color=MUTED)
+    d.text(14, 35, f"typical of it in all held-out text {SIGNS}:", color=MUTED)
+    d.text(14, 14, _spell(observed, typical)[:92], size=SIZE, **MONO)
+    share, average = np.mean([weights[place] > 0 for place in shown]), (weights > 0).mean()
+    finding = f"MoE layer {layer}, expert {expert}: {share:.0%} of these tokens are routed to it"
+    k, n_experts = observed.config.num_experts_per_tok, observed.config.n_routed_experts
+    even = f"each token is routed to {k} of {n_experts} experts: an even share would be {k / n_experts:.0%}"
+    d.text(13, d.height - 24, finding, size=14)
+    d.text(14, d.height - 43, f"{even}; of all held-out text it gets {average:.0%}", color=MUTED)
+    d.figure.alt = f"{finding}. Typical of it in all held-out text: {_speak(observed, typical)}"
+    return {place: _shade(float(weights[place])) if weights[place] else PALE for place in shown}
+
+
+def _shade(weight: float) -> str:
+    return tint(SHADES[0], 0.2 + 0.8 * min(1, weight / 0.5))
+
+
+def _spell(observed: Observed, tokens: list[Preferred]) -> str:
+    return "  ".join(visible(observed.spelled[token.token]) for token in tokens)
+
+
+def _speak(observed: Observed, tokens: list[Preferred]) -> str:
+    return ", ".join(spoken(observed.spelled[token.token]) for token in tokens)
+
+
+def visible(text: str) -> str:
+    """Return a token's text with visible spaces and newlines: " of" as "·of", a newline and 7 spaces as "↵·7"."""
+    text = re.sub(r" {3,}", lambda spaces: f"·{len(spaces[0])}", text or END)
+    return text.replace(" ", "·").replace("\n", "↵")
+
+
+def spoken(text: str) -> str:
+    """Return a token's text in words, for a picture's text, which is read aloud and stands in Markdown."""
+    words = []
+    for part in re.findall(r"[^\W_]+| +|.", text, re.DOTALL):
+        if part == "\n":
+            words.append("newline")
+        elif part[0] == " ":
+            words += [f"{len(part)} spaces"] if len(part) > 1 else []
+        else:
+            words.append(part if part[0].isalnum() else unicodedata.name(part, "a sign").lower())
+    return " ".join(words) or ("space" if text else "end of a text")
+
+
+def _token(d: Diagram, x: float, y: float, text: str, color: str) -> None:
+    d.ax.add_artist(
+        Rectangle((x + 0.4, y - 4.5), CELL * len(text) - 0.8, PITCH - 3, facecolor=color, edgecolor="none", zorder=2)
+    )
+    if text.strip():
+        d.text(x, y, text, size=SIZE, color=readable_on(color), **MONO)
+
+
+def _lay_out(observed: Observed, domain: str, row: int, start: int, lines: int, broken: bool) -> list[Piece]:
+    """Return so many lines of a row's text from the next newline on, wrapped between tokens.
+
+    If `broken`, a line ends at a newline; else the text goes on beside it.
+    """
+    tokens = observed.tokens[observed.rows(domain).start + row]
+    texts = [observed.spelled[token] or END for token in tokens]
+    start = next((place for place in range(start, len(texts)) if "\n" in texts[place - 1]), start)
+    pieces, line, column = [], 0, 0
+    for position, text in enumerate(texts[start:], start):
+        place = observed.rows(domain).start + row, position
+        for part in re.findall(r"\n+|[^\n]+", text):
+            ends = broken and part[0] == "\n"
+            part = part.replace("\n", "↵")
+            if ends and not column and pieces:  # an empty line: its mark stands at the end of the one before
+                last = pieces[-1]
+                pieces.append(Piece(last.line, last.column + len(last.text), part, place))
+                continue
+            if column + len(part) > COLUMNS:
+                line, column = line + 1, 0
+            if line == lines:
+                return pieces
+            pieces.append(Piece(line, column, part, place))
+            line, column = (line + 1, 0) if ends else (line, column + len(part))
+    return pieces
+
+
+# ---------------------------------------------------------------------------------------------------
+# One expert
+
+BARS, BAR_PITCH, AXIS = 12, 18, (112, 250)  # bars, points from one to the next, left edge and length of a whole bar
+BEFORE, LONGEST = 40, 93  # characters before the marked token of a context, and of all of it
+AROUND = 16  # tokens at least on either side of it
+
+
+@styled()
+def draw_expert_tokens(observed: Observed, expert: int = 14, layer: int = 1) -> Picture:
+    """Draw the tokens that an expert prefers most, the domains of its tokens, and three places where it is chosen.
+
+    A bar is the share of a token's occurrences that are routed to the expert; only tokens seen 20 times or more.
+    """
+    best, weights = preferred_tokens(observed, layer, expert)[:BARS], weights_of(observed, layer, expert)
+    average = float((weights > 0).mean())
+    d = Diagram(height=80 + BAR_PITCH * BARS + 112)
+    left, length = AXIS
+    top = d.height - 74.0
+    for i, token in enumerate(best):
+        y = top - BAR_PITCH * (i + 1) + 6
+        d.text(left - 8, y, visible(observed.spelled[token.token])[:14], size=SIZE, ha="right", **MONO)
+        _bar(d, left, y, length * token.share, SHADES[0])
+        d.text(left + length * token.share + 8, y, f"{token.share:.0%} of {token.seen:,}", size=11)
+    x = left + length * average
+    d.ax.plot([x, x], [top - BAR_PITCH * len(best), top + 2], color=INK, linewidth=1, linestyle=DASHED, zorder=5)
+    d.text(x - 6, top + 7, f"all tokens {average:.0%}", size=11, color=MUTED)
+    d.text(14, d.height - 43, "share of a token’s occurrences that are routed to the expert; tokens seen "
+           f"{LEAST} times or more", color=MUTED)  # fmt: skip
+    shares = relative_shares(observed, layer)[:, expert]
+    d.text(464, top + 7, "times its even share", color=MUTED)
+    for i, (domain, share) in enumerate(zip(observed.domains, shares, strict=True)):
+        y = top - BAR_PITCH * (i + 1) + 6
+        d.text(532, y, domain, size=11, ha="right")
+        _bar(d, 540, y, 15 * share, SHADES[0])
+        d.text(634, y, f"{share:.1f}", size=11, ha="right")
+    d.ax.plot([555, 555], [top - BAR_PITCH * len(shares), top + 2], color=INK, linewidth=1, linestyle=DASHED, zorder=5)
+    d.text(14, 94, "three places; every token that is routed to the expert is coloured by its weight", color=MUTED)
+    for i, place in enumerate(_contexts(observed, layer, expert, best)):
+        _draw_context(d, observed, weights, place, 66 - 24 * i)
+    favourite = f"{best[0].share:.0%} of “{visible(observed.spelled[best[0].token])}” and " if best else ""
+    title = f"Expert {expert} of MoE layer {layer} gets {favourite}{average:.0%} of all tokens"
+    d.text(13, d.height - 24, title, size=14, parse_math=False)
+    said = "; ".join(f"{spoken(observed.spelled[token.token])}: {token.share:.0%} of {token.seen}" for token in best)
+    d.figure.alt = (
+        f"Expert {expert} of MoE layer {layer} gets {average:.0%} of all tokens, and most of: {said or 'none'}"
+    )
+    return d.figure
+
+
+def _contexts(observed: Observed, layer: int, expert: int, best: list[Preferred]) -> list[Place]:
+    """Return a place of each of the three most preferred tokens, where enough text stands around it."""
+    length, found = observed.tokens.shape[1], []
+    for token in best:
+        there = [
+            place for place in places(observed, layer, expert, token.token) if AROUND <= place[1] < length - AROUND
+        ]
+        if there:
+            found.append(there[len(there) // 2])
+    return found[:3]
+
+
+def _draw_context(d: Diagram, observed: Observed, weights: np.ndarray, place: Place, y: float) -> None:
+    """Draw a line of text around a token, which is outlined."""
+    row, marked = place
+    texts = [(observed.spelled[token] or END).replace("\n", "↵") for token in observed.tokens[row]]
+    column = BEFORE - len("".join(texts[:marked]))
+    for position, text in enumerate(texts):
+        if column >= 0 and column + len(text) <= LONGEST:
+            x, weight = 14 + CELL * column, float(weights[row, position])
+            _token(d, x, y, text, _shade(weight) if weight else PALE)
+            if position == marked:
+                outline = dict(facecolor="none", edgecolor=INK, linewidth=1.4, zorder=5)
+                d.ax.add_artist(Rectangle((x, y - 4.5), CELL * len(text), PITCH - 3, **outline))
+        column += len(text)
+
+
+def _bar(d: Diagram, x: float, y: float, width: float, color: str) -> None:
+    d.ax.add_artist(Rectangle((x, y - 2.5), width, 13, facecolor=color, edgecolor="none", zorder=2))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Domains
+
+
+@styled()
+def draw_expert_domains(observed: Observed, layer: int = 1) -> Picture:
+    """Draw how much of each domain goes to each expert of a layer, and for all layers what an expert tells.
+
+    Above: a domain's choices of an expert relative to even shares. Below: the bits that a chosen expert tells about its
+    token and about its domain, and, dashed, the bits that are found with tokens, or whole rows, shuffled.
+    """
+    shares = relative_shares(observed, layer)
+    favourite = shares.argmax(axis=0)
+    order = sorted(range(shares.shape[1]), key=lambda expert: (favourite[expert], -shares[favourite[expert], expert]))
+    fig = new_figure(height=5.5)
+    ax = fig.add_axes((0.13, 0.61, 0.85, 0.21))
+    ax.imshow(shares[:, order], aspect="auto", cmap="cividis", vmin=0, vmax=MOST, interpolation="nearest")
+    for (row, column), share in np.ndenumerate(shares[:, order]):
+        ground = to_hex(colormaps["cividis"](min(1.0, share / MOST)))
+        ax.text(column, row, f"{share:.1f}", ha="center", va="center", size=10, color=readable_on(ground))
+    for edge in np.flatnonzero(np.diff(favourite[order])):
+        ax.axvline(edge + 0.5, color=PAPER, linewidth=4)
+    name_ticks(ax, "y", observed.domains)
+    name_ticks(ax, "x", [str(expert) for expert in order])
+    ax.tick_params(axis="x", labelsize=10, labelcolor=MUTED)
+    ax.spines[:].set_visible(False)
+    fig.note(
+        0.02, 0.845, "how often a domain’s tokens choose each expert (below: its number); 1: as often as any other"
+    )
+    told = _draw_bits(fig, observed)
+    twice, (domain, expert) = int((shares.max(axis=0) >= 2).sum()), np.unravel_index(shares.argmax(), shares.shape)
+    fig.title(f"MoE layer {layer}: {twice} of {len(order)} experts get at least twice their even share of one domain",
+              y=0.93)  # fmt: skip
+    fig.alt = (
+        f"MoE layer {layer}: {twice} of {len(order)} experts get at least twice their even share of a domain; expert "
+        f"{expert} gets {shares[domain, expert]:.1f} times that of {observed.domains[domain]}. Bits that an expert "
+        f"tells, by layer: {told}"
+    )
+    return fig
+
+
+def _draw_bits(fig: Picture, observed: Observed) -> str:
+    """Draw what a chosen expert tells about its token and its domain, layer by layer, and return it in words."""
+    two = observed.domains[:2]
+    about = {
+        "the token": bits_about_token(observed),
+        "the domain": bits_about_domain(observed),
+        " or ".join(two): bits_about_domain(observed, *two),
+    }
+    ax = fig.add_axes((0.13, 0.1, 0.52, 0.31))
+    layers = range(1, len(observed.experts) + 1)
+    for found, color in zip(about.values(), LAYERS[1:], strict=False):
+        ax.plot(layers, [bits for bits, _ in found], "o-", color=color, markersize=5)
+        ax.plot(layers, [control for _, control in found], color=color, linewidth=1, linestyle=DASHED)
+    ax.set(xlim=(0.9, len(layers) + 0.1), xticks=layers, xlabel="MoE layer")
+    ax.set_ylim(0, None)
+    top = ax.get_ylim()[1]
+    ends = {
+        f"{name}  {found[-1][0]:.2f}, shuffled {found[-1][1]:.2f}": (found[-1][0], color)
+        for (name, found), color in zip(about.items(), LAYERS[1:], strict=False)
+    }
+    label_ends(ax, ends, gap=0.13 * top, lowest=0.04 * top, size=11)
+    fig.note(0.02, 0.45, "bits that a chosen expert tells about … (dashed: with tokens, or rows, shuffled)")
+    return "; ".join(
+        f"about {name} " + ", ".join(f"{bits:.2f}" for bits, _ in found)
+        + f" ({max(control for _, control in found):.2f} or less when shuffled)"
+        for name, found in about.items()
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------
+# Digits
+
+
+@styled()
+def draw_digits(observed: Observed, layer: int = 3) -> Picture:
+    """Draw which experts the digits of arithmetic problems go to, by their part of the problem, in one layer.
+
+    To the right, for all layers, the bits that a digit's first expert tells about its value and about its part.
+    """
+    shares = parts_of_digits(observed, layer)
+    experts = shares.max(axis=0).argsort()[::-1][:DIGIT_EXPERTS].tolist()
+    experts.sort(key=lambda expert: (shares[:, expert].argmax(), -shares[:, expert].max()))
+    fig = new_figure(height=3.6)
+    ax = fig.add_axes((0.17, 0.17, 0.4, 0.52))
+    ax.imshow(shares[:, experts], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    for (row, column), share in np.ndenumerate(shares[:, experts]):
+        ground = to_hex(colormaps["cividis"](float(share)))
+        ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", size=10, color=readable_on(ground))
+    name_ticks(ax, "y", PARTS_OF_PROBLEM)
+    name_ticks(ax, "x", [str(expert) for expert in experts])
+    ax.set_xlabel(f"expert of MoE layer {layer}", color=MUTED, size=11)
+    ax.spines[:].set_visible(False)
+    fig.note(0.02, 0.745, "% of a part’s digits that are routed to an expert")
+    bits = np.array([bits_about_digits(observed, number) for number in range(1, len(observed.experts) + 1)]).T
+    right = fig.add_axes((0.66, 0.17, 0.2, 0.52))
+    names = ("its value", "its part")
+    for line, color in zip(bits, LAYERS[1:], strict=False):
+        right.plot(range(1, len(line) + 1), line, "o-", color=color, markersize=5)
+    right.set(xlim=(0.8, bits.shape[1] + 0.2), xticks=range(1, bits.shape[1] + 1), xlabel="MoE layer")
+    right.xaxis.label.set(size=11, color=MUTED)
+    right.set_ylim(0, 1.06 * bits.max())
+    ends = {
+        f"{name} {line[-1]:.2f}": (line[-1], color) for name, line, color in zip(names, bits, LAYERS[1:], strict=False)
+    }
+    label_ends(right, ends, gap=0.13 * bits.max(), lowest=0.05 * bits.max(), size=11, shift=2)
+    fig.note(0.62, 0.745, "bits a digit’s first expert tells about …")
+    most = [names[int(part > value)] for value, part in bits.T]
+    where = f"{most[0]} in layer 1, about {most[-1]} in layer {len(most)}"
+    if most[0] == most[-1]:
+        where = f"{most[0]} in layers 1 and {len(most)}"
+    fig.title(f"A digit’s first expert tells most about {where}", y=0.88)
+    fig.alt = (
+        "Bits that a digit’s first expert tells, by layer: "
+        + "; ".join(
+            f"about {name} {', '.join(f'{x:.2f}' for x in line)}" for name, line in zip(names, bits, strict=True)
+        )
+        + f". Its part is one of {', '.join(PARTS_OF_PROBLEM)}. "
+        f"In MoE layer {layer}, "
+        + "; ".join(
+            f"expert {row.argmax()} gets {row.max():.0%} of the digits of the {part}"
+            for part, row in zip(PARTS_OF_PROBLEM, shares, strict=True)
+        )
+    )
+    return fig
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pairs
+
+
+@styled()
+def draw_pairs(observed: Observed, layer: int = 1) -> Picture:
+    """Draw how often two experts of a layer are chosen for the same token, relative to two expectations.
+
+    Left: if experts were chosen independently, each as often as it is. Right: if, besides, every two groups had as many
+    pairs as they have (`expected_pairs`). Where tokens are limited to some groups, experts of one group are chosen
+    together more often for this reason alone: that is left in the left picture and taken out of the right one.
+    """
+    counts, groups = pairs(observed, layer), observed.config.n_group
+    free, grouped = (expected_pairs(counts, number) for number in (1, groups))
+    fig = new_figure(height=6.3)
+    size = len(counts) // groups
+    blocks = np.arange(size, len(counts), size) - 0.5
+    middles, names = (
+        blocks[0] / 2 + size * np.arange(groups),
+        [f"{g * size}–{g * size + size - 1}" for g in range(groups)],
+    )
+    notes = ("relative to independent choices", "and with the effect of the groups taken out")
+    for left, expected, note in zip((0.09, 0.52), (free, grouped), notes, strict=True):
+        ax = fig.add_axes((left, 0.25, 0.385, 0.55))
+        ax.set_facecolor("#A5A9B0")
+        times = np.log2(np.divide(counts, expected, out=np.full_like(counts, np.nan), where=expected > 0))
+        shown = np.ma.masked_invalid(np.where(np.eye(len(counts), dtype=bool), np.nan, np.clip(times, -SPAN, SPAN)))
+        image = ax.imshow(shown, cmap=DIVERGING, vmin=-SPAN, vmax=SPAN, interpolation="nearest")
+        for edge in blocks:
+            ax.axhline(edge, color=INK, linewidth=0.8)
+            ax.axvline(edge, color=INK, linewidth=0.8)
+        name_ticks(ax, "x", names, middles)
+        name_ticks(ax, "y", names if left < 0.5 else [""] * groups, middles)
+        ax.tick_params(labelsize=10)
+        ax.spines[:].set_visible(False)
+        fig.note(left, 0.815, note)
+    bar = fig.colorbar(image, cax=fig.add_axes((0.925, 0.25, 0.014, 0.55)))
+    bar.ax.set_yticks([-2, -1, 0, 1, 2], ["¼", "½", "1", "2", "4"])
+    bar.outline.set_visible(False)
+    fig.note(
+        0.02, 0.17, "strongest pairs of the right picture: observed / expected, share of all tokens, typical tokens"
+    )
+    strong = _strongest(counts, grouped, observed.tokens.size)
+    texts = {pair: [observed.spelled[token] for token in typical_of_pair(observed, layer, pair, 8)] for pair in strong}
+    for i, (pair, ratio) in enumerate(strong.items()):
+        y = 0.125 - 0.042 * i
+        fig.text(0.02, y, f"{pair[0]} and {pair[1]}", size=11)
+        fig.text(0.2, y, f"{ratio:.1f}×", size=11, ha="right")
+        fig.text(0.26, y, f"{counts[pair] / observed.tokens.size:.0%}", size=11, ha="right")
+        fig.text(0.29, y, "  ".join(map(visible, texts[pair]))[:64], size=SIZE, **MONO)
+    inside = within_groups(counts, groups)
+    more, alone = counts[inside].sum() / free[inside].sum(), share_of_groups(observed.config)
+    limit = f"the group limit alone gives {alone:.1f}"
+    fig.title(f"MoE layer {layer}: pairs within groups are {more:.1f} times chance; {limit}", y=0.94)
+    kept = f"{observed.config.topk_group} of {groups}"
+    fig.note(0.02, 0.895, f"how often two experts are chosen for one token, from {kept} groups of experts", size=11)
+    fig.alt = (
+        f"MoE layer {layer}, {kept} groups kept for a token: two experts of a group are chosen together {more:.1f} "
+        f"times as often as if choices were independent; if all were random within the groups kept, {alone:.1f} times. "
+        "Beyond the groups: " + "; ".join(
+            f"{pair[0]} and {pair[1]} {ratio:.1f} times as often as expected, for {', '.join(map(spoken, texts[pair]))}"
+            for pair, ratio in strong.items()
+        )
+    )  # fmt: skip
+    return fig
+
+
+def _strongest(counts: np.ndarray, expected: np.ndarray, n_tokens: int) -> dict[tuple[int, int], float]:
+    """Return the three pairs with the highest ratio to what is expected, of those on 2% of all tokens or more."""
+    upper = np.triu(counts >= OFTEN * n_tokens)
+    ratios = np.divide(counts, expected, out=np.zeros_like(counts), where=upper)
+    best = np.argsort(-ratios, axis=None, kind="stable")[:3]
+    return {(int(a), int(b)): float(ratios[a, b]) for a, b in zip(*np.unravel_index(best, counts.shape), strict=True)}

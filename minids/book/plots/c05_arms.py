@@ -1,0 +1,128 @@
+"""The arms of the recorded balance experiment: what they are called, how they look, and what their runs measured.
+
+Every arm has been trained with each pair of two seeds of weights and two seeds of data. A point in a picture is the
+mean of these runs, a line through it goes from the lowest to the highest. Two arms are called separated where these do
+not overlap.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+from minids.book.plots.style import LAYERS, MUTED
+
+# What balances: its colour and its marker.
+LOOKS = {
+    "none": (MUTED, "X"), "loss": (LAYERS[4], "s"), "batch loss": (LAYERS[7], "D"), "bias": (LAYERS[0], "o"),
+    "bias + loss": (LAYERS[1], "P"), "nodes": (LAYERS[0], "o"),
+}  # fmt: skip
+FAMILIES = {"loss": "sequence loss", "batch loss": "batch loss", "bias": "bias"}
+VIOLATIONS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]  # ticks of MaxVio
+SYMBOLS = {"loss": "α", "batch loss": "α", "bias": "γ"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of all runs of an arm."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+    def below(self, other: Measured) -> bool:
+        """Whether every run is below every run of the other arm."""
+        return self.high < other.low
+
+    def apart(self, other: Measured) -> bool:
+        return self.below(other) or other.below(self)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def runs_of(result: dict, arm: str) -> list[dict]:
+    """Return the runs of an arm, in the order of their seeds."""
+    return [run for run in result["runs"] if run["arm"] == arm]
+
+
+def bits(result: dict, arm: str) -> Measured:
+    """Held-out bits per byte of prose and code together."""
+    return Measured(tuple(run["bits_per_byte"]["prose_and_code"] for run in runs_of(result, arm)))
+
+
+def violation(result: dict, arm: str) -> Measured:
+    """MaxVio of all held-out tokens, the published MaxVio_global; mean of the layers."""
+    return Measured(tuple(statistics.mean(run["max_violation_held_out"]) for run in runs_of(result, arm)))
+
+
+def told(result: dict, arm: str) -> tuple[Measured, Measured]:
+    """Bits that an expert tells about its token's domain, and the same with shuffled labels; means of the layers."""
+    return tuple(
+        Measured(tuple(statistics.mean(run[name]) for run in runs_of(result, arm)))
+        for name in ("information", "information_shuffled")
+    )
+
+
+def family(arm: str) -> str:
+    """Return what balances an arm: its name without the number."""
+    return next(name for name in sorted(LOOKS, key=len, reverse=True) if arm.startswith(name))
+
+
+def strength(arm: str) -> str:
+    """Return the number in an arm's name, such as "0.01"; "" where there is none."""
+    return arm.removeprefix(family(arm)).strip()
+
+
+def arms_of(result: dict, name: str) -> list[str]:
+    """Return the arms of a family from the least to the greatest number."""
+    return sorted((arm for arm in result["arms"] if family(arm) == name and strength(arm)),
+                  key=lambda arm: float(strength(arm)))  # fmt: skip
+
+
+def long_name(arm: str) -> str:
+    """Return an arm's name as pictures show it."""
+    number = strength(arm)
+    return {
+        "none": "No balancing",
+        "loss": f"Sequence-wise loss, α = {number}",
+        "batch loss": f"Batch-wise loss, α = {number}",
+        "bias": f"Bias, γ = {number}",
+        "bias + loss": "Bias and small loss",
+        "nodes": f"Bias, {number} of 8 nodes",
+    }[family(arm)]
+
+
+def short_name(arm: str) -> str:
+    """Return an arm's family as titles name it."""
+    return {"none": "no balancing", "loss": "sequence loss", "batch loss": "batch loss", "bias": "the bias",
+            "bias + loss": "bias and small loss", "nodes": "limited nodes"}[family(arm)]  # fmt: skip
+
+
+def draw_range(ax: Axes, x: Measured | float, y: Measured, arm: str, **how) -> None:
+    """Draw the mean of an arm's runs, and a line from the lowest to the highest."""
+    color, marker = LOOKS[family(arm)]
+    at = x.mean if isinstance(x, Measured) else x
+    if isinstance(x, Measured):
+        ax.plot([x.low, x.high], [y.mean, y.mean], color=color, linewidth=1.2, zorder=2)
+    ax.plot([at, at], [y.low, y.high], color=color, linewidth=1.2, zorder=2)
+    ax.plot([at], [y.mean], marker, color=color, markersize=8, markeredgecolor="white", zorder=3, **how)
+
+
+def verdict(arm: Measured, reference: Measured) -> str:
+    """Return what an arm's bits per byte are against the reference's, as a few words."""
+    if not arm.apart(reference):
+        return "no cost separated"
+    return f"{'costs' if reference.below(arm) else 'saves'} {abs(arm.mean - reference.mean):.3f} bits a byte"
