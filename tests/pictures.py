@@ -8,7 +8,9 @@ from matplotlib.text import Text
 from minids.book import plots
 from minids.book.claims import ARTICLES, all_claims
 from minids.book.plots.style import Picture
+from minids.book.products import ROUTINGS, WAYS
 from minids.book.recorded import load
+from minids.book.specialists import Observed
 from minids.book.toy import KINDS
 from minids.cost.attention import mla_cached_numbers
 from minids.cost.published import REPORTS
@@ -43,6 +45,31 @@ def loads(steps=60, layers=4, experts=32, **changes):
     """Records, with `changes` made in each, and the names of their layers."""
     records, _ = run(steps, layers=layers, experts=experts)
     return [record | changes for record in records], [*(f"layer {i + 2}" for i in range(layers - 1)), "MTP"]
+
+
+def observed(rows=8) -> Observed:
+    """Held-out text and experts as a model with the sizes of mini might choose them, drawn at random."""
+    rng = np.random.default_rng(0)
+    spelled = ["", "\n", *"+-=0123456789", " the", " of", ")", "\n       ", "  ", "a$b$", "identification", "é"]
+    tokens = rng.integers(len(spelled), size=(3 * rows, 256))
+    experts = (rng.random((3, 3 * rows, 256, 24)) + 0.5 * rng.random((3, 1, 1, 24))).argsort(-1)[..., :4]
+    return Observed(PRESETS["mini"], spelled, list(DOMAINS), tokens, experts, rng.random(experts.shape))
+
+
+def products(padded: float) -> list[dict]:
+    """Times of the ways to run experts; padding takes so many times as long where the load is skewed."""
+
+    def times(n: int, i: int, way: str, routing: str) -> list[float]:
+        factor = padded if (way, routing) == ("padded", "skewed") else 1 + i / 9
+        return [n**0.1 * factor + j / 50 for j in range(3)]
+
+    return [
+        {
+            "experts": n, "routing": routing, "busiest": 1.5,
+            "milliseconds": {way: times(n, i, way, routing) for i, way in enumerate(WAYS)},
+        }
+        for routing in ROUTINGS for n in (8, 32, 256)
+    ]  # fmt: skip
 
 
 def curves(power: float) -> list[dict]:
@@ -116,6 +143,20 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "kinds": {"all": (), "dense": (("MHA", "GQA", "MQA"), 6)},
     "step": {f"{kind}, {token}": (kind, token) for kind in KINDS for token in (1, 4, 6)},
     "cache_kinds": {"released": (RELEASED,), "dense": (RELEASED[:3] * 2,)},
+    "split": {str(token): (token,) for token in (1, 4, 6)},
+    "routing": {str(token): (token,) for token in (1, 4, 6)},
+    "gates": {f"{token}, {scale}": (token, scale) for token in (1, 4) for scale in (0.25, 1.0, 4.0)},
+    "dispatch": {str(token): (token,) for token in (1, 4, 6)},
+    "dropping": {str(capacity): (capacity,) for capacity in range(1, 6)},
+    "coloured_text": {"all": (observed(), 1), "one": (observed(), 3, 10)},
+    "expert_tokens": {"14": (observed(), 14, 1)},
+    "expert_domains": {"1": (observed(), 1)},
+    "digits": {"3": (observed(), 3)},
+    "pairs": {"1": (observed(), 1), "3": (observed(), 3)},
+    "experts_ablation": {"recorded": (load("experts"),)},
+    "without": {"recorded": (load("experts"),)},
+    "published_experts": {"all": ()},
+    "products": {str(padded): (products(padded),) for padded in (0.7, 3)},
     "score_parts": {"two": scores(2, 5), "one": scores(1, 7)},
     "loss": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),

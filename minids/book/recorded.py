@@ -4,12 +4,49 @@
 """
 
 import json
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 from minids.cost.cache import kv_cache_elements
 from minids.model.config import ModelConfig
 
 DATA = Path(__file__).parents[2] / "figures" / "data"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of all runs of an arm."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+    def below(self, other: "Measured") -> bool:
+        """Whether this arm is separated from the other and below it.
+
+        Every run is below every run of the other, and the means are two standard deviations of the difference of two
+        runs apart, or more. Anything less is not called an effect in this book.
+        """
+        noise = statistics.variance(self.values) + statistics.variance(other.values)
+        return self.high < other.low and other.mean - self.mean >= 2 * noise**0.5
+
+    def apart(self, other: "Measured") -> bool:
+        """Whether the two arms are separated, in either direction."""
+        return self.below(other) or other.below(self)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def load(name: str) -> dict:

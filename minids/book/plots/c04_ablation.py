@@ -13,7 +13,7 @@ from matplotlib.transforms import blended_transform_factory
 from minids.book.plots.helpers import DASHED, label, label_ends, log_scale
 from minids.book.plots.style import INK, LAYERS, MUTED, PALE, PARTS, Picture, new_figure, styled
 from minids.book.products import OURS
-from minids.book.recorded import model_of
+from minids.book.recorded import Measured, model_of
 from minids.cost.parameters import count_parameters
 from minids.cost.published import DEEPSEEKMOE_2B
 from minids.units import short
@@ -42,10 +42,10 @@ def scores_of(result: dict, arm: str) -> np.ndarray:
 
 
 def compare(result: dict, arm: str, other: str) -> str:
-    """Return whether an arm is "ahead of" another or "behind" it with every pair of equal seeds, or "not separated"."""
-    more = scores_of(result, arm) - scores_of(result, other)
+    """Return whether an arm is "ahead of" another, "behind" or "not separated from" it, as `Measured` says."""
+    one, two = (Measured(tuple(scores_of(result, name).ravel().tolist())) for name in (arm, other))
     ahead, behind, neither = VERDICTS
-    return ahead if (more < 0).all() else behind if (more > 0).all() else neither
+    return ahead if one.below(two) else behind if two.below(one) else neither
 
 
 def noise(result: dict) -> dict[str, float]:
@@ -58,15 +58,15 @@ def noise(result: dict) -> dict[str, float]:
 def draw_experts_ablation(result: dict) -> Picture:
     """Draw held-out bits per byte of every arm: a dot for each run, their mean and range, and how large the noise is.
 
-    Runs of equal seeds stand at the same height in every row. An arm is ahead of another only if it is so in all pairs
-    of equal seeds. The time is that of an arm's fastest run, which other programs on the machine have delayed least.
+    Runs of equal seeds stand at the same height in every row. The time is that of an arm's fastest run, which other
+    programs on the machine have delayed least.
     """
     arms, floor = list(result["arms"]), noise(result)
     scores = {arm: scores_of(result, arm) for arm in arms}
     seconds = {arm: min(run["seconds"] for run in runs_of(result, arm).values()) for arm in arms}
     fig = new_figure(height=6)
     ax = _rows(fig, arms, below=2.2, top=0.74)
-    _columns(ax, -0.85, {0.225: "total", 0.29: "active", 0.345: "time", 0.88: "mean", 0.975: "ahead"}, color=MUTED)
+    _columns(ax, -0.85, {0.225: "total", 0.29: "active", 0.345: "time", 0.88: "mean", 0.975: "lower"}, color=MUTED)
     for row, arm in enumerate(arms):
         values, count = scores[arm], count_parameters(model_of(result, arm))
         _runs(ax, row, values.ravel(), _color(arm))
@@ -87,7 +87,7 @@ def draw_experts_ablation(result: dict) -> Picture:
     fig.title(_against_dense(result), y=0.935)
     coarse, fine = (compare(result, HERO, other) for other in (COARSE, FINE))
     fig.title(f"{HERO} is {coarse} {COARSE} and {'' if fine == coarse else f'{fine} '}{FINE}", y=0.88)
-    key = "dot: a run, equal seeds at equal heights; bar: mean; ahead: of “dense, active”, in pairs of equal seeds"
+    key = "dot: a run, equal seeds at equal heights; bar: mean; lower: than “dense, active”, in pairs of equal seeds"
     fig.note(0.02, 0.83, key, size=10.5)
     fig.alt = (
         f"Held-out bits per byte of prose and code, means of {len(OFFSETS)} runs; between two seeds of the weights "

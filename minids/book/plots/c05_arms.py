@@ -1,18 +1,17 @@
 """The arms of the recorded balance experiment: what they are called, how they look, and what their runs measured.
 
 Every arm has been trained with each pair of two seeds of weights and two seeds of data. A point in a picture is the
-mean of these runs, a line through it goes from the lowest to the highest. Two arms are called separated where these do
-not overlap.
+mean of these runs, a line through it goes from the lowest to the highest. What is called separated, `Measured` says.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
 from minids.book.plots.style import LAYERS, MUTED
+from minids.book.recorded import Measured
 
 # What balances: its colour and its marker.
 LOOKS = {
@@ -22,35 +21,6 @@ LOOKS = {
 FAMILIES = {"loss": "sequence loss", "batch loss": "batch loss", "bias": "bias"}
 VIOLATIONS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]  # ticks of MaxVio
 SYMBOLS = {"loss": "α", "batch loss": "α", "bias": "γ"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One number of all runs of an arm."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-    @property
-    def low(self) -> float:
-        return min(self.values)
-
-    @property
-    def high(self) -> float:
-        return max(self.values)
-
-    def below(self, other: Measured) -> bool:
-        """Whether every run is below every run of the other arm."""
-        return self.high < other.low
-
-    def apart(self, other: Measured) -> bool:
-        return self.below(other) or other.below(self)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def runs_of(result: dict, arm: str) -> list[dict]:
@@ -66,6 +36,11 @@ def bits(result: dict, arm: str) -> Measured:
 def violation(result: dict, arm: str) -> Measured:
     """MaxVio of all held-out tokens, the published MaxVio_global; mean of the layers."""
     return Measured(tuple(statistics.mean(run["max_violation_held_out"]) for run in runs_of(result, arm)))
+
+
+def batch_violation(result: dict, arm: str) -> Measured:
+    """MaxVio of a batch of training, mean of the last 50 steps and of the layers."""
+    return Measured(tuple(run["max_violation"] for run in runs_of(result, arm)))
 
 
 def told(result: dict, arm: str) -> tuple[Measured, Measured]:

@@ -16,6 +16,7 @@ from minids.book.plots.c05_arms import (
     VIOLATIONS,
     Measured,
     arms_of,
+    batch_violation,
     bits,
     draw_range,
     family,
@@ -26,7 +27,7 @@ from minids.book.plots.c05_arms import (
     verdict,
     violation,
 )
-from minids.book.plots.helpers import label, label_ends, log_scale, name_ticks
+from minids.book.plots.helpers import DASHED, label, label_ends, log_scale, name_ticks
 from minids.book.plots.style import INK, MUTED, PALE, Picture, new_figure, styled
 from minids.cost.published import LOSS_FREE
 
@@ -220,6 +221,10 @@ def draw_speeds(result: dict) -> Picture:
             ax = fig.add_axes((0.1 + 0.42 * j, 0.485 - 0.36 * i, 0.35, 0.3))
             _sweep(ax, {name: {arm: found[arm] for arm in arms_of(result, name)} for name in names}, found["none"])
             _height(ax, [edge for value in found.values() for edge in (value.low, value.high)], log=measure == "MaxVio")
+            if not i:
+                for name in names:
+                    line = {float(strength(arm)): batch_violation(result, arm).mean for arm in arms_of(result, name)}
+                    ax.plot(*zip(*line.items(), strict=True), color=LOOKS[name][0], linewidth=1.2, linestyle=DASHED)
             ax.tick_params(labelbottom=bool(i))
             ax.set(xlabel=words if i else "", ylabel="" if j else measure)
             if i and j:
@@ -230,7 +235,8 @@ def draw_speeds(result: dict) -> Picture:
     worse = [arm for arm in speeds + weights if none.below(rows["bits per byte"][arm])]
     said = f"{len(worse) or 'none'} of {len(arms) - 1} settings {'cost' if len(worse) > 1 else 'costs'} bits per byte"
     fig.title(f"γ = {strength(best)} balances best (MaxVio {rows['MaxVio'][best].mean:.2f}); {said}", y=0.93)
-    fig.note(0.1, 0.855, f"held-out; point: mean of {len(none.values)} runs, line: their range, grey: no balancing")
+    fig.note(0.1, 0.855, f"held-out; point: mean of {len(none.values)} runs, line: their range, grey: no balancing, "
+             "dashed: of a batch")  # fmt: skip
     fig.alt = "Held-out MaxVio and bits per byte. " + "; ".join(
         f"{long_name(arm)}: {', '.join(str(found[arm]) for found in rows.values())}" for arm in arms
     )

@@ -189,7 +189,7 @@ def draw_drift(result: dict, arms: tuple[str, ...] = ("bias 0.01", "bias 0.001")
     for arm in arms:
         (curve,) = [run["curve"] for run in runs_of(result, arm) if "curve" in run]
         curves[arm] = np.array(curve["bias"])
-    fig = new_figure(height=1.2 + 2.1 * len(arms))
+    fig = new_figure(height=0.95 + 2.1 * len(arms))
     height = fig.get_size_inches()[1]
     ends = (np.arange(len(next(iter(curves.values())))) + 1) * result["train"]["steps"] / len(curves[arms[0]])
     for row, (arm, biases) in enumerate(curves.items()):

@@ -108,7 +108,7 @@ def draw_load_map(result: dict, arm: str = "none") -> Picture:
 
 def _finding(curve: _Curve, arm: str) -> str:
     most = f"the busiest expert gets {curve.final[0]:.1f}× the even load"
-    least = f", {curve.starved} get almost nothing" if curve.starved else f", the idlest {curve.final[-1]:.1f}×"
+    least = f", {curve.starved} almost none" if curve.starved else f", the idlest {curve.final[-1]:.1f}×"
     return f"{long_name(arm)}: {most}{least}"
 
 
