@@ -16,7 +16,7 @@ DATA = Path(__file__).parents[2] / "figures" / "data"
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of all runs of an arm."""
+    """One number of all runs of an arm, in the order of their seeds."""
 
     values: tuple[float, ...]
 
@@ -35,11 +35,11 @@ class Measured:
     def below(self, other: "Measured") -> bool:
         """Whether this arm is separated from the other and below it.
 
-        Every run is below every run of the other, and the means are two standard deviations of the difference of two
-        runs apart, or more. Anything less is not called an effect in this book.
+        Runs with the same seeds are compared: this arm is below in each of them, and on average by two standard
+        deviations of the differences or more. Anything less is not called an effect in this book.
         """
-        noise = statistics.variance(self.values) + statistics.variance(other.values)
-        return self.high < other.low and other.mean - self.mean >= 2 * noise**0.5
+        differences = [theirs - ours for ours, theirs in zip(self.values, other.values, strict=True)]
+        return min(differences) > 0 and statistics.mean(differences) >= 2 * statistics.stdev(differences)
 
     def apart(self, other: "Measured") -> bool:
         """Whether the two arms are separated, in either direction."""

@@ -117,12 +117,11 @@ def subgradient(scores_NE: Tensor, bias_E: Tensor, top_k: int) -> Tensor:
 def descend(
     scores_NE: Tensor, top_k: int, speed: float = 0.1, steps: int = STEPS, falling: bool = True
 ) -> list[Tensor]:
-    """Return the biases (E,) after each step of the library's rule on the same tokens, beginning with zeros.
+    """Return the biases (E,) after each step of the library's rule on the same tokens, from zeros.
 
     γ falls from `speed` as 1 / step, or is always `speed`.
     """
-    bias_E = torch.zeros(scores_NE.shape[1], dtype=scores_NE.dtype)
-    found = [bias_E.clone()]
+    bias_E, found = torch.zeros(scores_NE.shape[1], dtype=scores_NE.dtype), []
     for step in range(1, steps + 1):
         update_expert_bias(bias_E, route(scores_NE, bias_E, top_k), speed / step if falling else speed)
         found.append(bias_E.clone())

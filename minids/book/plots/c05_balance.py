@@ -57,7 +57,7 @@ def draw_tradeoff(result: dict, bias: str = "bias 0.01") -> Picture:
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3f}")
     loss = min(arms_of(result, "loss"), key=lambda arm: x[arm].mean)
     fig.title(f"Bias: MaxVio {x[bias].mean:.2f}, {verdict(y[bias], none)}; "
-              f"loss: {x[loss].mean:.2f}, {verdict(y[loss], none)}", y=0.93)  # fmt: skip
+              f"loss: {x[loss].mean:.2f}, {_against(y[loss], y[bias])}", y=0.93)  # fmt: skip
     at = 0.11
     for name, words in FAMILIES.items():
         color, marker = LOOKS[name]
@@ -72,6 +72,12 @@ def draw_tradeoff(result: dict, bias: str = "bias 0.01") -> Picture:
         f"{long_name(arm)}: {x[arm]}, {y[arm]}" for arm in arms
     )
     return fig
+
+
+def _against(loss: Measured, bias: Measured) -> str:
+    if not loss.apart(bias):
+        return "not separated from the bias"
+    return f"{abs(loss.mean - bias.mean):.3f} bits a byte {'above' if bias.below(loss) else 'below'} the bias"
 
 
 def _label_points(ax: Axes, points: dict[str, tuple[Measured, Measured]], size: float = 11) -> None:
@@ -284,7 +290,7 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
     columns = {
         "held-out bits per byte": {arm: bits(result, arm) for arm in rows},
         "MaxVio, all held-out tokens": {arm: violation(result, arm) for arm in rows},
-        "bits about the domain": {arm: told(result, arm)[0] for arm in rows},
+        "bits an expert tells": {arm: told(result, arm)[0] for arm in rows},
     }
     for j, (words, found) in enumerate(columns.items()):
         ax = fig.add_axes((0.24 + 0.257 * j, 0.12, 0.225, 0.66))
@@ -309,9 +315,10 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
     strong = weights[-1]
     scores, _, known = columns.values()
     sequence, batch = f"loss {strong}", f"batch loss {strong}"
-    fig.title(f"α = {strong}: an expert tells {known[sequence].mean:.2f} bits about the domain (sequence loss), "
-              f"{known[batch].mean:.2f} (batch loss)", y=0.935)  # fmt: skip
-    fig.text(0.02, 0.88, f"Bits per byte: {_compared(scores[batch], scores[sequence])}", size=12)
+    tells = [f"{known[arm].mean:.3f}" for arm in (sequence, batch, bias)]
+    fig.title(f"Bits about the domain, α = {strong}: {tells[0]} (sequence loss), {tells[1]} (batch loss); bias: {tells[2]}",
+              y=0.935)  # fmt: skip
+    fig.text(0.02, 0.88, f"Bits per byte, α = {strong}: {_compared(scores[batch], scores[sequence])}", size=12)
     fig.note(0.754, 0.02, "tick: with shuffled labels", size=10)
     fig.alt = "Held-out bits per byte, MaxVio, and bits that an expert tells about the domain. " + "; ".join(
         f"{long_name(arm)}: {', '.join(str(found[arm]) for found in columns.values())}" for arm in rows
@@ -321,7 +328,7 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
 
 def _compared(batch: Measured, sequence: Measured) -> str:
     if not batch.apart(sequence):
-        return f"the two scopes are not separated ({sequence.mean:.3f} and {batch.mean:.3f})"
+        return f"the two losses are not separated ({sequence.mean:.3f} and {batch.mean:.3f})"
     return f"{sequence.mean:.3f} with the loss of a sequence, {batch.mean:.3f} of a batch"
 
 

@@ -103,7 +103,8 @@ def draw_assignment(speed: float = 0.1) -> Picture:
     tokens, experts = scores.shape
     fig = new_figure(height=4.4)
     left, right = fig.add_axes((0.11, 0.14, 0.4, 0.6)), fig.add_axes((0.71, 0.14, 0.26, 0.6))
-    paths = {words: descend(scores, TOP_K, speed, DESCENT, falling) for words, falling in WAYS.items()}
+    zeros = torch.zeros(experts)
+    paths = {words: [zeros, *descend(scores, TOP_K, speed, DESCENT, falling)] for words, falling in WAYS.items()}
     ends, gaps = {}, {}
     for (words, biases), color in zip(paths.items(), (MUTED, INK), strict=True):
         gaps[words] = np.array([100 * (dual(scores, bias, TOP_K) / optimum - 1) for bias in biases]).clip(1e-6)
@@ -113,7 +114,7 @@ def draw_assignment(speed: float = 0.1) -> Picture:
     left.set(xlim=(0, DESCENT), ylim=(1e-4, 20), xlabel="step")
     label_ends(left, ends, gap=0.35, lowest=-3.9, shift=4, size=11)
     last = paths[FALLING][-1]
-    before, after = (route(scores, bias, TOP_K).numpy() for bias in (torch.zeros(experts), last))
+    before, after = (route(scores, bias, TOP_K).numpy() for bias in (zeros, last))
     even = tokens * TOP_K / experts
     right.barh(np.arange(experts) + 0.2, before, height=0.36, color=PALE)
     right.barh(np.arange(experts) - 0.2, after, height=0.36, color=INK)

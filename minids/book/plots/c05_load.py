@@ -107,9 +107,11 @@ def draw_load_map(result: dict, arm: str = "none") -> Picture:
 
 
 def _finding(curve: _Curve, arm: str) -> str:
-    most = f"the busiest expert gets {curve.final[0]:.1f}× the even load"
-    least = f", {curve.starved} almost none" if curve.starved else f", the idlest {curve.final[-1]:.1f}×"
-    return f"{long_name(arm)}: {most}{least}"
+    if curve.starved:
+        share = f"up to {curve.final[0]:.1f}× the even load, {curve.starved} almost none"
+    else:
+        share = f"{curve.final[-1]:.1f}× to {curve.final[0]:.1f}× the even load"
+    return f"{long_name(arm)}: experts get {share}"
 
 
 def _cost(violation: float) -> str:
