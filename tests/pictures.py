@@ -13,7 +13,7 @@ from minids.book.recorded import load
 from minids.book.specialists import Observed
 from minids.book.toy import KINDS
 from minids.cost.attention import mla_cached_numbers
-from minids.cost.published import REPORTS
+from minids.cost.published import LOSS_FREE, REPORTS
 from minids.model.config import ModelConfig
 
 DOMAINS = ("prose", "code", "arithmetic")
@@ -54,6 +54,14 @@ def observed(rows=8) -> Observed:
     tokens = rng.integers(len(spelled), size=(3 * rows, 256))
     experts = (rng.random((3, 3 * rows, 256, 24)) + 0.5 * rng.random((3, 1, 1, 24))).argsort(-1)[..., :4]
     return Observed(PRESETS["mini"], spelled, list(DOMAINS), tokens, experts, rng.random(experts.shape))
+
+
+def balance(times: float = 1) -> dict:
+    """The recorded results of the balance experiment, with differences in bits per byte so many times as large."""
+    result = load("balance")
+    for run in result["runs"]:
+        run["bits_per_byte"] = {name: 2 + times * (bits - 2) for name, bits in run["bits_per_byte"].items()}
+    return result
 
 
 def products(padded: float) -> list[dict]:
@@ -157,6 +165,19 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "without": {"recorded": (load("experts"),)},
     "published_experts": {"all": ()},
     "products": {str(padded): (products(padded),) for padded in (0.7, 3)},
+    "load_map": {arm: (balance(), arm) for arm in ("none", "loss 0.0001", "bias 0.01", "bias 0.1")},
+    "two_load_maps": {"recorded": (balance(),)},
+    "domain_load": {"three": (balance(), ["loss 0.01", "batch loss 0.01", "bias 0.01"])},
+    **{
+        draw: {str(times): (balance(times),) for times in (0.2, 1, 5)}
+        for draw in ("tradeoff", "speeds", "scopes", "nodes")
+    },
+    "headline": {loss: (balance(), LOSS_FREE, loss) for loss in ("loss 0.001", "loss 0.01", "loss 0.1")},
+    "drift": {"recorded": (balance(),)},
+    "controller": {f"{speed}, {drift}": (speed, drift) for speed in (1e-4, 0.01, 0.3) for drift in (False, True)},
+    "drift_live": {str(speed): (speed,) for speed in (1e-4, 0.03, 0.3)},
+    "assignment": {str(speed): (speed,) for speed in (0.03, 0.1, 0.3)},
+    "node_choice": {f"{kept}, {shift}": (kept, shift) for kept in (1, 4, 8) for shift in (-1.0, 0.0)},
     "score_parts": {"two": scores(2, 5), "one": scores(1, 7)},
     "loss": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),

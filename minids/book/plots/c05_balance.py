@@ -316,8 +316,8 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
     scores, _, known = columns.values()
     sequence, batch = f"loss {strong}", f"batch loss {strong}"
     tells = [f"{known[arm].mean:.3f}" for arm in (sequence, batch, bias)]
-    fig.title(f"Bits about the domain, α = {strong}: {tells[0]} (sequence loss), {tells[1]} (batch loss); bias: {tells[2]}",
-              y=0.935)  # fmt: skip
+    finding = f"{tells[0]} (sequence loss), {tells[1]} (batch loss); bias: {tells[2]}"
+    fig.title(f"Bits about the domain, α = {strong}: {finding}", y=0.935)
     fig.text(0.02, 0.88, f"Bits per byte, α = {strong}: {_compared(scores[batch], scores[sequence])}", size=12)
     fig.note(0.754, 0.02, "tick: with shuffled labels", size=10)
     fig.alt = "Held-out bits per byte, MaxVio, and bits that an expert tells about the domain. " + "; ".join(
