@@ -100,16 +100,16 @@ class WrongVariant:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Until the block ends, torch fills the memory of every new tensor with NaN before it is written.
+    """Until the block ends, torch fills the memory of every new floating-point tensor with NaN before it is written.
 
-    This is a part of torch's deterministic mode (torch.utils.deterministic.fill_uninitialized_memory).
+    This is a part of torch's deterministic mode, in which some operations raise an error instead.
     """
-    before = torch.are_deterministic_algorithms_enabled()
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warn)
 
 
 @functools.cache
@@ -154,8 +154,8 @@ _GALLERY = (
     ),
     WrongVariant(
         "the bias is kept in BF16",
-        "Casting the model to BF16 rounds the biases, too. Released ones are close together: of 238 between 6.82 and "
-        "7.06, where BF16 numbers are 1/32 apart, 9 are left, and many tokens go to other experts.",
+        "Casting the model to BF16 rounds the biases, too. Released ones are close together and far from 0: of 238 "
+        "between 6.82 and 7.06, where BF16 numbers are 1/32 apart, 9 are left, and many tokens go to other experts.",
         ((Gate._apply, "    # The bias moves to the weights' device but stays float32 in a bfloat16 model, "
                        "as released.\n    bias = self.expert_bias\n", ""),
          (Gate._apply, "super()._apply(fn, recurse)\n"

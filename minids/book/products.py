@@ -37,7 +37,7 @@ class Routed:
 
 
 def by_masks(experts: Experts, tokens: Routed) -> Tensor:
-    """Find each expert's tokens by comparing all choices with it."""
+    """Find each expert's tokens by comparing all choices with it; return the outputs (N, D)."""
     out_ND = torch.zeros_like(tokens.x_ND)
     for expert, (gate_up, down) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):
         token, choice = torch.where(tokens.experts_NK == expert)
@@ -48,7 +48,7 @@ def by_masks(experts: Experts, tokens: Routed) -> Tensor:
 
 
 def by_padding(experts: Experts, tokens: Routed) -> Tensor:
-    """Give every expert as many rows as the busiest one has; the rows beyond its own are zero."""
+    """Give every expert as many rows as the busiest one has, zeros beyond its own; return the outputs (N, D)."""
     rows_RD, route = dispatch(tokens.x_ND, tokens.weights_NK, tokens.experts_NK, len(experts.down_proj))
     counts_E, longest = route.counts_E, int(route.counts_E.max())
     shift_E = longest * torch.arange(len(counts_E)) - (counts_E.cumsum(0) - counts_E)
@@ -60,7 +60,10 @@ def by_padding(experts: Experts, tokens: Routed) -> Tensor:
 
 
 def by_grouped_mm(experts: Experts, tokens: Routed) -> Tensor:
-    """Multiply all groups of rows in one call. It leaves rows after the last end unwritten: here there are none."""
+    """Multiply all groups of rows in one call; return the outputs (N, D).
+
+    The grouped product leaves rows after the last end unwritten: here there are none.
+    """
     rows_RD, route = dispatch(tokens.x_ND, tokens.weights_NK, tokens.experts_NK, len(experts.down_proj))
     ends = route.counts_E.cumsum(0).int()
     gate, up = F.grouped_mm(rows_RD, experts.gate_up_proj.mT, offs=ends).chunk(2, dim=-1)
@@ -69,7 +72,7 @@ def by_grouped_mm(experts: Experts, tokens: Routed) -> Tensor:
 
 
 def by_sorting(experts: Experts, tokens: Routed) -> Tensor:
-    """The library's dispatch, experts and combine."""
+    """Run the library's dispatch, experts and combine; return the outputs (N, D)."""
     rows_RD, route = dispatch(tokens.x_ND, tokens.weights_NK, tokens.experts_NK, len(experts.down_proj))
     return combine(experts(rows_RD, route.weight_R, route.counts_E), route, len(tokens.x_ND))
 

@@ -1,6 +1,6 @@
 """Reads what is recorded in figures/data: the runs of an experiment, and the rows of the bench.
 
-`minids.book.experiments.runner` makes the runs and documents the format.
+`minids.book.experiments.runner` and `pool` make the runs and document the two formats.
 """
 
 import json
@@ -36,7 +36,8 @@ class Measured:
         """Whether this arm is separated from the other and below it.
 
         Runs with the same seeds are compared: this arm is below in each of them, and on average by two standard
-        deviations of the differences or more. Anything less is not called an effect in this book.
+        deviations of the differences or more. Anything less is not called an effect in this book. Takes two runs or
+        more, as many of either arm.
         """
         differences = [theirs - ours for ours, theirs in zip(self.values, other.values, strict=True)]
         return min(differences) > 0 and statistics.mean(differences) >= 2 * statistics.stdev(differences)
@@ -62,6 +63,12 @@ def reports_of(result: dict, arm: str) -> list[dict]:
 def scores_of(result: dict, arm: str) -> list[float]:
     """Return the held-out bits per byte of prose and code together of each run of an arm, in the order of the seeds."""
     return [report["bits_per_byte"]["prose_and_code"] for report in reports_of(result, arm)]
+
+
+def runs_of(result: dict, arm: str) -> list[dict]:
+    """Return the short runs of one arm (pool.py), in the order of their seeds of weights and of data."""
+    runs = [run for run in result["runs"] if run["arm"] == arm]
+    return sorted(runs, key=lambda run: (run["weights"], run["data"]))
 
 
 def model_of(result: dict, arm: str) -> ModelConfig:

@@ -48,22 +48,19 @@ class RouterRun:
 
 
 def run_router(
-    speed: float, steps: int = STEPS, *, skew: float = 1.0, drift: bool = False, centred: bool = False,
+    speed: float, steps: int = STEPS, *, skew: float = 1.0, drift: bool = False,
     tokens: int = TOKENS, experts: int = EXPERTS, top_k: int = TOP_K, seed: int = 0,
 ) -> RouterRun:  # fmt: skip
     """Route `steps` batches of new tokens and update the biases after each with `speed` γ; return what happened.
 
     `skew` is the standard deviation of the preferences, in logits; that of the noise is 1. With `drift` the preferences
-    change during the run into those of the experts in reverse order. With `centred` the mean of the biases is removed
-    after every update.
+    change during the run into those of the experts in reverse order.
     """
     require_whole("top_k", top_k, at_most=experts)
     bias_E, loads, biases = torch.zeros(experts), [], []
     for scores_NE in _affinities(steps, tokens, experts, skew, drift, seed):
         loads.append(route(scores_NE, bias_E, top_k))
         update_expert_bias(bias_E, loads[-1], speed)
-        if centred:
-            bias_E -= bias_E.mean()
         biases.append(bias_E.clone())
     violations = torch.tensor([max_violation(load_E) for load_E in loads])
     return RouterRun(speed, torch.stack(loads), torch.stack(biases), violations)

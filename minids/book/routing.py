@@ -89,7 +89,8 @@ def choosing(model: DeepSeek, choose: Callable[[Tensor, int], Tensor]) -> Iterat
 
     `choose(scores_NE, layer)` gets the scores that a layer's gate selects by (s + b) and returns other ones; an expert
     with a score of -inf is not chosen while enough others are left. The weights are still those of the experts that are
-    chosen.
+    chosen. (The bias is added, taken off and added again, which rounds: of two scores that are equal but for their last
+    bit, the other one may be chosen.)
     """
     gates = [moe.gate for moe in moe_layers(model)]
     outer = [vars(gate).get("choose") for gate in gates]  # of a block around this one

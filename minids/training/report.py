@@ -35,8 +35,8 @@ def make_report(
 ) -> dict:
     """Evaluate a finished run on held-out text and return its report.
 
-    `max_violation` is a mean over steps and layers. `load` and `dead_experts` are of the last 20 steps together, a list
-    per layer and a number per layer.
+    `max_violation` is a mean over steps and layers. `load` and `dead_experts` are of the last 20 steps together (half
+    of a run of fewer than 40): a list and a number per layer.
     """
     device = model.embed_tokens.weight.device
     held_out = validation_rows(encode_split(tokenizer, corpus.validation), config.sequence_length)

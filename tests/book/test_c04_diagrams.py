@@ -145,7 +145,7 @@ def test_beyond_capacity_the_rows_of_lowest_affinity_are_dropped(capacity):
 @pytest.mark.parametrize("draw", [experts.draw_split, experts.draw_routing, experts.draw_gates, dispatch.draw_dispatch])
 @pytest.mark.parametrize("token", [0, 7, 1.0, True])
 def test_another_token_is_refused(draw, token):
-    with pytest.raises(ValueError, match="must be 1 to 6"):
+    with pytest.raises(ValueError, match="a whole number of at least 1 and at most 6"):
         draw(token)
 
 

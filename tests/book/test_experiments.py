@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minids.book.experiments import miniature
-from minids.book.experiments.__main__ import EXPERIMENTS, SHORT
+from minids.book.experiments.__main__ import EXPERIMENTS, POOLED
 from minids.book.experiments.attention import MODELS, RANKS, cut_to_ranks, without_parts
 from minids.book.experiments.pool import jobs
 from minids.book.experiments.runner import SEEDS, changed_arms
@@ -41,9 +41,9 @@ def test_every_run_was_of_an_arm_and_of_the_corpus_of_today(name):
     assert data["minutes"] == round(sum(row["report"]["seconds"] for row in data["runs"]) / 60, 1)
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", POOLED)
 def test_every_short_run_was_of_an_arm_and_of_the_corpus_of_today(name):
-    experiment, data = SHORT[name], load(name)
+    experiment, data = POOLED[name], load(name)
     arms = {arm: settings.settings() for arm, settings in experiment.arms.items()}
     of_today = {"train": asdict(experiment.train), "arms": arms, "seeds": experiment.seeds}
     assert {key: data[key] for key in of_today} == json.loads(json.dumps(of_today))

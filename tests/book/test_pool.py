@@ -76,7 +76,7 @@ def test_initial_weights_and_order_of_the_text_have_a_seed_each(monkeypatch):
     corpus = small_corpus()
     tokenizer = Tokenizer.train([text for texts in corpus.train.values() for text in texts], 300)
     streams = encode_split(tokenizer, corpus.only(*pool.DOMAINS).train)
-    monkeypatch.setattr(pool, "text", lambda: (streams, {}, tokenizer))
+    monkeypatch.setattr(pool, "text", lambda: (streams, tokenizer))
     monkeypatch.setattr(pool, "load_corpus", lambda: corpus)
     runs = {seeds: start(ARMS["a: b"], small_train_config(), *seeds) for seeds in ((0, 0), (0, 1), (1, 0))}
     weights = {seeds: run.model.lm_head.weight for seeds, run in runs.items()}

@@ -78,13 +78,6 @@ def test_chance_is_what_is_left_where_tokens_choose_at_random():
     assert chance() == pytest.approx((busiest / 64 - 1).mean().item(), abs=0.02)
 
 
-def test_without_their_mean_the_biases_route_alike():
-    free, centred = run_router(0.03, steps=60), run_router(0.03, steps=60, centred=True)
-    assert torch.equal(free.loads, centred.loads)
-    torch.testing.assert_close(free.biases - free.biases.mean(1, keepdim=True), centred.biases)
-    assert free.biases[-1].mean() > 0.03
-
-
 def test_preferences_that_change_end_in_reverse():
     assert torch.equal(preferences(), -preferences().flip(0))
     load = run_router(0, drift=True).loads.float()

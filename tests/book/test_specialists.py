@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from minids.book.plots.c04_specialists import spoken, visible
+from minids.book.plots.c04_specialists import _digits_finding, _strongest, draw_pairs, spoken, visible
 from minids.book.routing import moe_layers
 from minids.book.specialists import (
     LEAST,
@@ -16,16 +16,17 @@ from minids.book.specialists import (
     bits_about_domain,
     bits_about_token,
     digits,
+    digits_control,
     expected_pairs,
     first_experts,
     observe,
     pairs,
+    pairs_of_group_limit,
     parts_of_digits,
     places,
     preferred_tokens,
     relative_shares,
     same_first_expert,
-    share_of_groups,
     typical_of_pair,
     typical_tokens,
     weights_of,
@@ -171,6 +172,31 @@ def test_what_an_expert_tells_about_digits():
     np.testing.assert_array_equal(parts_of_digits(whole, 1)[:, [0, 1, 2]], np.eye(3))
 
 
+def test_experts_that_know_nothing_of_digits_tell_as_much_as_shuffled_ones():
+    """More about ten values than about three parts; no title is made of that."""
+    digit = np.random.default_rng(1).integers(2, 12, size=(24, 64))
+    digit[:, ::8], digit[:, 3::8], digit[:, 6::8] = (SPELLED.index(sign) for sign in "\n+=")
+    whole = observed(tokens=digit)
+    (value, part), control = bits_about_digits(whole, 1), digits_control(whole, 1)
+    assert value > part + 0.1
+    assert (value, part) == pytest.approx(control, abs=0.05)
+    excess = np.subtract((value, part), control)[:, None]
+    assert _digits_finding(excess) == "A digit’s first expert tells little about its value or part"
+
+
+@pytest.mark.parametrize(
+    ("excess", "said"),
+    [
+        ([[0.9, 0.3, 0.1], [0.2, 0.3, 0.8]], "most about its value in layer 1, about its part in layer 3"),
+        ([[0.1, 0.9, 0.1], [0.2, 0.3, 0.8]], "most about its part in layers 1 and 3"),
+        ([[0.01, 0.0, 0.1], [0.0, 0.0, 0.8]], "most about its part in layer 3"),
+        ([[0.9, 0.9], [0.9, 0.9]], "as much about its value as its part"),
+    ],
+)
+def test_the_title_names_what_digits_experts_tell_most_about(excess, said):
+    assert _digits_finding(np.array(excess)) == f"A digit’s first expert tells {said}"
+
+
 # ---------------------------------------------------------------------------------------------------
 # Pairs
 
@@ -210,10 +236,24 @@ def test_the_limit_to_groups_alone_makes_pairs_and_the_second_expectation_takes_
     whole = replace(whole, experts=experts[None])
     counts = pairs(whole, 1)
     inside = within_groups(counts, 4)
-    assert counts[inside].sum() / expected_pairs(counts)[inside].sum() == pytest.approx(share_of_groups(MINI), rel=0.01)
+    assert counts[inside].sum() / expected_pairs(counts)[inside].sum() == pytest.approx(
+        pairs_of_group_limit(MINI), rel=0.01
+    )
     ratios = counts / np.where(np.eye(24), 1, expected_pairs(counts, 4))
     assert np.abs(ratios[~np.eye(24, dtype=bool)] - 1).max() < 0.15
-    assert share_of_groups(replace(MINI, n_group=1, topk_group=1)) == 1
+    assert pairs_of_group_limit(replace(MINI, n_group=1, topk_group=1)) == 1
+
+
+def test_only_pairs_above_expectation_are_strong():
+    counts = np.array([[0.0, 40, 30, 1], [40, 0, 10, 20], [30, 10, 0, 1], [1, 20, 1, 0]])
+    expected = np.where(counts > 1, 20, 0.1) * (1 - np.eye(4))
+    assert _strongest(counts, expected, 100) == {(0, 1): 2.0, (0, 2): 1.5}  # 10 times is too rare, 1 is no more
+    assert "no frequent pair" in draw_pairs(replace(observed(), experts=np.tile(np.arange(4), (2, 24, 64, 1)))).alt
+
+
+def test_pairs_of_one_group_are_drawn():
+    whole = observed()
+    assert draw_pairs(replace(whole, config=replace(MINI, n_group=1, topk_group=1))).alt
 
 
 def test_an_expert_that_is_never_chosen_has_no_expected_pairs():

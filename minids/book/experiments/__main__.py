@@ -7,7 +7,7 @@ from minids.book.experiments import attention, balance, experts, growing, miniat
 from minids.book.recorded import DATA, load
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
-SHORT = {experiment.name: experiment for experiment in (growing.EXPERIMENT, experts.EXPERIMENT, balance.EXPERIMENT)}
+POOLED = {experiment.name: experiment for experiment in (growing.EXPERIMENT, experts.EXPERIMENT, balance.EXPERIMENT)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,15 +26,15 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("name the experiment that these options are for.")
         print(listing())
         return
-    if chosen.name not in EXPERIMENTS | SHORT:
-        parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(EXPERIMENTS | SHORT)}.")
-    if chosen.data and chosen.name in SHORT:
+    if chosen.name not in EXPERIMENTS | POOLED:
+        parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(EXPERIMENTS | POOLED)}.")
+    if chosen.data and chosen.name in POOLED:
         parser.error(f"{chosen.name} has no --data: its arms are compared on the book's text.")
     folder = chosen.folder or Path("runs") / "experiments" / chosen.name
     print(f"runs are kept in {folder}", flush=True)
     try:
-        if chosen.name in SHORT:
-            path = pool.record(SHORT[chosen.name], folder, tuple(chosen.seeds) if chosen.seeds else None)
+        if chosen.name in POOLED:
+            path = pool.record(POOLED[chosen.name], folder, tuple(chosen.seeds) if chosen.seeds else None)
         else:
             seeds = tuple(chosen.seeds or runner.SEEDS)
             _, path = runner.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)
@@ -49,8 +49,8 @@ def listing() -> str:
     """Return the list of experiments, and how long each took when it was recorded."""
     lines = []
     counts = {name: len(experiment.arms) * len(runner.SEEDS) for name, experiment in EXPERIMENTS.items()}
-    counts |= {name: len(pool.jobs(experiment)) for name, experiment in SHORT.items()}
-    for name, experiment in (EXPERIMENTS | SHORT).items():
+    counts |= {name: len(pool.jobs(experiment)) for name, experiment in POOLED.items()}
+    for name, experiment in (EXPERIMENTS | POOLED).items():
         there = (DATA / f"{name}.json").exists()
         took = f"{load(name)['minutes']:,.0f} minutes of one core" if there else "not yet recorded"
         lines.append(f"{name:<12} {counts[name]} runs, {took}: {' · '.join(experiment.arms)}")

@@ -5,15 +5,15 @@ in the active ones, up to the routers: 16 experts' worth of weights, of which a 
 shared expert and 63 routed ones of a quarter of the width, of which 7 are chosen. Two dense arms are as wide as the
 active, and as all experts together.
 
-- Every MoE arm has V3's gate (sigmoid, normalised weights, bias) and its tiny sequence-wise loss (α = 1e-4), and no
-  bias is updated in the last 3.4% of the steps. The report's models have a softmax gate and an
+- Every MoE arm has V3's gate (sigmoid, normalised weights but for "1 + 1 of 15", bias) and its tiny sequence-wise loss
+  (α = 1e-4), and no bias is updated in the last 3.4% of the steps. The report's models have a softmax gate and an
   auxiliary loss. The weights are multiplied by the root of the number K of chosen experts, so that their sum is about
   as large as one expert's output; V3 multiplies by 2.5, with K = 8. In a try with one seed, K instead of its root made
   the finest arm 0.02 bits per byte worse.
 - With a single chosen expert a normalised weight is always 1, and the router gets no gradient. So "1 + 1 of 15" has
   weights that are not normalised. The same with normalisation is an arm of its own, as a negative control.
 - One learning rate for all arms: of 3e-3, 6e-3 and 1e-2, 6e-3 was best for the dense model, with one seed. For the
-  wide dense model 3e-3 was no better (1.900 bits per byte against 1.901).
+  wide dense model 3e-3 made no difference (1.900 bits per byte against 1.901).
 - Equal tokens, not equal time: on a CPU the arms take different times, which are recorded.
 
 On trained models of some arms it is also measured what the loss becomes without some of the experts, as in §4.5 of the
@@ -26,22 +26,10 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 
-import numpy as np
-import torch
-
-from minids.book.experiments.pool import Arm, Experiment, scores, start, text
+from minids.book.experiments.measures import held_out, last_violation, routed, scores
+from minids.book.experiments.pool import Arm, Experiment, start
 from minids.book.growing import STAGES
-from minids.book.routing import (
-    chosen_experts,
-    groups_touched,
-    information_and_control,
-    loads,
-    with_top_k,
-    without_best,
-    without_random,
-    without_shared,
-)
-from minids.model.balance import max_violation
+from minids.book.routing import with_top_k, without_best, without_random, without_shared
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 from minids.training.config import TrainConfig
@@ -85,39 +73,18 @@ def run(arm: str, weights: int, data: int) -> dict:
     trained = start(EXPERIMENT.arms[arm], TRAIN, weights, data)
     records = trained.trainer.run()
     model = trained.model.eval()
-    result = {"seconds": round(records[-1]["seconds"], 1), "bits_per_byte": rounded(scores(model))}
+    result = {"seconds": round(records[-1]["seconds"], 1), "bits_per_byte": scores(model)}
     if model.config.uses_moe:
-        violations = np.array([record["max_violation"] for record in records[-50:]])
-        result["max_violation"] = round(float(violations.mean()), 3)
+        result["max_violation"] = last_violation(records)
         result |= routed(model)
     if arm in PROBED:
         result["without"] = without(model)
     return result
 
 
-def routed(model: DeepSeek, groups: int | None = None) -> dict:
-    """Return held-out loads by layer, domain and expert, MaxVio of all held-out tokens, and the bits that an
-    expert tells about the domain, also with shuffled labels.
-
-    With `groups` also how many of so many groups of experts a token is sent to.
-    """
-    n_experts = model.config.n_routed_experts
-    experts = [chosen_experts(model, rows[:, :-1]) for rows in text()[1].values()]  # as many of each domain
-    counts = np.stack([loads(part, n_experts).numpy() for part in experts], axis=1)  # layers, domains, experts
-    labels = [domain for domain, part in enumerate(experts) for _ in range(part.shape[1])]
-    pairs = [information_and_control(layer, labels, n_experts) for layer in torch.cat(experts, dim=1)]
-    touched = {} if groups is None else {"groups": round(groups_touched(torch.cat(experts, 1), n_experts, groups), 3)}
-    return touched | {
-        "load": counts.tolist(),
-        "max_violation_held_out": [round(max_violation(layer.sum(0)), 3) for layer in torch.from_numpy(counts)],
-        "information": [round(found, 4) for found, _ in pairs],
-        "information_shuffled": [round(control, 4) for _, control in pairs],
-    }
-
-
 def without(model: DeepSeek) -> dict[str, dict[str, float]]:
     """Return held-out bits per byte by domain with some experts left out, or other numbers of them chosen."""
-    c, rows = model.config, {domain: rows[::2] for domain, rows in text()[1].items()}
+    c, rows = model.config, {domain: rows[::2] for domain, rows in held_out().items()}
     changes = {"as trained": nullcontext()}
     for sixteenths in LEFT_OUT:
         count = sixteenths * COARSE * WIDTH // c.moe_intermediate_size // 16
@@ -129,17 +96,13 @@ def without(model: DeepSeek) -> dict[str, dict[str, float]]:
     found = {}
     for name, change in changes.items():
         with change:
-            found[name] = rounded(scores(model, rows))
+            found[name] = scores(model, rows)
     if c.n_shared_experts:
         with without_shared(model):
-            found["no shared"] = rounded(scores(model, rows))
+            found["no shared"] = scores(model, rows)
             with with_top_k(model, c.num_experts_per_tok + 1):
-                found["no shared, one more"] = rounded(scores(model, rows))
+                found["no shared, one more"] = scores(model, rows)
     return found
-
-
-def rounded(bits: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in bits.items()}
 
 
 EXPERIMENT = Experiment("experts", TRAIN, {name: Arm(model) for name, model in MODELS.items()}, run)

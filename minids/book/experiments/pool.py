@@ -40,12 +40,10 @@ from minids.text.batches import Batches, encode_split
 from minids.text.corpus import load_corpus
 from minids.text.tokenizer import Tokenizer
 from minids.training.config import TrainConfig
-from minids.training.report import per_byte, score_held_out, spread, validation_rows
 from minids.training.run import Run, start_run
 from minids.validation import require
 
 DOMAINS = ("prose", "code")
-LENGTH, ROWS = 128, 128  # tokens of a row, and held-out rows of each domain that are scored
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _file_name(header: dict, arm: str, weights: int, data: int) -> str:
 
 def start(arm: Arm, train: TrainConfig, weights: int, data: int) -> Run:
     """Return the run of an arm, ready to start, on prose and code, with the reference model's tokenizer."""
-    streams, _, tokenizer = text()
+    streams, tokenizer = text()
     corpus = load_corpus().only(*DOMAINS)
     train = replace(train, seed=weights, **arm.train)
     batches = Batches(streams, corpus.mixture, train.sequence_length, data)
@@ -143,18 +141,7 @@ def start(arm: Arm, train: TrainConfig, weights: int, data: int) -> Run:
 
 
 @cache
-def text() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Tokenizer]:
-    """Return the training streams by domain, the held-out rows by domain, and the tokenizer."""
-    corpus, tokenizer = load_corpus().only(*DOMAINS), reference().tokenizer
-    held_out = validation_rows(encode_split(tokenizer, corpus.validation), LENGTH)
-    return (
-        encode_split(tokenizer, corpus.train),
-        {domain: spread(rows, ROWS) for domain, rows in held_out.items()},
-        tokenizer,
-    )
-
-
-def scores(model, rows: dict[str, np.ndarray] | None = None) -> dict[str, float]:
-    """Return held-out bits per byte by domain and of all, in evaluation mode."""
-    _, held_out, tokenizer = text()
-    return per_byte(score_held_out(model, tokenizer, rows or held_out))
+def text() -> tuple[dict[str, np.ndarray], Tokenizer]:
+    """Return the training streams of prose and code, and the reference model's tokenizer."""
+    tokenizer = reference().tokenizer
+    return encode_split(tokenizer, load_corpus().only(*DOMAINS).train), tokenizer

@@ -13,7 +13,7 @@ from matplotlib.transforms import blended_transform_factory
 from minids.book.plots.helpers import DASHED, label, label_ends, log_scale
 from minids.book.plots.style import INK, LAYERS, MUTED, PALE, PARTS, Picture, new_figure, styled
 from minids.book.products import OURS
-from minids.book.recorded import Measured, model_of
+from minids.book.recorded import Measured, model_of, runs_of
 from minids.cost.parameters import count_parameters
 from minids.cost.published import DEEPSEEKMOE_2B
 from minids.units import short
@@ -23,29 +23,28 @@ DENSE, WHOLE, COARSE, FINE, HERO = "dense, active", "dense, total", "0 + 2 of 16
 OFFSETS = np.array([-0.24, -0.08, 0.08, 0.24])  # of an arm's runs: equal seeds stand at equal heights in all rows
 LEFT_OUT = (1, 2, 4)  # sixteenths of the routed experts
 VERDICTS = ("ahead of", "behind", "not separated from")
-# The published models in the order of our arms, as far as they correspond (None: no loss is published), and others.
+# The published models: those like our arms in the order of our arms, then others.
 PUBLISHED = (
-    "dense", "dense × 16", "0 + 2 of 16", "0 + 2 of 16, × 1.5", "1 + 1 of 15", "1 + 3 of 31", "0 + 8 of 64",
-    "1 + 7 of 63", "2 + 6 of 62", "4 + 4 of 60", "0 + 1 of 16", "dense × 4",
+    "dense", "dense × 16", "0 + 2 of 16", "0 + 2 of 16, × 1.5", "1 + 7 of 63", "2 + 6 of 62", "4 + 4 of 60",
+    "0 + 1 of 16", "dense × 4",
 )  # fmt: skip
-
-
-def runs_of(result: dict, arm: str) -> dict[tuple[int, int], dict]:
-    """Return the runs of an arm by their seeds of weights and of data."""
-    return {(run["weights"], run["data"]): run for run in result["runs"] if run["arm"] == arm}
 
 
 def scores_of(result: dict, arm: str) -> np.ndarray:
     """Return held-out bits per byte of prose and code by seed, (weights, data)."""
-    runs, seeds = runs_of(result, arm), result["seeds"]
-    return np.array([[runs[weights, data]["bits_per_byte"][SCORE] for data in seeds] for weights in seeds])
+    scores = [run["bits_per_byte"][SCORE] for run in runs_of(result, arm)]
+    return np.array(scores).reshape(len(result["seeds"]), -1)
 
 
 def compare(result: dict, arm: str, other: str) -> str:
     """Return whether an arm is "ahead of" another, "behind" or "not separated from" it, as `Measured` says."""
-    one, two = (Measured(tuple(scores_of(result, name).ravel().tolist())) for name in (arm, other))
+    one, two = (_measured(scores_of(result, name)) for name in (arm, other))
     ahead, behind, neither = VERDICTS
     return ahead if one.below(two) else behind if two.below(one) else neither
+
+
+def _measured(values: np.ndarray) -> Measured:
+    return Measured(tuple(values.ravel().tolist()))
 
 
 def noise(result: dict) -> dict[str, float]:
@@ -63,7 +62,7 @@ def draw_experts_ablation(result: dict) -> Picture:
     """
     arms, floor = list(result["arms"]), noise(result)
     scores = {arm: scores_of(result, arm) for arm in arms}
-    seconds = {arm: min(run["seconds"] for run in runs_of(result, arm).values()) for arm in arms}
+    seconds = {arm: min(run["seconds"] for run in runs_of(result, arm)) for arm in arms}
     fig = new_figure(height=6)
     ax = _rows(fig, arms, below=2.2, top=0.74)
     _columns(ax, -0.85, {0.225: "total", 0.29: "active", 0.345: "time", 0.88: "mean", 0.975: "lower"}, color=MUTED)
@@ -90,7 +89,7 @@ def draw_experts_ablation(result: dict) -> Picture:
     key = "dot: a run, equal seeds at equal heights; bar: mean; lower: than “dense, active”, in pairs of equal seeds"
     fig.note(0.02, 0.83, key, size=10.5)
     fig.alt = (
-        f"Held-out bits per byte of prose and code, means of {len(OFFSETS)} runs; between two seeds of the weights "
+        f"Held-out bits per byte of prose and code, means of {scores[DENSE].size} runs; between two seeds of the weights "
         f"{floor['weights']:.3f}, of the data {floor['data']:.3f}. "
         + "; ".join(
             f"{arm}: {values.mean():.3f} ({values.min():.3f} to {values.max():.3f})" for arm, values in scores.items()
@@ -108,19 +107,17 @@ def _against_dense(result: dict) -> str:
         return f"All {len(mixtures)} mixtures are {verdicts[0]} {dense}"
     first, *others = counts
     rest = ", ".join(f"{counts[verdict]} {verdict.removesuffix(' of').removesuffix(' from')}" for verdict in others)
-    return f"Of {len(mixtures)} mixtures, {counts[first]} are {first} {dense}, {rest}"
+    are = "is" if counts[first] == 1 else "are"
+    return f"Of {len(mixtures)} mixtures, {counts[first]} {are} {first} {dense}, {rest}"
 
 
 @styled()
 def draw_published_experts() -> Picture:
-    """Draw the published losses of DeepSeekMoE's 2B models, first in the order of our arms, then four others."""
-    fig = new_figure(height=6)
+    """Draw the published losses of DeepSeekMoE's 2B models: dense ones, mixtures as in our arms, and others."""
+    fig = new_figure(height=5)
     ax = _rows(fig, PUBLISHED, below=0.2, top=0.8)
     _columns(ax, -0.95, {0.285: "total", 0.345: "active", 0.88: "loss"}, color=MUTED)
     for row, name in enumerate(PUBLISHED):
-        if name not in DEEPSEEKMOE_2B:
-            ax.text(0.37, row, "no loss is published", size=11, color=MUTED, va="center", transform=_across(ax))
-            continue
         model = DEEPSEEKMOE_2B[name]
         ax.plot(model["loss"], row, "o", color=_color(name), markersize=6)
         _columns(ax, row, {0.285: model.get("total", ""), 0.345: model.get("active", ""), 0.88: f"{model['loss']:.3f}"})
@@ -133,7 +130,7 @@ def draw_published_experts() -> Picture:
     fig.title(f"DeepSeekMoE at 2B: {HERO} loses {hero:.3f} to {whole}, {COARSE} loses {coarse:.3f}", y=0.935)
     key = "100B tokens, one run of each; total and active parameters as printed. dense × 16: as wide as all experts"
     fig.note(0.02, 0.885, key, size=10.5)
-    fig.alt = "Published losses on the Pile: " + ", ".join(f"{name} {value:.3f}" for name, value in loss.items())
+    fig.alt = "Published losses on the Pile: " + ", ".join(f"{name} {loss[name]:.3f}" for name in PUBLISHED)
     return fig
 
 
@@ -148,17 +145,14 @@ def draw_without(result: dict) -> Picture:
     Left: without each token's best sixteenths of the routed experts (solid), or as many random ones (dashed). Middle:
     with fewer experts chosen. Right: without the shared expert, and one more routed expert chosen instead of it.
     """
-    arms = [arm for arm in result["arms"] if all("without" in run for run in runs_of(result, arm).values())]
+    arms = [arm for arm in result["arms"] if all("without" in run for run in runs_of(result, arm))]
     colors = dict(zip(arms, (INK, LAYERS[1], LAYERS[2]), strict=True))
     fig = new_figure(height=4.7)
     left, middle = fig.add_axes((0.075, 0.17, 0.265, 0.48)), fig.add_axes((0.42, 0.17, 0.19, 0.48))
     for arm, color in colors.items():
         for kind, style in (("best", "-"), ("random", DASHED)):
             _band(left, {n: added(result, arm, f"{kind} {n}") for n in LEFT_OUT}, color, style)
-        changes, chosen = (
-            next(iter(runs_of(result, arm).values()))["without"],
-            model_of(result, arm).num_experts_per_tok,
-        )
+        changes, chosen = runs_of(result, arm)[0]["without"], model_of(result, arm).num_experts_per_tok
         fewer = sorted(int(name.removeprefix("top ")) for name in changes if name.startswith("top "))
         lost = {k / chosen: added(result, arm, f"top {k}") for k in fewer}
         _band(middle, lost | {1: np.zeros(1)}, color, "-")
@@ -178,7 +172,7 @@ def draw_without(result: dict) -> Picture:
     for arm, x in zip(arms, (0.22, 0.36, 0.5), strict=True):
         fig.text(x, 0.765, arm, size=12, color=colors[arm])
     best = {arm: added(result, arm, "best 1") for arm in arms}
-    apart = best[HERO].min() > best[COARSE].max() or best[HERO].max() < best[COARSE].min()
+    apart = _measured(best[HERO]).apart(_measured(best[COARSE]))
     fig.title(f"{HERO} loses {lost[SCORE].mean():.2f} bits per byte if one more routed expert replaces the shared one",
               y=0.92)  # fmt: skip
     lead = f"and {best[HERO].mean():.2f} without each token’s best sixteenth; {COARSE} loses"
@@ -216,7 +210,7 @@ def _draw_shared(ax: Axes, result: dict, color: str) -> dict[str, np.ndarray]:
 
 def added(result: dict, arm: str, change: str, domain: str = SCORE) -> np.ndarray:
     """Return the bits per byte that a change adds to the trained models of an arm, one number for each run."""
-    found = [run["without"] for run in runs_of(result, arm).values()]
+    found = [run["without"] for run in runs_of(result, arm)]
     return np.array([one[change][domain] - one["as trained"][domain] for one in found])
 
 
@@ -269,9 +263,9 @@ def draw_products(measured: list[dict]) -> Picture:
         0.025, 0.815, "time relative to sorted rows with one product per expert; median, band: middle half of rounds"
     )
     at_end = {way: [found for (_, name), found in times.items() if name == way] for way in WAY_COLORS}
-    padding = " or, skewed, ".join(f"{found:.1f}" for found in at_end["padded"])
-    fig.title(f"At {experts[-1]} experts masks take {max(at_end['masks']):.1f} times the time of sorted rows, padding "
-              f"{padding}", y=0.9)  # fmt: skip
+    masks, padding = (" / ".join(f"{found:.1f}" for found in at_end[way]) for way in ("masks", "padded"))
+    fig.title(f"At {experts[-1]} experts ({' / '.join(routings)}) masks take {masks} times as long as sorting, "
+              f"padding {padding}", y=0.9)  # fmt: skip
     fig.alt = (
         f"Four ways to run a layer of {experts[0]} to {experts[-1]} experts, with equal work. "
         + "; ".join(f"{routing}: the busiest expert has {load[0]:.1f} to {load[-1]:.1f} times the average load, so "

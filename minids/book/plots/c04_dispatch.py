@@ -17,7 +17,7 @@ from matplotlib.path import Path
 from torch import Tensor
 
 from minids.book.plots.c03_sequence import tint
-from minids.book.plots.c04_experts import LINE, ROUTER, V2, boxes, outline, require_token, two_decimals
+from minids.book.plots.c04_experts import LINE, ROUTER, V2, boxes, outline, two_decimals
 from minids.book.plots.diagram import FAINT, Diagram
 from minids.book.plots.helpers import DASHED
 from minids.book.plots.style import INK, MUTED, PAPER, Picture, readable_on, styled
@@ -71,7 +71,7 @@ def draw_dispatch(token: int = 4) -> Picture:
     A stripe of grey is one number of a vector, so that equal vectors look equal. The shared expert is not drawn: it
     computes all tokens, in their own order. Raises ValueError for a token that is not one of WORDS, counted from 1.
     """
-    require_token(token)
+    require_whole("token", token, at_most=len(WORDS))
     rows, lit = Rows.of_toy(), token - 1
     n, groups = len(rows.token), sum(count > 0 for count in rows.counts)
     d = Diagram(height=PITCH * n + 118)
@@ -234,7 +234,7 @@ def draw_dropping(capacity: int = 3) -> Picture:
     x = FIRST + capacity * (SLOT[0] + 6) - 3
     d.ax.plot([x, x], [top + 10, top - LANE * len(lanes) + 2], color=INK, linewidth=2.2, zorder=5)
     d.text(x, top - LANE * len(lanes) - 12, f"capacity {capacity}", size=12, ha="center", weight="bold")
-    _kept(d, top, dropped)
+    _kept(d, top, LANE * len(lanes), dropped)
     average, count = sum(loads) / len(loads), f"{capacity} slot{'s' * (capacity != 1)}"
     factor = f"Capacity factor {capacity / average:.2f}: {count} for {average:g} rows on average."
     d.text(14, 32, f"{factor} {empty} of {slots} slots stay empty.", color=MUTED)
@@ -285,10 +285,10 @@ def _cross(d: Diagram, x: float, y: float, width: float, height: float) -> None:
         d.ax.plot([x, x + width], ends, color="#A4A8AE", linewidth=1.3, zorder=3.5)  # under the text
 
 
-def _kept(d: Diagram, top: float, dropped: set[tuple[int, int]]) -> None:
-    """List the tokens with their experts, those crossed out that do not compute it."""
+def _kept(d: Diagram, top: float, height: float, dropped: set[tuple[int, int]]) -> None:
+    """List the tokens with their experts, beside the lanes; experts that do not compute a token are crossed out."""
     chosen = toy_moe(**V2).gate(toy_input())[1].tolist()
-    pitch = LANE * 4 / len(WORDS)
+    pitch = height / len(WORDS)
     for token, word in enumerate(WORDS):
         y = top - pitch * (token + 0.5)
         lost = sum((token, expert) in dropped for expert in chosen[token])

@@ -14,22 +14,16 @@ from torch import Tensor, nn
 
 from minids.book.plots.c03_sequence import one_decimal, tint
 from minids.book.plots.diagram import FAINT, Diagram
-from minids.book.plots.helpers import name_ticks
+from minids.book.plots.helpers import DASHED, name_ticks
 from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, new_figure, readable_on, styled
 from minids.book.toy import WORDS, toy_input, toy_moe
 from minids.model.layers import SwiGLU
 from minids.model.moe import Experts
-from minids.validation import is_number, require
+from minids.validation import is_number, require, require_whole
 
 LINE = "#C9CCD1"  # around what is not lit
 ROUTER, ROUTED, SHARED, DENSE = (PARTS[name] for name in ("router", "routed", "shared", "dense"))
 V2 = {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": "greedy"}  # the toy with V2's gate
-
-
-def require_token(token: int) -> None:
-    """Raise ValueError for a token that is not one of WORDS, counted from 1."""
-    whole = isinstance(token, int) and not isinstance(token, bool)
-    require("token", token, whole and 1 <= token <= len(WORDS), f"1 to {len(WORDS)}")
 
 
 def two_decimals(number: float) -> str:
@@ -92,7 +86,7 @@ def draw_split(token: int = 4) -> Picture:
     The dense layer's hidden units are those of the four routed experts together. Multiplications are those by weights.
     Raises ValueError for a token that is not one of WORDS, counted from 1.
     """
-    require_token(token)
+    require_whole("token", token, at_most=len(WORDS))
     x, layer, routed = toy_input()[token - 1], toy_moe(), toy_moe(n_shared_experts=None)
     dense, slices = joined(layer.experts), outputs_of_experts(layer.experts, x)
     weights, chosen, _ = (row[0].tolist() for row in layer.gate(x[None]))
@@ -106,7 +100,8 @@ def draw_split(token: int = 4) -> Picture:
     titles = ("Dense", f"Cut into {n}", f"{len(g)} of {n} routed", "Shared + routed")
     below = (f"{n * width} hidden units", f"the sum of {n} slices", "each times its g", "one always computed")
     d = Diagram(height=384)
-    d.text(14, d.height - 24, _split_finding(len(g), n, cost, whole), size=14)
+    finding = f"A token computes {len(g)} of {n} slices: {cost['routed']} of {whole} multiplications"
+    d.text(14, d.height - 24, f"{finding}, and {cost['router']} to choose them", size=14)
     for i, (title, text) in enumerate(zip(titles, below, strict=True)):
         left, bottom = 14 + i * (PANEL[0] + 20 / 3), d.height - 46 - PANEL[1]
         d.panel(left, bottom, *PANEL, title)
@@ -118,7 +113,7 @@ def draw_split(token: int = 4) -> Picture:
         else:
             panel.slices(n, None if i == 1 else g)
         if i == 3:
-            panel.shared()
+            panel.shared(n)
         _cost(d, left, bottom, held[i], used[i], PANEL[0] / max(held))
     d.plus(14 + PANEL[0] + 10 / 3, bottom + 193, sign="=")
     names = ("dense", "in slices", "routed", "routed and shared")
@@ -136,13 +131,6 @@ def size(module: nn.Module) -> int:
 
 def say(numbers: Sequence[float]) -> str:
     return " ".join(one_decimal(number) for number in numbers)
-
-
-def _split_finding(chosen: int, n: int, cost: dict[str, int], whole: int) -> str:
-    return (
-        f"A token computes {chosen} of {n} slices: {cost['routed']} of {whole} multiplications, "
-        f"and {cost['router']} to choose them"
-    )
 
 
 def _cost(d: Diagram, x: float, bottom: float, held: int, used: dict[str, int], scale: float) -> None:
@@ -187,8 +175,9 @@ class _Layer:
                 middle = x + self.width * UNIT / 2
                 boxes(self.d, middle - 11.5, self.y_units + 16, [g[i]], (23, 15), ROUTER, show=two_decimals)
 
-    def shared(self) -> None:
-        x = self._place(-1, 4)
+    def shared(self, n: int) -> None:
+        """Draw the shared expert's units to the left of n slices."""
+        x = self._place(-1, n)
         self._units([x + j * UNIT for j in range(self.width)], SHARED, lifted=True)
 
     def _place(self, slice_: int, n: int) -> float:
@@ -246,7 +235,7 @@ def draw_routing(token: int = 4) -> Picture:
 
     Raises ValueError for a token that is not one of WORDS, counted from 1.
     """
-    require_token(token)
+    require_whole("token", token, at_most=len(WORDS))
     route, x = Routed.of(token), toy_input().tolist()
     n, chosen, g = len(route.scores[0]), route.chosen[token - 1], route.weights[token - 1]
     word, s = WORDS[token - 1], [route.scores[token - 1][i] for i in chosen]
@@ -259,8 +248,8 @@ def draw_routing(token: int = 4) -> Picture:
     end = at_weights + n * SCORE[0]
     for at, name, width in (
         (left, "h", 6 * X[0]),
-        (at_scores, "scores s", 4 * SCORE[0]),
-        (at_weights, "weights g", 4 * SCORE[0]),
+        (at_scores, "scores s", n * SCORE[0]),
+        (at_weights, "weights g", n * SCORE[0]),
     ):
         d.text(at + width / 2, top + 20, name, size=12, ha="center")
     for at in (at_scores, at_weights):
@@ -329,7 +318,7 @@ def draw_gates(token: int = 2, scale: float = 1.0) -> Picture:
     that follow (V2: 16, V3: 2.5) are 1 here. `scale` multiplies the logits. Raises ValueError for a token that is not
     one of WORDS, counted from 1, and for a scale that is not positive.
     """
-    require_token(token)
+    require_whole("token", token, at_most=len(WORDS))
     require("scale", scale, is_number(scale) and scale > 0, "a positive number")
     fig, sums, said = new_figure(height=5.3), [], []
     for column, (kind, changes) in enumerate({"Softmax (V1, V2)": V2, "Sigmoid (V3)": {}}.items()):
@@ -340,10 +329,12 @@ def draw_gates(token: int = 2, scale: float = 1.0) -> Picture:
         _scores(fig.add_axes((left, 0.505, 0.40, 0.30)), scores[token - 1], chosen[token - 1])
         _weights(fig.add_axes((left, 0.085, 0.34, 0.275)), weights, token)
         sums.append([sum(row) for row in weights])
-        how = "the chosen scores" if kind.startswith("Soft") else f"the chosen scores, over {whole:.2f}"
+        how = f"over {whole:.2f}" if gate.config.norm_topk_prob else "not normalised (V2)"
         fig.text(left - 0.07, 0.845, kind, size=12, weight="bold")
-        fig.text(left + 0.40, 0.845, f"the four scores sum to {sum(scores[token - 1]):.2f}", size=12, ha="right")
-        fig.text(left - 0.07, 0.39, f"Weights: {how}", size=12)
+        fig.text(
+            left + 0.40, 0.845, f"the {len(scores[0])} scores sum to {sum(scores[token - 1]):.2f}", size=12, ha="right"
+        )
+        fig.text(left - 0.07, 0.39, f"Weights: the chosen scores, {how}", size=12)
         fig.text(left + 0.40, 0.39, "sum", size=11, ha="right", color=MUTED)
         said.append(
             f"{kind}: scores {_say(scores[token - 1])}, weights of experts {' and '.join(map(str, chosen[token - 1]))} "
@@ -379,7 +370,7 @@ def _weights(ax, weights: list[list[float]], token: int) -> None:
             start += value
         ax.text(1.17, row, two_decimals(start), size=11, va="center_baseline", ha="right", color=INK if here else MUTED,
                 weight="bold" if here else "normal")  # fmt: skip
-    ax.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    ax.axvline(1, color=MUTED, linewidth=1, linestyle=DASHED)
     ax.set(xlim=(0, 1), ylim=(len(weights) - 0.4, -0.6))
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     name_ticks(ax, "y", WORDS)

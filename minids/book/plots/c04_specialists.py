@@ -35,15 +35,16 @@ from minids.book.specialists import (
     bits_about_digits,
     bits_about_domain,
     bits_about_token,
+    digits_control,
     expected_pairs,
     first_experts,
     pairs,
+    pairs_of_group_limit,
     parts_of_digits,
     places,
     preferred_tokens,
     relative_shares,
     same_first_expert,
-    share_of_groups,
     typical_of_pair,
     typical_tokens,
     weights_of,
@@ -62,6 +63,8 @@ SIGNS = f"(· space, ↵ newline, {END} end of a text)"
 PASSAGE = {"prose": (2, 100, 4, True), "code": (7, 100, 7, True), "arithmetic": (7, 60, 2, False)}
 
 DIGIT_EXPERTS = 12  # that are shown
+LITTLE = 0.05  # bits: no title is made of less
+NUMBERS = 24  # of experts that stand beside a table at most
 DIVERGING, SPAN = "PuOr_r", 2.5  # of pairs: powers of two above and below 1
 OFTEN = 0.02  # of all tokens: pairs that are named
 MOST = 3  # times its even share: the brightest colour
@@ -265,7 +268,8 @@ def draw_expert_tokens(observed: Observed, expert: int = 14, layer: int = 1) -> 
     d.text(13, d.height - 24, title, size=14, parse_math=False)
     said = "; ".join(f"{spoken(observed.spelled[token.token])}: {token.share:.0%} of {token.seen}" for token in best)
     d.figure.alt = (
-        f"Expert {expert} of MoE layer {layer} gets {average:.0%} of all tokens, and most of: {said or 'none'}"
+        f"Expert {expert} of MoE layer {layer} gets {average:.0%} of all tokens and, of the tokens that it prefers: "
+        f"{said or 'none'}"
     )
     return d.figure
 
@@ -379,7 +383,8 @@ def _draw_bits(fig: Picture, observed: Observed) -> str:
 def draw_digits(observed: Observed, layer: int = 3) -> Picture:
     """Draw which experts the digits of arithmetic problems go to, by their part of the problem, in one layer.
 
-    To the right, for all layers, the bits that a digit's first expert tells about its value and about its part.
+    To the right, for all layers, the bits that a digit's first expert tells about its value and about its part and,
+    dashed, the bits that are found with the digits' experts shuffled.
     """
     shares = parts_of_digits(observed, layer)
     experts = shares.max(axis=0).argsort()[::-1][:DIGIT_EXPERTS].tolist()
@@ -395,28 +400,27 @@ def draw_digits(observed: Observed, layer: int = 3) -> Picture:
     ax.set_xlabel(f"expert of MoE layer {layer}", color=MUTED, size=11)
     ax.spines[:].set_visible(False)
     fig.note(0.02, 0.745, "% of a part’s digits that are routed to an expert")
-    bits = np.array([bits_about_digits(observed, number) for number in range(1, len(observed.experts) + 1)]).T
+    layers = range(1, len(observed.experts) + 1)
+    bits, control = (np.array([f(observed, n) for n in layers]).T for f in (bits_about_digits, digits_control))
     right = fig.add_axes((0.66, 0.17, 0.2, 0.52))
     names = ("its value", "its part")
-    for line, color in zip(bits, LAYERS[1:], strict=False):
-        right.plot(range(1, len(line) + 1), line, "o-", color=color, markersize=5)
-    right.set(xlim=(0.8, bits.shape[1] + 0.2), xticks=range(1, bits.shape[1] + 1), xlabel="MoE layer")
+    for line, shuffled, color in zip(bits, control, LAYERS[1:], strict=False):
+        right.plot(layers, line, "o-", color=color, markersize=5)
+        right.plot(layers, shuffled, color=color, linewidth=1, linestyle=DASHED)
+    right.set(xlim=(0.8, len(layers) + 0.2), xticks=layers, xlabel="MoE layer")
     right.xaxis.label.set(size=11, color=MUTED)
     right.set_ylim(0, 1.06 * bits.max())
     ends = {
         f"{name} {line[-1]:.2f}": (line[-1], color) for name, line, color in zip(names, bits, LAYERS[1:], strict=False)
     }
     label_ends(right, ends, gap=0.13 * bits.max(), lowest=0.05 * bits.max(), size=11, shift=2)
-    fig.note(0.62, 0.745, "bits a digit’s first expert tells about …")
-    most = [names[int(part > value)] for value, part in bits.T]
-    where = f"{most[0]} in layer 1, about {most[-1]} in layer {len(most)}"
-    if most[0] == most[-1]:
-        where = f"{most[0]} in layers 1 and {len(most)}"
-    fig.title(f"A digit’s first expert tells most about {where}", y=0.88)
+    fig.note(0.615, 0.745, "bits the first expert tells (dashed: shuffled)")
+    fig.title(_digits_finding(bits - control), y=0.88)
     fig.alt = (
         "Bits that a digit’s first expert tells, by layer: "
         + "; ".join(
-            f"about {name} {', '.join(f'{x:.2f}' for x in line)}" for name, line in zip(names, bits, strict=True)
+            f"about {name} {', '.join(f'{x:.2f}' for x in line)} ({shuffled.max():.2f} or less when shuffled)"
+            for name, line, shuffled in zip(names, bits, control, strict=True)
         )
         + f". Its part is one of {', '.join(PARTS_OF_PROBLEM)}. "
         f"In MoE layer {layer}, "
@@ -426,6 +430,25 @@ def draw_digits(observed: Observed, layer: int = 3) -> Picture:
         )
     )
     return fig
+
+
+def _digits_finding(excess: np.ndarray) -> str:
+    """Say what the first expert tells most about in the first and last layer, where it tells more than a little more.
+
+    `excess` are the bits beyond those with experts shuffled, (2, layers), of values and of parts.
+    """
+    last, finding = excess.shape[1], "A digit’s first expert tells"
+    ends = {layer: excess[:, layer - 1] for layer in (1, last)}
+    most = {
+        layer: "its part" if part > value else "its value"
+        for layer, (value, part) in ends.items() if abs(part - value) >= LITTLE
+    }  # fmt: skip
+    if not most:
+        told = "as much about its value as its part" if excess.max() >= LITTLE else "little about its value or part"
+        return f"{finding} {told}"
+    if len(most) == 2 and most[1] == most[last]:
+        return f"{finding} most about {most[1]} in layers 1 and {last}"
+    return f"{finding} most about " + ", about ".join(f"{name} in layer {layer}" for layer, name in most.items())
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -445,23 +468,23 @@ def draw_pairs(observed: Observed, layer: int = 1) -> Picture:
     fig = new_figure(height=6.3)
     size = len(counts) // groups
     blocks = np.arange(size, len(counts), size) - 0.5
-    middles, names = (
-        blocks[0] / 2 + size * np.arange(groups),
-        [f"{g * size}–{g * size + size - 1}" for g in range(groups)],
-    )
+    numbered = range(0, len(counts), -(-len(counts) // NUMBERS))
     notes = ("relative to independent choices", "and with the effect of the groups taken out")
     for left, expected, note in zip((0.09, 0.52), (free, grouped), notes, strict=True):
         ax = fig.add_axes((left, 0.25, 0.385, 0.55))
         ax.set_facecolor("#A5A9B0")
-        times = np.log2(np.divide(counts, expected, out=np.full_like(counts, np.nan), where=expected > 0))
-        shown = np.ma.masked_invalid(np.where(np.eye(len(counts), dtype=bool), np.nan, np.clip(times, -SPAN, SPAN)))
+        times = np.divide(counts, expected, out=np.full_like(counts, np.nan), where=expected > 0)
+        np.fill_diagonal(times, np.nan)
+        shown = np.ma.masked_invalid(np.log2(np.clip(times, 2**-SPAN, 2**SPAN)))
         image = ax.imshow(shown, cmap=DIVERGING, vmin=-SPAN, vmax=SPAN, interpolation="nearest")
         for edge in blocks:
             ax.axhline(edge, color=INK, linewidth=0.8)
             ax.axvline(edge, color=INK, linewidth=0.8)
-        name_ticks(ax, "x", names, middles)
-        name_ticks(ax, "y", names if left < 0.5 else [""] * groups, middles)
+        name_ticks(ax, "x", list(map(str, numbered)), numbered)
+        name_ticks(ax, "y", list(map(str, numbered)), numbered)
         ax.tick_params(labelsize=10)
+        ax.tick_params(axis="x", labelrotation=90)
+        ax.tick_params(axis="y", labelleft=left < 0.5)
         ax.spines[:].set_visible(False)
         fig.note(left, 0.815, note)
     bar = fig.colorbar(image, cax=fig.add_axes((0.925, 0.25, 0.014, 0.55)))
@@ -479,7 +502,7 @@ def draw_pairs(observed: Observed, layer: int = 1) -> Picture:
         fig.text(0.26, y, f"{counts[pair] / observed.tokens.size:.0%}", size=11, ha="right")
         fig.text(0.29, y, "  ".join(map(visible, texts[pair]))[:64], size=SIZE, **MONO)
     inside = within_groups(counts, groups)
-    more, alone = counts[inside].sum() / free[inside].sum(), share_of_groups(observed.config)
+    more, alone = counts[inside].sum() / free[inside].sum(), pairs_of_group_limit(observed.config)
     limit = f"the group limit alone gives {alone:.1f}"
     fig.title(f"MoE layer {layer}: pairs within groups are {more:.1f} times chance; {limit}", y=0.94)
     kept = f"{observed.config.topk_group} of {groups}"
@@ -487,17 +510,21 @@ def draw_pairs(observed: Observed, layer: int = 1) -> Picture:
     fig.alt = (
         f"MoE layer {layer}, {kept} groups kept for a token: two experts of a group are chosen together {more:.1f} "
         f"times as often as if choices were independent; if all were random within the groups kept, {alone:.1f} times. "
-        "Beyond the groups: " + "; ".join(
+        "Beyond the groups: " + ("; ".join(
             f"{pair[0]} and {pair[1]} {ratio:.1f} times as often as expected, for {', '.join(map(spoken, texts[pair]))}"
             for pair, ratio in strong.items()
-        )
+        ) or "no frequent pair is chosen more often than expected")
     )  # fmt: skip
     return fig
 
 
 def _strongest(counts: np.ndarray, expected: np.ndarray, n_tokens: int) -> dict[tuple[int, int], float]:
-    """Return the three pairs with the highest ratio to what is expected, of those on 2% of all tokens or more."""
+    """Return up to three pairs that are more frequent than expected, with the ratio, the highest first.
+
+    Of the pairs on 2% of all tokens or more.
+    """
     upper = np.triu(counts >= OFTEN * n_tokens)
     ratios = np.divide(counts, expected, out=np.zeros_like(counts), where=upper)
     best = np.argsort(-ratios, axis=None, kind="stable")[:3]
-    return {(int(a), int(b)): float(ratios[a, b]) for a, b in zip(*np.unravel_index(best, counts.shape), strict=True)}
+    places = zip(*np.unravel_index(best, counts.shape), strict=True)
+    return {(int(a), int(b)): float(ratios[a, b]) for a, b in places if ratios[a, b] > 1}

@@ -11,21 +11,23 @@ import statistics
 from matplotlib.axes import Axes
 
 from minids.book.plots.style import LAYERS, MUTED
-from minids.book.recorded import Measured
+from minids.book.recorded import Measured, runs_of
 
 # What balances: its colour and its marker.
 LOOKS = {
     "none": (MUTED, "X"), "loss": (LAYERS[4], "s"), "batch loss": (LAYERS[7], "D"), "bias": (LAYERS[0], "o"),
     "bias + loss": (LAYERS[1], "P"), "nodes": (LAYERS[0], "o"),
 }  # fmt: skip
-FAMILIES = {"loss": "sequence loss", "batch loss": "batch loss", "bias": "bias"}
+NAMES = {  # long, as labels say it; short, as titles and keys say it
+    "none": ("No balancing", "no balancing"),
+    "loss": ("Sequence-wise loss", "sequence loss"),
+    "batch loss": ("Batch-wise loss", "batch loss"),
+    "bias": ("Bias", "bias"),
+    "bias + loss": ("Bias and small sequence-wise loss", "bias and small loss"),
+    "nodes": ("Bias, {} of 8 nodes", "{} of 8 nodes"),
+}
 VIOLATIONS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]  # ticks of MaxVio
-SYMBOLS = {"loss": "α", "batch loss": "α", "bias": "γ"}
-
-
-def runs_of(result: dict, arm: str) -> list[dict]:
-    """Return the runs of an arm, in the order of their seeds."""
-    return [run for run in result["runs"] if run["arm"] == arm]
+SYMBOLS = {"loss": "α", "batch loss": "α", "bias": "γ"}  # of the families with a number
 
 
 def bits(result: dict, arm: str) -> Measured:
@@ -44,7 +46,10 @@ def batch_violation(result: dict, arm: str) -> Measured:
 
 
 def told(result: dict, arm: str) -> tuple[Measured, Measured]:
-    """Bits that an expert tells about its token's domain, and the same with shuffled labels; means of the layers."""
+    """Bits that an expert tells about its token's domain, and the same with shuffled labels; means of the layers.
+
+    Neither is subtracted from the other.
+    """
     return tuple(
         Measured(tuple(statistics.mean(run[name]) for run in runs_of(result, arm)))
         for name in ("information", "information_shuffled")
@@ -67,23 +72,24 @@ def arms_of(result: dict, name: str) -> list[str]:
                   key=lambda arm: float(strength(arm)))  # fmt: skip
 
 
+def setting(arm: str) -> str:
+    """Return the number of an arm with its symbol, such as "α = 0.01"; "" where there is none."""
+    symbol = SYMBOLS.get(family(arm))
+    return f"{symbol} = {strength(arm)}" if symbol else ""
+
+
 def long_name(arm: str) -> str:
-    """Return an arm's name as pictures show it."""
-    number = strength(arm)
-    return {
-        "none": "No balancing",
-        "loss": f"Sequence-wise loss, α = {number}",
-        "batch loss": f"Batch-wise loss, α = {number}",
-        "bias": f"Bias, γ = {number}",
-        "bias + loss": "Bias and small loss",
-        "nodes": f"Bias, {number} of 8 nodes",
-    }[family(arm)]
+    """Return an arm's name with its number, as labels say it: "Sequence-wise loss, α = 0.01"."""
+    return _name(arm, 0)
 
 
 def short_name(arm: str) -> str:
-    """Return an arm's family as titles name it."""
-    return {"none": "no balancing", "loss": "sequence loss", "batch loss": "batch loss", "bias": "the bias",
-            "bias + loss": "bias and small loss", "nodes": "limited nodes"}[family(arm)]  # fmt: skip
+    """Return an arm's name with its number, as titles say it: "sequence loss, α = 0.01"."""
+    return _name(arm, 1)
+
+
+def _name(arm: str, length: int) -> str:
+    return ", ".join(filter(None, (NAMES[family(arm)][length].format(strength(arm)), setting(arm))))
 
 
 def draw_range(ax: Axes, x: Measured | float, y: Measured, arm: str, **how) -> None:
@@ -101,3 +107,11 @@ def verdict(arm: Measured, reference: Measured) -> str:
     if not arm.apart(reference):
         return "no cost separated"
     return f"{'costs' if reference.below(arm) else 'saves'} {abs(arm.mean - reference.mean):.3f} bits a byte"
+
+
+def against(arm: Measured, reference: Measured, name: str) -> str:
+    """Return where an arm's bits per byte are from those of the reference, which is called `name`."""
+    if not arm.apart(reference):
+        return f"not separated from {name}"
+    way = "above" if reference.below(arm) else "below"
+    return f"{abs(arm.mean - reference.mean):.3f} bits a byte {way} {name}"

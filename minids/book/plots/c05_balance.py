@@ -10,18 +10,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from minids.book.plots.c05_arms import (
-    FAMILIES,
     LOOKS,
+    NAMES,
     SYMBOLS,
     VIOLATIONS,
-    Measured,
+    against,
     arms_of,
     batch_violation,
     bits,
     draw_range,
     family,
     long_name,
-    runs_of,
+    setting,
+    short_name,
     strength,
     told,
     verdict,
@@ -29,6 +30,7 @@ from minids.book.plots.c05_arms import (
 )
 from minids.book.plots.helpers import DASHED, label, label_ends, log_scale, name_ticks
 from minids.book.plots.style import INK, MUTED, PALE, Picture, new_figure, styled
+from minids.book.recorded import Measured, runs_of
 from minids.cost.published import LOSS_FREE
 
 
@@ -46,7 +48,7 @@ def draw_tradeoff(result: dict, bias: str = "bias 0.01") -> Picture:
            ylim=(bottom - 0.2 * (top - bottom), top + 0.1 * (top - bottom)))  # fmt: skip
     none = y["none"]
     ax.axhspan(none.low, none.high, color=PALE, alpha=0.6, zorder=0, linewidth=0)
-    for name in FAMILIES:
+    for name in SYMBOLS:
         line = arms_of(result, name)
         means = [x[arm].mean for arm in line], [y[arm].mean for arm in line]
         ax.plot(*means, color=LOOKS[name][0], linewidth=1, alpha=0.5, zorder=1)
@@ -55,29 +57,26 @@ def draw_tradeoff(result: dict, bias: str = "bias 0.01") -> Picture:
     _label_points(ax, {arm: (x[arm], y[arm]) for arm in arms})
     ax.set(xlabel="MaxVio of all held-out tokens, mean of the layers (logarithmic)", ylabel="held-out bits per byte")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3f}")
-    loss = min(arms_of(result, "loss"), key=lambda arm: x[arm].mean)
-    fig.title(f"Bias: MaxVio {x[bias].mean:.2f}, {verdict(y[bias], none)}; "
-              f"loss: {x[loss].mean:.2f}, {_against(y[loss], y[bias])}", y=0.93)  # fmt: skip
+    loss, even = (min(arms_of(result, name), key=lambda arm: x[arm].mean) for name in ("loss", "bias"))
+    fig.title(f"Bias, {setting(bias)}: MaxVio {x[bias].mean:.2f}, {verdict(y[bias], none)}", y=0.945)
+    others = [f"{short_name(loss)}: {x[loss].mean:.2f}, {against(y[loss], y[bias], 'this bias')}"]
+    if even != bias:
+        others.append(f"bias, {setting(even)}: {x[even].mean:.2f}, {verdict(y[even], none)}")
+    fig.text(0.02, 0.9, f"Most even {'; '.join(others)}", size=12)
     at = 0.11
-    for name, words in FAMILIES.items():
-        color, marker = LOOKS[name]
-        mark = Line2D([at], [0.868], marker=marker, color=color, markersize=8, linewidth=0, transform=fig.transFigure)
+    for name, symbol in SYMBOLS.items():
+        (color, marker), words = LOOKS[name], NAMES[name][1]
+        mark = Line2D([at], [0.855], marker=marker, color=color, markersize=8, linewidth=0, transform=fig.transFigure)
         fig.add_artist(mark)
-        fig.text(at + 0.015, 0.858, f"{words} ({SYMBOLS[name]})", size=11, color=color)
+        fig.text(at + 0.015, 0.845, f"{words} ({symbol})", size=11, color=color)
         at += 0.06 + 0.0105 * len(words)
-    fig.note(at, 0.858, f"a cross spans {len(none.values)} runs; grey: no balancing")
+    fig.note(at, 0.845, f"a cross spans {len(none.values)} runs; grey: no balancing")
     ax.annotate("even and good", (0.005, 0.012), (0.07, 0.07), xycoords="axes fraction", size=11, color=MUTED,
                 va="center", arrowprops={"arrowstyle": "-|>", "color": MUTED})  # fmt: skip
     fig.alt = "Held-out MaxVio and bits per byte, means of the runs with lowest and highest. " + "; ".join(
         f"{long_name(arm)}: {x[arm]}, {y[arm]}" for arm in arms
     )
     return fig
-
-
-def _against(loss: Measured, bias: Measured) -> str:
-    if not loss.apart(bias):
-        return "not separated from the bias"
-    return f"{abs(loss.mean - bias.mean):.3f} bits a byte {'above' if bias.below(loss) else 'below'} the bias"
 
 
 def _label_points(ax: Axes, points: dict[str, tuple[Measured, Measured]], size: float = 11) -> None:
@@ -93,7 +92,7 @@ def _label_points(ax: Axes, points: dict[str, tuple[Measured, Measured]], size: 
         )
         taken += [(x - 5, y - 5, x + 5, y + 5), (left, y - 1, right, y + 1), (x - 1, low, x + 1, high)]
     for arm, (across, up) in points.items():
-        text = {"none": "no balancing", "bias + loss": "bias and small loss"}.get(arm) or strength(arm)
+        text = strength(arm) or short_name(arm)
         x, y = place(across.mean, up.mean)
         width, height = 0.62 * size * len(text), 1.25 * size
         best, least = (0.0, 0.0, 0.0), math.inf
@@ -152,9 +151,9 @@ def draw_headline(
     _shifts(right, {size: values[2] for size, values in theirs.items()}, changes[loss])
     fig.note(0.02, 0.81, "MaxVio of all held-out tokens (logarithmic)")
     fig.note(0.6, 0.81, "held-out loss of language, changed by the bias", size=10)
-    first, lower = next(iter(theirs.values())), sum(change < 0 for change in changes[loss])
-    fig.title(f"MaxVio {first[0]:g} → {first[1]:g} as published, {ours[loss].mean:.2f} → {ours[bias].mean:.2f} here; "
-              f"bits per byte lower in {lower} of {len(changes[loss])} pairs", y=0.91)  # fmt: skip
+    first, said = next(iter(theirs.values())), against(bits(result, bias), bits(result, loss), "the loss")
+    fig.title(f"MaxVio {first[0]:g} → {first[1]:g} as published, {ours[loss].mean:.2f} → {ours[bias].mean:.2f} here, "
+              f"{said if 'bits' in said else f'bits per byte {said}'}", y=0.91)  # fmt: skip
     fig.alt = "; ".join(
         f"{size}, published: MaxVio {values[0]:g} with the loss, {values[1]:g} with the bias, held-out loss "
         f"{values[2]:+.2f}%" for size, values in theirs.items()
@@ -169,16 +168,17 @@ def draw_headline(
 def _pairs(ax: Axes, theirs: dict[str, tuple[float, float]], ours: dict[str, Measured]) -> None:
     """Draw MaxVio with the loss and with the bias, as a line for each size."""
     (loss, before), (bias, after) = ours.items()
-    ends = {f"here: {before.mean:.2f} → {after.mean:.2f}": (after.mean, INK)}
+    here = f"here: {before.mean:.2f} → {after.mean:.2f}\n({setting(loss)}, {setting(bias)})"
+    ends = {here: (after.mean, INK)}
     for size, values in theirs.items():
         ax.plot([0, 1], values, "o-", color=MUTED, linewidth=1.3, markersize=6)
         ends[f"{size}: {values[0]:g} → {values[1]:g}"] = (values[1], MUTED)
     ax.plot([0, 1], [before.mean, after.mean], "-", color=INK, zorder=1)
     for x, (arm, value) in enumerate(ours.items()):
         draw_range(ax, x, value, arm)
-    name_ticks(ax, "x", [f"{FAMILIES[family(loss)]}\nα = {strength(loss)}", f"bias\nγ = {strength(bias)}"])
+    name_ticks(ax, "x", ["loss", "bias"])
     bottom, top = (math.log10(edge) for edge in ax.get_ylim())
-    label_ends(ax, ends, gap=0.09 * (top - bottom), lowest=bottom + 0.04 * (top - bottom), shift=4, size=11)
+    label_ends(ax, ends, gap=0.13 * (top - bottom), lowest=bottom + 0.04 * (top - bottom), shift=4, size=11)
 
 
 def _shifts(ax: Axes, theirs: dict[str, float], ours: list[float]) -> None:
@@ -235,12 +235,16 @@ def draw_speeds(result: dict) -> Picture:
             ax.set(xlabel=words if i else "", ylabel="" if j else measure)
             if i and j:
                 low, high = ax.get_ylim()
-                ends = {FAMILIES[name]: (found[arms_of(result, name)[-1]].mean, LOOKS[name][0]) for name in names}
+                ends = {NAMES[name][1]: (found[arms_of(result, name)[-1]].mean, LOOKS[name][0]) for name in names}
                 label_ends(ax, ends, gap=0.13 * (high - low), lowest=low + 0.06 * (high - low), shift=2, size=11)
-    best, none = min(speeds, key=lambda arm: rows["MaxVio"][arm].mean), rows["bits per byte"]["none"]
+    best, second, *_ = sorted(speeds, key=lambda arm: rows["MaxVio"][arm].mean)
+    even, none = [rows["MaxVio"][arm] for arm in (best, second)], rows["bits per byte"]["none"]
     worse = [arm for arm in speeds + weights if none.below(rows["bits per byte"][arm])]
     said = f"{len(worse) or 'none'} of {len(arms) - 1} settings {'cost' if len(worse) > 1 else 'costs'} bits per byte"
-    fig.title(f"γ = {strength(best)} balances best (MaxVio {rows['MaxVio'][best].mean:.2f}); {said}", y=0.93)
+    finding = f"{setting(best)} balances best (MaxVio {even[0].mean:.2f})"
+    if not even[0].below(even[1]):
+        finding = f"MaxVio {even[0].mean:.2f} at {setting(best)}, {even[1].mean:.2f} at {strength(second)}"
+    fig.title(f"{finding}; {said}", y=0.93)
     fig.note(0.1, 0.855, f"held-out; point: mean of {len(none.values)} runs, line: their range, grey: no balancing, "
              "dashed: of a batch")  # fmt: skip
     fig.alt = "Held-out MaxVio and bits per byte. " + "; ".join(
@@ -299,13 +303,13 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
             ax.plot([found[arm].low, found[arm].high], [row, row], color=color, linewidth=1.4)
             ax.plot([found[arm].mean], [row], marker, color=color, markersize=8, markeredgecolor="white")
             if j == 2:
-                ax.plot([told(result, arm)[1].mean], [row], "|", color=INK, markersize=9)
+                ax.plot([told(result, arm)[1].mean], [row], "|", color=INK, markersize=15, zorder=4)
         ax.set_ylim(y - 1, -0.5)
         ax.set_title(words, size=11, color=MUTED, pad=8)
         ax.spines["left"].set_visible(False)
         ax.grid(axis="y", color=PALE, linewidth=0.8)
         ax.set_axisbelow(True)
-        names = [_row_name(arm) for arm in rows] if not j else [""] * len(rows)
+        names = [short_name(arm) for arm in rows] if not j else [""] * len(rows)
         name_ticks(ax, "y", names, list(rows.values()))
         if j == 1:
             log_scale(ax, "x", "{:g}".format, VIOLATIONS)
@@ -316,7 +320,7 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
     scores, _, known = columns.values()
     sequence, batch = f"loss {strong}", f"batch loss {strong}"
     tells = [f"{known[arm].mean:.3f}" for arm in (sequence, batch, bias)]
-    finding = f"{tells[0]} (sequence loss), {tells[1]} (batch loss); bias: {tells[2]}"
+    finding = f"{tells[0]} (sequence loss), {tells[1]} (batch loss); {short_name(bias)}: {tells[2]}"
     fig.title(f"Bits about the domain, α = {strong}: {finding}", y=0.935)
     fig.text(0.02, 0.88, f"Bits per byte, α = {strong}: {_compared(scores[batch], scores[sequence])}", size=12)
     fig.note(0.754, 0.02, "tick: with shuffled labels", size=10)
@@ -329,9 +333,4 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
 def _compared(batch: Measured, sequence: Measured) -> str:
     if not batch.apart(sequence):
         return f"the two losses are not separated ({sequence.mean:.3f} and {batch.mean:.3f})"
-    return f"{sequence.mean:.3f} with the loss of a sequence, {batch.mean:.3f} of a batch"
-
-
-def _row_name(arm: str) -> str:
-    short = {"none": "no balancing", "loss": "sequence, α = ", "batch loss": "batch, α = ", "bias": "bias, γ = "}
-    return short[family(arm)] + strength(arm)
+    return f"{sequence.mean:.3f} with the sequence loss, {batch.mean:.3f} with the batch loss"

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
-from minids.book.plots.c05_arms import runs_of, strength
+from minids.book.plots.c05_arms import strength
 from minids.book.plots.helpers import DASHED, label_ends, log_scale, name_ticks
-from minids.book.plots.style import INK, LAYERS, MUTED, PALE, Picture, new_figure, styled
+from minids.book.plots.style import INK, MUTED, PALE, Picture, new_figure, styled
+from minids.book.recorded import runs_of
 from minids.book.router import (
-    EXPERTS,
     TOP_K,
     RouterRun,
     best_assignment,
@@ -29,10 +29,13 @@ from minids.book.router import (
     run_router,
     some_affinities,
 )
+from minids.validation import require
 
-SPEEDS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)  # γ worth a look
 NEAR = 1.5  # times what chance alone leaves: settled
-WINDOW, LAST = 10, 30  # steps
+LAST = 30  # steps of a window, whose mean counts
+# How far the biases get in the last window, as a share of the way that γ allows: more than SLOW is still one way, less
+# than SWINGS is to and fro. In between neither is certain.
+SLOW, SWINGS = 0.25, 0.1
 CONSTANT, FALLING = "constant γ", "falling γ"
 WAYS = {CONSTANT: False, FALLING: True}
 DESCENT = 100  # steps
@@ -43,7 +46,9 @@ def draw_controller(speed: float = 0.01, drift: bool = False) -> Picture:
     """Draw a router whose biases are updated with speed γ: MaxVio, the biases, and the loads of the last step.
 
     With `drift` the experts' preferences change during the run, and the biases have to follow.
+    Raises ValueError unless the speed is above 0.
     """
+    require("speed", speed, speed > 0, "above 0")
     run = run_router(speed, drift=drift)
     violations, differences = run.max_violation.numpy(), (run.biases - run.biases.mean(dim=1, keepdim=True)).numpy()
     steps, experts = differences.shape
@@ -79,17 +84,22 @@ def draw_controller(speed: float = 0.01, drift: bool = False) -> Picture:
 
 def _finding(run: RouterRun, drift: bool) -> str:
     at_last, left = run.max_violation[-LAST:].mean().item(), chance()
+    what = f"MaxVio {at_last:.2f}; chance alone leaves {left:.2f}"
     if at_last <= NEAR * left:
-        means = run.max_violation.unfold(0, WINDOW, 1).mean(dim=1)
-        settled = int((means <= NEAR * left).nonzero()[0]) + WINDOW
-        what = f"keeps up with the drift after {settled} steps," if drift else f"settles after {settled} steps at"
-        return f"γ = {run.speed:g} {what} MaxVio {at_last:.2f}; chance alone leaves {left:.2f}"
+        above = (run.max_violation.unfold(0, LAST, 1).mean(dim=1) > NEAR * left).nonzero().flatten().tolist()
+        settled = above[-1] + LAST if above else 0  # where the last window above ends
+        if not 0 < settled <= len(run.loads) - 2 * LAST:
+            return f"γ = {run.speed:g} reaches {what}"
+        way = f"keeps up with the drift after {settled} steps," if drift else f"settles after {settled} steps at"
+        return f"γ = {run.speed:g} {way} {what}"
     differences = run.biases - run.biases.mean(dim=1, keepdim=True)
     moved = (differences[-1] - differences[-1 - LAST]).abs().mean().item() / (LAST * run.speed)
-    if moved > 0.5:  # of the way that biases can go in so many steps: most still go one way
-        what = "follow the drift" if drift else "balance"
-        return f"γ = {run.speed:g} is too slow to {what}: after {len(differences)} steps MaxVio is {at_last:.2f}"
-    return f"γ = {run.speed:g} is too large: the loads swing, MaxVio {at_last:.2f}; chance alone leaves {left:.2f}"
+    if moved > SLOW:
+        way = "follow the drift" if drift else "balance"
+        return f"γ = {run.speed:g} is too slow to {way}: after {len(differences)} steps MaxVio is {at_last:.2f}"
+    if moved < SWINGS:
+        return f"γ = {run.speed:g} is too large: the loads swing, {what}"
+    return f"γ = {run.speed:g}: after {len(differences)} steps {what}"
 
 
 @styled()
@@ -144,43 +154,6 @@ def draw_assignment(speed: float = 0.1) -> Picture:
 def _optimum() -> tuple[torch.Tensor, float]:
     scores = some_affinities()
     return scores, scores[best_assignment(scores, TOP_K)].sum().item()
-
-
-@styled()
-def draw_drift_live(speed: float = 0.03) -> Picture:
-    """Draw the biases of the live router as they are, and without their mean.
-
-    Dots are the mean that follows from the loads alone: γ (underloaded − overloaded experts) / E in every step.
-    """
-    run, centred = run_router(speed), run_router(speed, centred=True)
-    mean = run.biases.mean(dim=1).numpy()
-    over, loads = run.loads.float().mean(dim=1, keepdim=True), run.loads.float()
-    predicted = speed * ((over - loads).sign().sum(dim=1) / EXPERTS).cumsum(0).numpy()
-    steps, drawn = len(mean), slice(None, None, 3)
-    fig = new_figure(height=4.4)
-    left, right = fig.add_axes((0.09, 0.14, 0.37, 0.6)), fig.add_axes((0.59, 0.14, 0.37, 0.6))
-    _biases(left, np.arange(steps)[drawn], run.biases.numpy()[drawn], f"the biases: mean {mean[-1]:+.3f}")
-    every = slice(steps // 12 - 1, None, steps // 12)
-    left.plot(np.arange(steps)[every], predicted[every], "o", color=LAYERS[2], markersize=5, zorder=5)
-    _biases(
-        right,
-        np.arange(steps)[drawn],
-        (run.biases.numpy() - mean[:, None])[drawn],
-        f"without their mean: {np.ptp(run.biases.numpy()[-1]):.3f} apart",
-    )
-    same = int((run.loads == centred.loads).all(dim=1).sum())
-    rate = mean[-1] / steps / speed
-    fig.title(f"The mean bias drifts by {rate:+.2f} γ a step; without it {same} of {steps} steps route alike", y=0.91)
-    fig.note(
-        0.02, 0.83, f"γ = {speed:g}; dots: γ (underloaded − overloaded experts) / {EXPERTS}, summed over the steps"
-    )
-    spread = np.ptp(run.biases.numpy()[-1])
-    fig.alt = (
-        f"γ = {speed:g}: after {steps} steps the mean of {EXPERTS} biases is {mean[-1]:+.3f}, counted from the loads "
-        f"{predicted[-1]:+.3f}; the biases are {spread:.2f} apart. Without the mean {same} of {steps} steps have the "
-        "same loads."
-    )
-    return fig
 
 
 @styled()

@@ -7,9 +7,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from minids.book.plots.c05_arms import long_name, runs_of, short_name, told
+from minids.book.plots.c05_arms import long_name, short_name, told
 from minids.book.plots.helpers import DASHED, label, name_ticks
 from minids.book.plots.style import DOMAINS, INK, MUTED, Picture, new_figure, styled
+from minids.book.recorded import runs_of
 from minids.model.balance import dead_experts
 from minids.validation import require
 
@@ -147,7 +148,8 @@ def draw_two_load_maps(result: dict, arms: tuple[str, str] = ("none", "bias 0.01
             label(ax, f"{share:.1f}×", (curve.steps, row), (5, 0))
     _scale(fig, curves[0], (0.765, 0.905, 0.15, 0.02))
     one, other = (f"{1 + curve.violation:.1f}" for curve in curves)
-    fig.title(f"A step waits for the busiest expert: {one} → {other} times the even time", y=0.93)
+    fig.title(f"One expert a device: a step waits for the busiest, {one} → {other} times", y=0.93)
+    fig.note(0.075, 0.87, "MaxVio: of a batch, mean of the layers; map: load of the middle layer", size=10)
     fig.alt = "; ".join(
         f"{long_name(arm)}: MaxVio of a batch {curve.violation:.2f} at last, busiest expert of the middle layer "
         f"{curve.final[0]:.2f} times the even load, idlest {curve.final[-1]:.2f} times, {curve.dead} dead"
@@ -165,7 +167,7 @@ def draw_domain_load(
     Loads are those of the first run of each arm; the bits are means over its runs and layers.
     """
     loads = {arm: _by_domain(runs_of(result, arm)[0]["load"][layer]) for arm in arms}
-    known = {arm: max(0.0, found.mean - control.mean) for arm in arms for found, control in [told(result, arm)]}
+    known, shuffled = ({arm: told(result, arm)[i].mean for arm in arms} for i in (0, 1))
     fig = new_figure(height=1.2 + 1.02 * len(arms))
     height = fig.get_size_inches()[1]
     for row, (arm, load) in enumerate(loads.items()):
@@ -183,8 +185,8 @@ def draw_domain_load(
             label(ax, "1×", (load.shape[1] - 0.5, 1), (4, 0), color=MUTED, size=10)
             label(ax, "1×", (load.shape[1] - 0.5, -1), (4, 0), color=MUTED, size=10)
     most, least = max(known, key=known.get), min(known, key=known.get)
-    finding = f"An expert tells {known[most]:.3f} bits about the domain with {short_name(most)}"
-    fig.title(f"{finding}, {known[least]:.3f} with {short_name(least)}", y=1 - 0.34 / height)
+    finding = f"Bits about the domain that an expert tells: {known[most]:.3f} ({short_name(most)})"
+    fig.title(f"{finding}, {known[least]:.3f} ({short_name(least)})", y=1 - 0.34 / height)
     for x, domain, way in zip((0.2, 0.33), RECORDED, ("up", "down"), strict=True):
         fig.text(x, 0.13 / height, f"{way}: {domain}", size=11, color=DOMAINS[domain])
     fig.note(
@@ -193,7 +195,7 @@ def draw_domain_load(
     fig.note(0.86, 1 - 0.56 / height, "what an expert\ntells, in bits", size=10, va="top")
     fig.alt = f"Load by domain, in layer {layer + 1}, over the even load. " + "; ".join(
         f"{long_name(arm)}: prose {load[0].min():.2f} to {load[0].max():.2f}, code {load[1].min():.2f} to "
-        f"{load[1].max():.2f}, {known[arm]:.3f} bits more than with shuffled labels"
+        f"{load[1].max():.2f}, an expert tells {known[arm]:.3f} bits, with shuffled labels {shuffled[arm]:.3f}"
         for arm, load in loads.items()
     )
     return fig

@@ -10,10 +10,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from minids.book.plots.c05_arms import LOOKS, Measured, bits, family, runs_of, strength, violation
+from minids.book.plots.c05_arms import LOOKS, bits, family, strength, violation
 from minids.book.plots.diagram import FAINT, Diagram
 from minids.book.plots.helpers import label, name_ticks
 from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, new_figure, readable_on, styled
+from minids.book.recorded import Measured, runs_of
 from minids.model.config import ModelConfig
 from minids.model.moe import Gate
 from minids.validation import require_whole
@@ -34,7 +35,7 @@ class Choice:
 
 
 @lru_cache
-def choice(kept: int = 4, shift: float = 0.0) -> Choice:
+def choice(kept: int = 2, shift: float = 0.0) -> Choice:
     """Return the library's choice for one token, with random affinities and random biases, all moved by `shift`."""
     generator = torch.Generator().manual_seed(22)
     scores = torch.randn(NODES, PER_NODE, generator=generator).mul(1.2).sub(0.6).sigmoid()
@@ -62,10 +63,11 @@ def _as_mask(experts: Tensor) -> Tensor:
 
 
 @styled()
-def draw_node_choice(kept: int = 4, shift: float = 0.0) -> Picture:
+def draw_node_choice(kept: int = 2, shift: float = 0.0) -> Picture:
     """Draw how one token chooses 4 of 32 experts when it may be sent to at most `kept` of 8 nodes.
 
-    `shift` is added to all biases. Raises ValueError where `kept` is not from 1 to 8.
+    `shift` is added to all biases. At -1 a mask of 0 in place of -inf would choose experts on dropped nodes. Raises
+    ValueError where `kept` is not from 1 to 8.
     """
     require_whole("kept", kept, at_most=NODES)
     c = choice(kept, float(shift))
@@ -90,7 +92,6 @@ def draw_node_choice(kept: int = 4, shift: float = 0.0) -> Picture:
     for y, text in ((261, f"$s_i + b_i${moved}"), (210, "sum of\nthe two\nhighest"), (97, "masked;\nchosen:\nfilled")):
         d.text(14, y, text, va="center", size=11, linespacing=1.2)
     nodes, lost = int(c.chosen.any(dim=1).sum()), int((c.unlimited & ~c.chosen).sum())
-    wrong = int((c.zero_filled & ~c.kept[:, None]).sum())
     without = int(c.unlimited.any(dim=1).sum())
     limit = f"At most {kept} of {NODES} nodes" if kept < NODES else "Without a limit"
     sent = f"the token goes to {nodes} {'node' if nodes == 1 else 'nodes'}"
@@ -100,7 +101,10 @@ def draw_node_choice(kept: int = 4, shift: float = 0.0) -> Picture:
     d.text(14, 358, f"{limit}: {sent}{price}", size=14)
     d.text(82, 338, "outlined: the two highest of a node", size=10, color=MUTED)
     d.text(82, 40, f"dashed: would be chosen without the limit ({without} nodes)", size=11)
-    said = f"with 0 in place of −∞, {wrong} of {CHOSEN} chosen experts would stand on dropped nodes"
+    moves = dict.fromkeys((float(shift), -1.0))  # with -1 the values are negative
+    wrong = [int((moved.zero_filled & ~moved.kept[:, None]).sum()) for moved in (choice(kept, by) for by in moves)]
+    also = f" ({wrong[1]} after −1 for all)" if len(wrong) > 1 else ""
+    said = f"with 0 in place of −∞, {wrong[0]} of {CHOSEN} chosen experts would stand on dropped nodes{also}"
     d.text(82, 20, said, size=11)
     chosen = [f"node {n + 1}: {c.values[n, i]:.2f}" for n, i in c.chosen.nonzero().tolist()]
     d.figure.alt = (
@@ -156,15 +160,8 @@ def draw_nodes(result: dict, free: str = "bias 0.01") -> Picture:
         ax.yaxis.set_major_formatter((lambda y, _: f"{y:.3f}") if j == 2 else (lambda y, _: f"{y:g}"))
         ax.set_title(words, size=11, color=MUTED, pad=10)
     fig.text(0.5, 0.035, "nodes that are kept", size=12, ha="center")
-    touched, scores = (list(columns.values())[j] for j in (0, 2))
-    costs = [arm for arm in arms[1:] if scores[free].below(scores[arm])]
-    said = f"no limit costs bits that {len(scores[free].values)} runs separate"
-    if costs:
-        first = max(costs, key=_kept)
-        cost = scores[first].mean - scores[free].mean
-        said = f"keeping {_kept(first)} of {NODES} costs {cost:.3f} bits a byte"
-    strictest = arms[-1]
-    fig.title(f"From {touched[free].mean:.1f} nodes a token to {touched[strictest].mean:.1f}: {said}", y=0.91)
+    scores = columns["held-out bits per byte"]
+    fig.title(_cost(scores, free), y=0.91)
     fig.alt = "Node-limited routing. " + "; ".join(
         f"{name} nodes kept: a token is sent to {columns['nodes that a token is sent to'][arm]} nodes, MaxVio "
         f"{columns['MaxVio, all held-out tokens'][arm]}, bits per byte {scores[arm]}"
@@ -175,3 +172,21 @@ def draw_nodes(result: dict, free: str = "bias 0.01") -> Picture:
 
 def _kept(arm: str) -> int:
     return int(strength(arm)) if family(arm) == "nodes" else NODES
+
+
+def _cost(scores: dict[str, Measured], free: str) -> str:
+    """Return which limits change the bits per byte, and by how much."""
+    groups = {"cost": [], "save": [], "not separated": []}
+    for arm, found in scores.items():
+        if arm != free:
+            way = "cost" if scores[free].below(found) else "save" if found.below(scores[free]) else "not separated"
+            groups[way].append((_kept(arm), abs(found.mean - scores[free].mean)))
+    same, said = groups.pop("not separated"), []
+    for way, found in groups.items():
+        (kept, first), *others = found or [(0, 0)]
+        more = "".join(f", {n} of {NODES} {change:.3f}" for n, change in others)
+        said += [f"{kept} of {NODES} nodes {way} {first:.3f} bits a byte{more}"] * bool(found)
+    if same:
+        numbers = ", ".join(f"{n} of {NODES}" for n, _ in same)
+        said.append(f"{numbers}: not separated" if said else f"{numbers} nodes: bits per byte not separated")
+    return "; ".join(said)
