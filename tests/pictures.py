@@ -175,7 +175,6 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "headline": {loss: (balance(), LOSS_FREE, loss) for loss in ("loss 0.001", "loss 0.01", "loss 0.1")},
     "drift": {"recorded": (balance(),)},
     "controller": {f"{speed}, {drift}": (speed, drift) for speed in (1e-4, 0.01, 0.3) for drift in (False, True)},
-    "drift_live": {str(speed): (speed,) for speed in (1e-4, 0.03, 0.3)},
     "assignment": {str(speed): (speed,) for speed in (0.03, 0.1, 0.3)},
     "node_choice": {f"{kept}, {shift}": (kept, shift) for kept in (1, 4, 8) for shift in (-1.0, 0.0)},
     "score_parts": {"two": scores(2, 5), "one": scores(1, 7)},

@@ -68,5 +68,5 @@ def test_the_picture_shows_medians_of_ratios_in_equal_rounds():
     fig = draw_products(rows)
     lines = [line.get_ydata().tolist() for line in fig.axes[0].lines if line.get_marker() == "o"]
     assert lines == [[2.0, 2.0], [5.0, 5.0]]
-    said = "At 16 experts (even / skewed) masks take 2.0 / 2.0 times as long as sorting, padding 5.0 / 5.0"
+    said = "At 16 experts (even / skewed) masks take 2.0 / 2.0 × sorting’s time, padding 5.0 / 5.0"
     assert said in [text.get_text() for text in fig.texts]

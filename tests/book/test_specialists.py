@@ -181,7 +181,7 @@ def test_experts_that_know_nothing_of_digits_tell_as_much_as_shuffled_ones():
     assert value > part + 0.1
     assert (value, part) == pytest.approx(control, abs=0.05)
     excess = np.subtract((value, part), control)[:, None]
-    assert _digits_finding(excess) == "A digit’s first expert tells little about its value or part"
+    assert _digits_finding(excess) == "A digit’s first expert tells little about its value or part in layers 1 and 1"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_experts_that_know_nothing_of_digits_tell_as_much_as_shuffled_ones():
         ([[0.9, 0.3, 0.1], [0.2, 0.3, 0.8]], "most about its value in layer 1, about its part in layer 3"),
         ([[0.1, 0.9, 0.1], [0.2, 0.3, 0.8]], "most about its part in layers 1 and 3"),
         ([[0.01, 0.0, 0.1], [0.0, 0.0, 0.8]], "most about its part in layer 3"),
-        ([[0.9, 0.9], [0.9, 0.9]], "as much about its value as its part"),
+        ([[0.9, 0.9], [0.9, 0.9]], "as much about its value as its part in layers 1 and 2"),
     ],
 )
 def test_the_title_names_what_digits_experts_tell_most_about(excess, said):

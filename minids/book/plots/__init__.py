@@ -29,7 +29,7 @@ from minids.book.plots.c04_specialists import (
     draw_pairs,
 )
 from minids.book.plots.c05_balance import draw_headline, draw_scopes, draw_speeds, draw_tradeoff
-from minids.book.plots.c05_controller import draw_assignment, draw_controller, draw_drift, draw_drift_live
+from minids.book.plots.c05_controller import draw_assignment, draw_controller, draw_drift
 from minids.book.plots.c05_load import draw_domain_load, draw_load_map, draw_two_load_maps
 from minids.book.plots.c05_nodes import draw_node_choice, draw_nodes
 from minids.book.plots.c10_training import draw_expert_load, draw_loss

@@ -89,8 +89,8 @@ def draw_experts_ablation(result: dict) -> Picture:
     key = "dot: a run, equal seeds at equal heights; bar: mean; lower: than “dense, active”, in pairs of equal seeds"
     fig.note(0.02, 0.83, key, size=10.5)
     fig.alt = (
-        f"Held-out bits per byte of prose and code, means of {scores[DENSE].size} runs; between two seeds of the weights "
-        f"{floor['weights']:.3f}, of the data {floor['data']:.3f}. "
+        f"Held-out bits per byte of prose and code, means of {scores[DENSE].size} runs; between two seeds of the "
+        f"weights {floor['weights']:.3f}, of the data {floor['data']:.3f}. "
         + "; ".join(
             f"{arm}: {values.mean():.3f} ({values.min():.3f} to {values.max():.3f})" for arm, values in scores.items()
         )
@@ -264,7 +264,7 @@ def draw_products(measured: list[dict]) -> Picture:
     )
     at_end = {way: [found for (_, name), found in times.items() if name == way] for way in WAY_COLORS}
     masks, padding = (" / ".join(f"{found:.1f}" for found in at_end[way]) for way in ("masks", "padded"))
-    fig.title(f"At {experts[-1]} experts ({' / '.join(routings)}) masks take {masks} times as long as sorting, "
+    fig.title(f"At {experts[-1]} experts ({' / '.join(routings)}) masks take {masks} × sorting’s time, "
               f"padding {padding}", y=0.9)  # fmt: skip
     fig.alt = (
         f"Four ways to run a layer of {experts[0]} to {experts[-1]} experts, with equal work. "

@@ -334,7 +334,7 @@ def draw_gates(token: int = 2, scale: float = 1.0) -> Picture:
         fig.text(
             left + 0.40, 0.845, f"the {len(scores[0])} scores sum to {sum(scores[token - 1]):.2f}", size=12, ha="right"
         )
-        fig.text(left - 0.07, 0.39, f"Weights: the chosen scores, {how}", size=12)
+        fig.text(left - 0.07, 0.39, f"Weights: chosen scores, {how}", size=12)
         fig.text(left + 0.40, 0.39, "sum", size=11, ha="right", color=MUTED)
         said.append(
             f"{kind}: scores {_say(scores[token - 1])}, weights of experts {' and '.join(map(str, chosen[token - 1]))} "

@@ -445,7 +445,7 @@ def _digits_finding(excess: np.ndarray) -> str:
     }  # fmt: skip
     if not most:
         told = "as much about its value as its part" if excess.max() >= LITTLE else "little about its value or part"
-        return f"{finding} {told}"
+        return f"{finding} {told} in layers 1 and {last}"
     if len(most) == 2 and most[1] == most[last]:
         return f"{finding} most about {most[1]} in layers 1 and {last}"
     return f"{finding} most about " + ", about ".join(f"{name} in layer {layer}" for layer, name in most.items())

@@ -58,11 +58,10 @@ def draw_tradeoff(result: dict, bias: str = "bias 0.01") -> Picture:
     ax.set(xlabel="MaxVio of all held-out tokens, mean of the layers (logarithmic)", ylabel="held-out bits per byte")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3f}")
     loss, even = (min(arms_of(result, name), key=lambda arm: x[arm].mean) for name in ("loss", "bias"))
-    fig.title(f"Bias, {setting(bias)}: MaxVio {x[bias].mean:.2f}, {verdict(y[bias], none)}", y=0.945)
-    others = [f"{short_name(loss)}: {x[loss].mean:.2f}, {against(y[loss], y[bias], 'this bias')}"]
-    if even != bias:
-        others.append(f"bias, {setting(even)}: {x[even].mean:.2f}, {verdict(y[even], none)}")
-    fig.text(0.02, 0.9, f"Most even {'; '.join(others)}", size=12)
+    also = f"; at {setting(even)}: MaxVio {x[even].mean:.2f}" if even != bias else ""
+    fig.title(f"Bias, {setting(bias)}: MaxVio {x[bias].mean:.2f}, {verdict(y[bias], none)}{also}", y=0.945)
+    compared = against(y[loss], y[bias], f"the bias with {setting(bias)}")
+    fig.text(0.02, 0.9, f"The most even {short_name(loss)}: MaxVio {x[loss].mean:.2f}, {compared}", size=12)
     at = 0.11
     for name, symbol in SYMBOLS.items():
         (color, marker), words = LOOKS[name], NAMES[name][1]
@@ -151,9 +150,11 @@ def draw_headline(
     _shifts(right, {size: values[2] for size, values in theirs.items()}, changes[loss])
     fig.note(0.02, 0.81, "MaxVio of all held-out tokens (logarithmic)")
     fig.note(0.6, 0.81, "held-out loss of language, changed by the bias", size=10)
-    first, said = next(iter(theirs.values())), against(bits(result, bias), bits(result, loss), "the loss")
-    fig.title(f"MaxVio {first[0]:g} → {first[1]:g} as published, {ours[loss].mean:.2f} → {ours[bias].mean:.2f} here, "
-              f"{said if 'bits' in said else f'bits per byte {said}'}", y=0.91)  # fmt: skip
+    first, said = next(iter(theirs.values())), "bits per byte not separated"
+    if bits(result, loss).apart(bits(result, bias)):
+        said = against(bits(result, bias), bits(result, loss), "the loss")
+    here = f"{ours[loss].mean:.2f} → {ours[bias].mean:.2f} here"
+    fig.title(f"MaxVio {first[0]:g} → {first[1]:g} published, {here}; {said}", y=0.91)
     fig.alt = "; ".join(
         f"{size}, published: MaxVio {values[0]:g} with the loss, {values[1]:g} with the bias, held-out loss "
         f"{values[2]:+.2f}%" for size, values in theirs.items()
@@ -297,7 +298,7 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
         "bits an expert tells": {arm: told(result, arm)[0] for arm in rows},
     }
     for j, (words, found) in enumerate(columns.items()):
-        ax = fig.add_axes((0.24 + 0.257 * j, 0.12, 0.225, 0.66))
+        ax = fig.add_axes((0.27 + 0.247 * j, 0.12, 0.215, 0.66))
         for arm, row in rows.items():
             color, marker = LOOKS[family(arm)]
             ax.plot([found[arm].low, found[arm].high], [row, row], color=color, linewidth=1.4)
@@ -320,10 +321,10 @@ def draw_scopes(result: dict, bias: str = "bias 0.01") -> Picture:
     scores, _, known = columns.values()
     sequence, batch = f"loss {strong}", f"batch loss {strong}"
     tells = [f"{known[arm].mean:.3f}" for arm in (sequence, batch, bias)]
-    finding = f"{tells[0]} (sequence loss), {tells[1]} (batch loss); {short_name(bias)}: {tells[2]}"
+    finding = f"{tells[0]} (sequence loss), {tells[1]} (batch loss); bias: {tells[2]}"
     fig.title(f"Bits about the domain, α = {strong}: {finding}", y=0.935)
     fig.text(0.02, 0.88, f"Bits per byte, α = {strong}: {_compared(scores[batch], scores[sequence])}", size=12)
-    fig.note(0.754, 0.02, "tick: with shuffled labels", size=10)
+    fig.note(0.764, 0.02, "tick: with shuffled labels", size=10)
     fig.alt = "Held-out bits per byte, MaxVio, and bits that an expert tells about the domain. " + "; ".join(
         f"{long_name(arm)}: {', '.join(str(found[arm]) for found in columns.values())}" for arm in rows
     )

@@ -146,10 +146,10 @@ def draw_two_load_maps(result: dict, arms: tuple[str, str] = ("none", "bias 0.01
             ax.set_ylabel("experts, by their final load", labelpad=8)
         for row, share in ((0, curve.final[0]), (len(curve.final) - 1, curve.final[-1])):
             label(ax, f"{share:.1f}×", (curve.steps, row), (5, 0))
-    _scale(fig, curves[0], (0.765, 0.905, 0.15, 0.02))
+    _scale(fig, curves[0], (0.765, 0.86, 0.15, 0.02))
     one, other = (f"{1 + curve.violation:.1f}" for curve in curves)
-    fig.title(f"One expert a device: a step waits for the busiest, {one} → {other} times", y=0.93)
-    fig.note(0.075, 0.87, "MaxVio: of a batch, mean of the layers; map: load of the middle layer", size=10)
+    fig.title(f"With one expert a device, a step waits for the busiest: {one} → {other} times the even time", y=0.945)
+    fig.note(0.02, 0.895, "MaxVio: of a batch, mean of the layers; map: load of the middle layer", size=10)
     fig.alt = "; ".join(
         f"{long_name(arm)}: MaxVio of a batch {curve.violation:.2f} at last, busiest expert of the middle layer "
         f"{curve.final[0]:.2f} times the even load, idlest {curve.final[-1]:.2f} times, {curve.dead} dead"
@@ -180,12 +180,13 @@ def draw_domain_load(
         ax.axis("off")
         where = {"transform": ax.transAxes, "va": "center", "size": 12}
         ax.text(-0.02, 0.5, long_name(arm).replace(", ", "\n"), ha="right", **where)
-        ax.text(1.06, 0.5, f"{known[arm]:.3f} bits", **where)
+        ax.text(1.06, 0.6, f"{known[arm]:.3f} bits", **where)
+        ax.text(1.06, 0.36, f"shuffled: {shuffled[arm]:.3f}", **{**where, "size": 10, "color": MUTED})
         if not row:
             label(ax, "1×", (load.shape[1] - 0.5, 1), (4, 0), color=MUTED, size=10)
             label(ax, "1×", (load.shape[1] - 0.5, -1), (4, 0), color=MUTED, size=10)
     most, least = max(known, key=known.get), min(known, key=known.get)
-    finding = f"Bits about the domain that an expert tells: {known[most]:.3f} ({short_name(most)})"
+    finding = f"Bits about the domain: {known[most]:.3f} ({short_name(most)})"
     fig.title(f"{finding}, {known[least]:.3f} ({short_name(least)})", y=1 - 0.34 / height)
     for x, domain, way in zip((0.2, 0.33), RECORDED, ("up", "down"), strict=True):
         fig.text(x, 0.13 / height, f"{way}: {domain}", size=11, color=DOMAINS[domain])
