@@ -8,9 +8,9 @@ from matplotlib.text import Text
 from minids.book import plots
 from minids.book.claims import ARTICLES, all_claims
 from minids.book.plots.style import Picture
-from minids.book.products import ROUTINGS, WAYS
+from minids.book.probes.expert_products import ROUTINGS, WAYS
+from minids.book.probes.specialists import Observed
 from minids.book.recorded import load
-from minids.book.specialists import Observed
 from minids.book.toy import KINDS
 from minids.cost.attention import mla_cached_numbers
 from minids.cost.published import LOSS_FREE, REPORTS

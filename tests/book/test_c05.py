@@ -8,7 +8,7 @@ from pictures import title
 from minids.book.plots import draw_controller, draw_headline, draw_nodes, draw_tradeoff
 from minids.book.plots.c05_controller import _finding
 from minids.book.plots.c05_nodes import CHOSEN, NODES, PER_NODE, choice
-from minids.book.router import run_router
+from minids.book.probes.simulated_router import run_router
 
 NONE, LOSS, BIAS = "none", "loss 0.01", "bias 0.01"
 VIOLATIONS = {NONE: 4.0, LOSS: 0.4, "bias 0.001": 0.1, BIAS: 0.2}

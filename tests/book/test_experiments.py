@@ -16,7 +16,7 @@ from minids.book.experiments.__main__ import EXPERIMENTS, POOLED
 from minids.book.experiments.attention import MODELS, RANKS, cut_to_ranks, without_parts
 from minids.book.experiments.pool import jobs
 from minids.book.experiments.runner import SEEDS, changed_arms
-from minids.book.probes import keys_and_values_svd, project_keys_and_values, silence
+from minids.book.probes.attention import keys_and_values_svd, project_keys_and_values, silence
 from minids.book.recorded import cached_per_layer, load, reports_of
 from minids.cost.parameters import count_parameters
 from minids.model.deepseek import DeepSeek

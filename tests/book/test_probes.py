@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from minids.book.probes import (
+from minids.book.probes.attention import (
     keys_and_values_svd,
     project_keys_and_values,
     share_of_distance,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from minids.book import routing
-from minids.book.routing import (
+from minids.book.probes.routing import (
     chosen_experts,
     groups_touched,
     information,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minids.book.plots.c04_specialists import _digits_finding, _strongest, draw_pairs, spoken, visible
-from minids.book.routing import moe_layers
-from minids.book.specialists import (
+from minids.book.probes.routing import moe_layers
+from minids.book.probes.specialists import (
     LEAST,
     Observed,
     bits_about_digits,

@@ -24,7 +24,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minids.book.experiments.runner import Arm, Experiment
-from minids.book.probes import keys_and_values_svd, project_keys_and_values, silence
+from minids.book.probes.attention import keys_and_values_svd, project_keys_and_values, silence
 from minids.cost.parameters import attention_parameters
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek

@@ -29,7 +29,7 @@ from dataclasses import replace
 from minids.book.experiments.measures import held_out, last_violation, routed, scores
 from minids.book.experiments.pool import Arm, Experiment, start
 from minids.book.growing import STAGES
-from minids.book.routing import with_top_k, without_best, without_random, without_shared
+from minids.book.probes.routing import with_top_k, without_best, without_random, without_shared
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 from minids.training.config import TrainConfig

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from minids.book.experiments.pool import DOMAINS, text
-from minids.book.routing import chosen_experts, groups_touched, information_and_control, loads
+from minids.book.probes.routing import chosen_experts, groups_touched, information_and_control, loads
 from minids.model.balance import max_violation
 from minids.model.deepseek import DeepSeek
 from minids.text.batches import encode_split

@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 
 from minids.book.plots.helpers import label, log_scale, name_ticks
 from minids.book.plots.style import INK, PALE, PAPER, PARTS, Picture, new_figure, styled
-from minids.book.probes import centred, share_of_distance, share_of_rotated
+from minids.book.probes.attention import centred, share_of_distance, share_of_rotated
 from minids.cost.cache import attention_kind, kv_cache_bytes_by_kind
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig

@@ -12,7 +12,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from minids.book.plots.helpers import DASHED, label, label_ends, log_scale
 from minids.book.plots.style import INK, LAYERS, MUTED, PALE, PARTS, Picture, new_figure, styled
-from minids.book.products import OURS
+from minids.book.probes.expert_products import OURS
 from minids.book.recorded import Measured, model_of, runs_of
 from minids.cost.parameters import count_parameters
 from minids.cost.published import DEEPSEEKMOE_2B

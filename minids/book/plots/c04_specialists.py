@@ -27,7 +27,7 @@ from minids.book.plots.style import (
     readable_on,
     styled,
 )
-from minids.book.specialists import (
+from minids.book.probes.specialists import (
     LEAST,
     PARTS_OF_PROBLEM,
     Observed,

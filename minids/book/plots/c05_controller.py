@@ -1,6 +1,7 @@
 """The bias as a controller: how fast it balances, when it swings, and where its mean drifts (chapter 5).
 
-The live pictures route made-up tokens (minids/book/router.py). They can be drawn anew at every move of a slider.
+The live pictures route made-up tokens (minids/book/probes/simulated_router.py), and are drawn anew at every move of a
+slider.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from minids.book.plots.c05_arms import strength
 from minids.book.plots.helpers import DASHED, label_ends, log_scale, name_ticks
 from minids.book.plots.style import INK, MUTED, PALE, Picture, new_figure, styled
-from minids.book.recorded import runs_of
-from minids.book.router import (
+from minids.book.probes.simulated_router import (
     TOP_K,
     RouterRun,
     best_assignment,
@@ -29,6 +29,7 @@ from minids.book.router import (
     run_router,
     some_affinities,
 )
+from minids.book.recorded import runs_of
 from minids.validation import require
 
 NEAR = 1.5  # times what chance alone leaves: settled

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from minids.book.routing import chosen_experts, information, information_and_control, moe_layers
+from minids.book.probes.routing import chosen_experts, information, information_and_control, moe_layers
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 from minids.text.batches import encode_split

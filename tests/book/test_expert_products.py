@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from minids.book import products
 from minids.book.plots.c04_ablation import draw_products
-from minids.book.products import CHOSEN, ROUTINGS, WAYS, Routed, make, measure
+from minids.book.probes.expert_products import CHOSEN, ROUTINGS, WAYS, Routed, make, measure
 
 
 def brute_force(experts, tokens: Routed) -> torch.Tensor:

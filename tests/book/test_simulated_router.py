@@ -8,7 +8,16 @@ from configurations import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minids.book.router import best_assignment, chance, descend, dual, preferences, route, run_router, subgradient
+from minids.book.probes.simulated_router import (
+    best_assignment,
+    chance,
+    descend,
+    dual,
+    preferences,
+    route,
+    run_router,
+    subgradient,
+)
 
 E, K = 4, 2
 ROUNDING = 1e-5  # of the total of 16 affinities, which the flow sees as whole millionths
