@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minids.book import products
 from minids.book.plots.c04_ablation import draw_products
 from minids.book.probes.expert_products import CHOSEN, ROUTINGS, WAYS, Routed, make, measure
 
@@ -53,7 +52,7 @@ def test_all_ways_are_measured_on_one_thread_with_equal_work_and_a_wrong_one_is_
         assert row["milliseconds"].keys() == WAYS.keys()
         assert all(len(times) == 3 for times in row["milliseconds"].values())
         assert 1 <= row["busiest"] <= row["experts"] / CHOSEN
-    monkeypatch.setitem(products.WAYS, "padded", lambda experts, tokens: WAYS["masks"](experts, tokens) * 1.01)
+    monkeypatch.setitem(WAYS, "padded", lambda experts, tokens: WAYS["masks"](experts, tokens) * 1.01)
     with pytest.raises(AssertionError, match="not close"):
         measure((4,), rows=64, rounds=1)
 

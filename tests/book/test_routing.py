@@ -11,7 +11,7 @@ from configurations import MOE, random_model, random_tokens
 from torch import Tensor
 from torch.testing import assert_close
 
-from minids.book import routing
+from minids.book.probes import routing
 from minids.book.probes.routing import (
     chosen_experts,
     groups_touched,
