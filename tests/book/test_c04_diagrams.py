@@ -6,6 +6,7 @@ from matplotlib.patches import PathPatch
 
 from minids.book.plots import c04_dispatch as dispatch
 from minids.book.plots import c04_experts as experts
+from minids.book.plots import c04_gates as gates
 from minids.book.toy import WORDS, toy_input, toy_moe
 
 pytestmark = pytest.mark.xdist_group("pictures")  # in one process, as other pictures
@@ -84,7 +85,7 @@ def test_the_route_shows_the_scores_weights_and_terms_of_the_sum(token):
 @pytest.mark.parametrize("scale", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("token", [2, 4])
 def test_the_gates_are_softmax_as_it_is_and_sigmoid_normalised(token, scale):
-    fig = experts.draw_gates(token, scale)
+    fig = gates.draw_gates(token, scale)
     for kind, (above, below) in {"softmax": fig.axes[:2], "sigmoid": fig.axes[2:]}.items():
         scores, _ = gate(X[token - 1], kind, scale)
         np.testing.assert_allclose([bar.get_height() for bar in above.patches], scores, atol=1e-6)
@@ -142,7 +143,7 @@ def test_beyond_capacity_the_rows_of_lowest_affinity_are_dropped(capacity):
     assert (share if lost else "none of 12 rows, and leaves 8 of 20 slots empty") in fig.alt
 
 
-@pytest.mark.parametrize("draw", [experts.draw_split, experts.draw_routing, experts.draw_gates, dispatch.draw_dispatch])
+@pytest.mark.parametrize("draw", [experts.draw_split, experts.draw_routing, gates.draw_gates, dispatch.draw_dispatch])
 @pytest.mark.parametrize("token", [0, 7, 1.0, True])
 def test_another_token_is_refused(draw, token):
     with pytest.raises(ValueError, match="a whole number of at least 1 and at most 6"):
@@ -152,7 +153,7 @@ def test_another_token_is_refused(draw, token):
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), "1"])
 def test_another_scale_is_refused(scale):
     with pytest.raises(ValueError, match="must be a positive number"):
-        experts.draw_gates(scale=scale)
+        gates.draw_gates(scale=scale)
 
 
 @pytest.mark.parametrize("capacity", [0, 6, 2.5])

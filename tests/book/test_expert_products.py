@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minids.book.plots.c04_ablation import draw_products
+from minids.book.plots.c04_products import draw_products
 from minids.book.probes.expert_products import CHOSEN, ROUTINGS, WAYS, Routed, make, measure
 
 

@@ -18,16 +18,14 @@ from minids.book.plots.c03_brackets import draw_brackets
 from minids.book.plots.c03_flow import draw_latent_flow
 from minids.book.plots.c03_latent import draw_cache_kinds, draw_score_parts
 from minids.book.plots.c03_sequence import draw_kinds, draw_step
-from minids.book.plots.c04_ablation import draw_experts_ablation, draw_products, draw_published_experts, draw_without
+from minids.book.plots.c04_ablation import draw_experts_ablation, draw_published_experts, draw_without
 from minids.book.plots.c04_dispatch import draw_dispatch, draw_dropping
-from minids.book.plots.c04_experts import draw_gates, draw_routing, draw_split
-from minids.book.plots.c04_specialists import (
-    draw_coloured_text,
-    draw_digits,
-    draw_expert_domains,
-    draw_expert_tokens,
-    draw_pairs,
-)
+from minids.book.plots.c04_domains import draw_digits, draw_expert_domains
+from minids.book.plots.c04_experts import draw_routing, draw_split
+from minids.book.plots.c04_gates import draw_gates
+from minids.book.plots.c04_pairs import draw_pairs
+from minids.book.plots.c04_products import draw_products
+from minids.book.plots.c04_text import draw_coloured_text, draw_expert_tokens
 from minids.book.plots.c05_balance import draw_headline, draw_scopes, draw_speeds, draw_tradeoff
 from minids.book.plots.c05_controller import draw_assignment, draw_controller, draw_drift
 from minids.book.plots.c05_load import draw_domain_load, draw_load_map, draw_two_load_maps

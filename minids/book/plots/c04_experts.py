@@ -1,11 +1,11 @@
-"""From one feed-forward layer to experts: the split, the route of each token, and the two kinds of gates.
+"""From one feed-forward layer to experts: the split, and the route of each token.
 
 A box is one number. The numbers are those of the toy layer (minids/book/toy.py), read from the library's own modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from minids.book.plots.c03_sequence import one_decimal, tint
 from minids.book.plots.diagram import FAINT, Diagram
-from minids.book.plots.helpers import DASHED, name_ticks
-from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, new_figure, readable_on, styled
+from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, readable_on, styled
 from minids.book.toy import WORDS, toy_input, toy_moe
 from minids.model.layers import SwiGLU
 from minids.model.moe import Experts
-from minids.validation import is_number, require, require_whole
+from minids.validation import require_whole
 
 LINE = "#C9CCD1"  # around what is not lit
 ROUTER, ROUTED, SHARED, DENSE = (PARTS[name] for name in ("router", "routed", "shared", "dense"))
@@ -129,8 +128,9 @@ def size(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def say(numbers: Sequence[float]) -> str:
-    return " ".join(one_decimal(number) for number in numbers)
+def say(numbers: Sequence[float], show: Callable[[float], str] = one_decimal) -> str:
+    """Return numbers side by side, as the boxes show them."""
+    return " ".join(map(show, numbers))
 
 
 def _cost(d: Diagram, x: float, bottom: float, held: int, used: dict[str, int], scale: float) -> None:
@@ -275,14 +275,10 @@ def draw_routing(token: int = 4) -> Picture:
     d.figure.alt = (
         f"Token {token} of “{' '.join(WORDS)}”: scores {' '.join(map(two_decimals, route.scores[token - 1]))}; "
         f"experts {experts}, weights {gs}; output "
-        + " + ".join(f"{two_decimals(w)} · ({_say(out)})" for w, out in zip(g, route.outs, strict=True))
-        + f" + shared ({_say(route.shared)}) = {_say(route.out)}"
+        + " + ".join(f"{two_decimals(w)} · ({say(out, two_decimals)})" for w, out in zip(g, route.outs, strict=True))
+        + f" + shared ({say(route.shared, two_decimals)}) = {say(route.out, two_decimals)}"
     )
     return d.figure
-
-
-def _say(numbers: Sequence[float]) -> str:
-    return " ".join(two_decimals(number) for number in numbers)
 
 
 def _output(d: Diagram, route: Routed, token: int, start: tuple[float, float], top: float) -> None:
@@ -308,72 +304,3 @@ def _output(d: Diagram, route: Routed, token: int, start: tuple[float, float], t
 
 # ---------------------------------------------------------------------------------------------------
 # Two kinds of gates
-
-
-@styled()
-def draw_gates(token: int = 2, scale: float = 1.0) -> Picture:
-    """Draw one token's scores under softmax and sigmoid, from the same logits, and the weights that follow for all.
-
-    Left, the gate of V1 and V2: softmax, weights as they are. Right, V3's: sigmoid, weights normalised. The factors
-    that follow (V2: 16, V3: 2.5) are 1 here. `scale` multiplies the logits. Raises ValueError for a token that is not
-    one of WORDS, counted from 1, and for a scale that is not positive.
-    """
-    require_whole("token", token, at_most=len(WORDS))
-    require("scale", scale, is_number(scale) and scale > 0, "a positive number")
-    fig, sums, said = new_figure(height=5.3), [], []
-    for column, (kind, changes) in enumerate({"Softmax (V1, V2)": V2, "Sigmoid (V3)": {}}.items()):
-        gate = toy_moe(**changes).gate
-        gate.weight.mul_(scale)
-        weights, chosen, scores = (part.tolist() for part in gate(toy_input()))
-        left, whole = 0.09 + 0.49 * column, sum(scores[token - 1][i] for i in chosen[token - 1])
-        _scores(fig.add_axes((left, 0.505, 0.40, 0.30)), scores[token - 1], chosen[token - 1])
-        _weights(fig.add_axes((left, 0.085, 0.34, 0.275)), weights, token)
-        sums.append([sum(row) for row in weights])
-        how = f"over {whole:.2f}" if gate.config.norm_topk_prob else "not normalised (V2)"
-        fig.text(left - 0.07, 0.845, kind, size=12, weight="bold")
-        fig.text(
-            left + 0.40, 0.845, f"the {len(scores[0])} scores sum to {sum(scores[token - 1]):.2f}", size=12, ha="right"
-        )
-        fig.text(left - 0.07, 0.39, f"Weights: chosen scores, {how}", size=12)
-        fig.text(left + 0.40, 0.39, "sum", size=11, ha="right", color=MUTED)
-        said.append(
-            f"{kind}: scores {_say(scores[token - 1])}, weights of experts {' and '.join(map(str, chosen[token - 1]))} "
-            f"{_say(weights[token - 1])}, sums of the six tokens {_say(sums[-1])}"
-        )
-    own, all_ = sums[0][token - 1], sums[0]
-    fig.title(
-        f"“{WORDS[token - 1]}”: weights sum to {own:.2f} with softmax (all words: {min(all_):.2f} to {max(all_):.2f}), "
-        f"to {sums[1][token - 1]:.2f} with V3’s gate"
-    )
-    fig.alt = f"Token {token} of “{' '.join(WORDS)}”, logits times {scale:g}. " + "; ".join(said)
-    return fig
-
-
-def _scores(ax, scores: list[float], chosen: list[int]) -> None:
-    for i, score in enumerate(scores):
-        lit = i in chosen
-        ax.bar(i, score, 0.62, color=ROUTER if lit else PALE, edgecolor=INK if lit else LINE, linewidth=1)
-        ax.text(i, score + 0.03, two_decimals(score), size=11, ha="center", color=INK if lit else MUTED)
-    ax.set(ylim=(0, 1.12), xlim=(-0.6, len(scores) - 0.4))
-    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    name_ticks(ax, "x", [f"expert {i}" for i in range(len(scores))])
-    ax.tick_params(axis="x", labelsize=11)
-
-
-def _weights(ax, weights: list[list[float]], token: int) -> None:
-    for row, values in enumerate(weights):
-        here, start = row == token - 1, 0.0
-        for value in values:
-            ax.barh(row, value, 0.7, left=start, color=ROUTER if here else tint(ROUTER, 0.4), edgecolor=PAPER)
-            if here and value > 0.12:
-                ax.text(start + value / 2, row, two_decimals(value), size=10, ha="center", va="center_baseline")
-            start += value
-        ax.text(1.17, row, two_decimals(start), size=11, va="center_baseline", ha="right", color=INK if here else MUTED,
-                weight="bold" if here else "normal")  # fmt: skip
-    ax.axvline(1, color=MUTED, linewidth=1, linestyle=DASHED)
-    ax.set(xlim=(0, 1), ylim=(len(weights) - 0.4, -0.6))
-    ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    name_ticks(ax, "y", WORDS)
-    ax.spines["left"].set_visible(False)
-    label = ax.get_yticklabels()[token - 1]
-    label.set_weight("bold")

@@ -1,4 +1,4 @@
-"""What the experts of a trained model have specialised in: its text coloured by expert, domains, tokens and pairs."""
+"""Text of a trained model coloured by expert, and the tokens that one expert prefers."""
 
 from __future__ import annotations
 
@@ -7,48 +7,33 @@ import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from minids.book.plots.c03_sequence import tint
 from minids.book.plots.diagram import Diagram
-from minids.book.plots.helpers import DASHED, label_ends, name_ticks
+from minids.book.plots.helpers import DASHED
 from minids.book.plots.style import (
     INK,
     LAYERS,
     MUTED,
     PALE,
-    PAPER,
     PT_PER_INCH,
     WIDTH,
     Picture,
-    new_figure,
     readable_on,
     styled,
 )
 from minids.book.probes.specialists import (
     LEAST,
-    PARTS_OF_PROBLEM,
     Observed,
     Preferred,
-    bits_about_digits,
-    bits_about_domain,
-    bits_about_token,
-    digits_control,
-    expected_pairs,
     first_experts,
-    pairs,
-    pairs_of_group_limit,
-    parts_of_digits,
     places,
     preferred_tokens,
     relative_shares,
     same_first_expert,
-    typical_of_pair,
     typical_tokens,
     weights_of,
-    within_groups,
 )
 
 MONO = {"family": "DejaVu Sans Mono", "parse_math": False}
@@ -61,13 +46,6 @@ END = "■"  # stands for the end of a text
 SIGNS = f"(· space, ↵ newline, {END} end of a text)"
 # What is shown: row of the domain, position to start from, lines, and whether they end at newlines.
 PASSAGE = {"prose": (2, 100, 4, True), "code": (7, 100, 7, True), "arithmetic": (7, 60, 2, False)}
-
-DIGIT_EXPERTS = 12  # that are shown
-LITTLE = 0.05  # bits: no title is made of less
-NUMBERS = 24  # of experts that stand beside a table at most
-DIVERGING, SPAN = "PuOr_r", 2.5  # of pairs: powers of two above and below 1
-OFTEN = 0.02  # of all tokens: pairs that are named
-MOST = 3  # times its even share: the brightest colour
 
 Place = tuple[int, int]  # row and position of a token
 
@@ -303,228 +281,3 @@ def _draw_context(d: Diagram, observed: Observed, weights: np.ndarray, place: Pl
 
 def _bar(d: Diagram, x: float, y: float, width: float, color: str) -> None:
     d.ax.add_artist(Rectangle((x, y - 2.5), width, 13, facecolor=color, edgecolor="none", zorder=2))
-
-
-# ---------------------------------------------------------------------------------------------------
-# Domains
-
-
-@styled()
-def draw_expert_domains(observed: Observed, layer: int = 1) -> Picture:
-    """Draw how much of each domain goes to each expert of a layer, and for all layers what an expert tells.
-
-    Above: a domain's choices of an expert relative to even shares. Below: the bits that a chosen expert tells about its
-    token and about its domain, and, dashed, the bits that are found with tokens, or whole rows, shuffled.
-    """
-    shares = relative_shares(observed, layer)
-    favourite = shares.argmax(axis=0)
-    order = sorted(range(shares.shape[1]), key=lambda expert: (favourite[expert], -shares[favourite[expert], expert]))
-    fig = new_figure(height=5.5)
-    ax = fig.add_axes((0.13, 0.61, 0.85, 0.21))
-    ax.imshow(shares[:, order], aspect="auto", cmap="cividis", vmin=0, vmax=MOST, interpolation="nearest")
-    for (row, column), share in np.ndenumerate(shares[:, order]):
-        ground = to_hex(colormaps["cividis"](min(1.0, share / MOST)))
-        ax.text(column, row, f"{share:.1f}", ha="center", va="center", size=10, color=readable_on(ground))
-    for edge in np.flatnonzero(np.diff(favourite[order])):
-        ax.axvline(edge + 0.5, color=PAPER, linewidth=4)
-    name_ticks(ax, "y", observed.domains)
-    name_ticks(ax, "x", [str(expert) for expert in order])
-    ax.tick_params(axis="x", labelsize=10, labelcolor=MUTED)
-    ax.spines[:].set_visible(False)
-    fig.note(
-        0.02, 0.845, "how often a domain’s tokens choose each expert (below: its number); 1: as often as any other"
-    )
-    told = _draw_bits(fig, observed)
-    twice, (domain, expert) = int((shares.max(axis=0) >= 2).sum()), np.unravel_index(shares.argmax(), shares.shape)
-    fig.title(f"MoE layer {layer}: {twice} of {len(order)} experts get at least twice their even share of one domain",
-              y=0.93)  # fmt: skip
-    fig.alt = (
-        f"MoE layer {layer}: {twice} of {len(order)} experts get at least twice their even share of a domain; expert "
-        f"{expert} gets {shares[domain, expert]:.1f} times that of {observed.domains[domain]}. Bits that an expert "
-        f"tells, by layer: {told}"
-    )
-    return fig
-
-
-def _draw_bits(fig: Picture, observed: Observed) -> str:
-    """Draw what a chosen expert tells about its token and its domain, layer by layer, and return it in words."""
-    two = observed.domains[:2]
-    about = {
-        "the token": bits_about_token(observed),
-        "the domain": bits_about_domain(observed),
-        " or ".join(two): bits_about_domain(observed, *two),
-    }
-    ax = fig.add_axes((0.13, 0.1, 0.52, 0.31))
-    layers = range(1, len(observed.experts) + 1)
-    for found, color in zip(about.values(), LAYERS[1:], strict=False):
-        ax.plot(layers, [bits for bits, _ in found], "o-", color=color, markersize=5)
-        ax.plot(layers, [control for _, control in found], color=color, linewidth=1, linestyle=DASHED)
-    ax.set(xlim=(0.9, len(layers) + 0.1), xticks=layers, xlabel="MoE layer")
-    ax.set_ylim(0, None)
-    top = ax.get_ylim()[1]
-    ends = {
-        f"{name}  {found[-1][0]:.2f}, shuffled {found[-1][1]:.2f}": (found[-1][0], color)
-        for (name, found), color in zip(about.items(), LAYERS[1:], strict=False)
-    }
-    label_ends(ax, ends, gap=0.13 * top, lowest=0.04 * top, size=11)
-    fig.note(0.02, 0.45, "bits that a chosen expert tells about … (dashed: with tokens, or rows, shuffled)")
-    return "; ".join(
-        f"about {name} " + ", ".join(f"{bits:.2f}" for bits, _ in found)
-        + f" ({max(control for _, control in found):.2f} or less when shuffled)"
-        for name, found in about.items()
-    )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------
-# Digits
-
-
-@styled()
-def draw_digits(observed: Observed, layer: int = 3) -> Picture:
-    """Draw which experts the digits of arithmetic problems go to, by their part of the problem, in one layer.
-
-    To the right, for all layers, the bits that a digit's first expert tells about its value and about its part and,
-    dashed, the bits that are found with the digits' experts shuffled.
-    """
-    shares = parts_of_digits(observed, layer)
-    experts = shares.max(axis=0).argsort()[::-1][:DIGIT_EXPERTS].tolist()
-    experts.sort(key=lambda expert: (shares[:, expert].argmax(), -shares[:, expert].max()))
-    fig = new_figure(height=3.6)
-    ax = fig.add_axes((0.17, 0.17, 0.4, 0.52))
-    ax.imshow(shares[:, experts], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    for (row, column), share in np.ndenumerate(shares[:, experts]):
-        ground = to_hex(colormaps["cividis"](float(share)))
-        ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", size=10, color=readable_on(ground))
-    name_ticks(ax, "y", PARTS_OF_PROBLEM)
-    name_ticks(ax, "x", [str(expert) for expert in experts])
-    ax.set_xlabel(f"expert of MoE layer {layer}", color=MUTED, size=11)
-    ax.spines[:].set_visible(False)
-    fig.note(0.02, 0.745, "% of a part’s digits that are routed to an expert")
-    layers = range(1, len(observed.experts) + 1)
-    bits, control = (np.array([f(observed, n) for n in layers]).T for f in (bits_about_digits, digits_control))
-    right = fig.add_axes((0.66, 0.17, 0.2, 0.52))
-    names = ("its value", "its part")
-    for line, shuffled, color in zip(bits, control, LAYERS[1:], strict=False):
-        right.plot(layers, line, "o-", color=color, markersize=5)
-        right.plot(layers, shuffled, color=color, linewidth=1, linestyle=DASHED)
-    right.set(xlim=(0.8, len(layers) + 0.2), xticks=layers, xlabel="MoE layer")
-    right.xaxis.label.set(size=11, color=MUTED)
-    right.set_ylim(0, 1.06 * bits.max())
-    ends = {
-        f"{name} {line[-1]:.2f}": (line[-1], color) for name, line, color in zip(names, bits, LAYERS[1:], strict=False)
-    }
-    label_ends(right, ends, gap=0.13 * bits.max(), lowest=0.05 * bits.max(), size=11, shift=2)
-    fig.note(0.615, 0.745, "bits the first expert tells (dashed: shuffled)")
-    fig.title(_digits_finding(bits - control), y=0.88)
-    fig.alt = (
-        "Bits that a digit’s first expert tells, by layer: "
-        + "; ".join(
-            f"about {name} {', '.join(f'{x:.2f}' for x in line)} ({shuffled.max():.2f} or less when shuffled)"
-            for name, line, shuffled in zip(names, bits, control, strict=True)
-        )
-        + f". Its part is one of {', '.join(PARTS_OF_PROBLEM)}. "
-        f"In MoE layer {layer}, "
-        + "; ".join(
-            f"expert {row.argmax()} gets {row.max():.0%} of the digits of the {part}"
-            for part, row in zip(PARTS_OF_PROBLEM, shares, strict=True)
-        )
-    )
-    return fig
-
-
-def _digits_finding(excess: np.ndarray) -> str:
-    """Say what the first expert tells most about in the first and last layer, where it tells more than a little more.
-
-    `excess` are the bits beyond those with experts shuffled, (2, layers), of values and of parts.
-    """
-    last, finding = excess.shape[1], "A digit’s first expert tells"
-    ends = {layer: excess[:, layer - 1] for layer in (1, last)}
-    most = {
-        layer: "its part" if part > value else "its value"
-        for layer, (value, part) in ends.items() if abs(part - value) >= LITTLE
-    }  # fmt: skip
-    if not most:
-        told = "as much about its value as its part" if excess.max() >= LITTLE else "little about its value or part"
-        return f"{finding} {told} in layers 1 and {last}"
-    if len(most) == 2 and most[1] == most[last]:
-        return f"{finding} most about {most[1]} in layers 1 and {last}"
-    return f"{finding} most about " + ", about ".join(f"{name} in layer {layer}" for layer, name in most.items())
-
-
-# ---------------------------------------------------------------------------------------------------
-# Pairs
-
-
-@styled()
-def draw_pairs(observed: Observed, layer: int = 1) -> Picture:
-    """Draw how often two experts of a layer are chosen for the same token, relative to two expectations.
-
-    Left: if experts were chosen independently, each as often as it is. Right: if, besides, every two groups had as many
-    pairs as they have (`expected_pairs`). Where tokens are limited to some groups, experts of one group are chosen
-    together more often for this reason alone: that is left in the left picture and taken out of the right one.
-    """
-    counts, groups = pairs(observed, layer), observed.config.n_group
-    free, grouped = (expected_pairs(counts, number) for number in (1, groups))
-    fig = new_figure(height=6.3)
-    size = len(counts) // groups
-    blocks = np.arange(size, len(counts), size) - 0.5
-    numbered = range(0, len(counts), -(-len(counts) // NUMBERS))
-    notes = ("relative to independent choices", "and with the effect of the groups taken out")
-    for left, expected, note in zip((0.09, 0.52), (free, grouped), notes, strict=True):
-        ax = fig.add_axes((left, 0.25, 0.385, 0.55))
-        ax.set_facecolor("#A5A9B0")
-        times = np.divide(counts, expected, out=np.full_like(counts, np.nan), where=expected > 0)
-        np.fill_diagonal(times, np.nan)
-        shown = np.ma.masked_invalid(np.log2(np.clip(times, 2**-SPAN, 2**SPAN)))
-        image = ax.imshow(shown, cmap=DIVERGING, vmin=-SPAN, vmax=SPAN, interpolation="nearest")
-        for edge in blocks:
-            ax.axhline(edge, color=INK, linewidth=0.8)
-            ax.axvline(edge, color=INK, linewidth=0.8)
-        name_ticks(ax, "x", list(map(str, numbered)), numbered)
-        name_ticks(ax, "y", list(map(str, numbered)), numbered)
-        ax.tick_params(labelsize=10)
-        ax.tick_params(axis="x", labelrotation=90)
-        ax.tick_params(axis="y", labelleft=left < 0.5)
-        ax.spines[:].set_visible(False)
-        fig.note(left, 0.815, note)
-    bar = fig.colorbar(image, cax=fig.add_axes((0.925, 0.25, 0.014, 0.55)))
-    bar.ax.set_yticks([-2, -1, 0, 1, 2], ["¼", "½", "1", "2", "4"])
-    bar.outline.set_visible(False)
-    fig.note(
-        0.02, 0.17, "strongest pairs of the right picture: observed / expected, share of all tokens, typical tokens"
-    )
-    strong = _strongest(counts, grouped, observed.tokens.size)
-    texts = {pair: [observed.spelled[token] for token in typical_of_pair(observed, layer, pair, 8)] for pair in strong}
-    for i, (pair, ratio) in enumerate(strong.items()):
-        y = 0.125 - 0.042 * i
-        fig.text(0.02, y, f"{pair[0]} and {pair[1]}", size=11)
-        fig.text(0.2, y, f"{ratio:.1f}×", size=11, ha="right")
-        fig.text(0.26, y, f"{counts[pair] / observed.tokens.size:.0%}", size=11, ha="right")
-        fig.text(0.29, y, "  ".join(map(visible, texts[pair]))[:64], size=SIZE, **MONO)
-    inside = within_groups(counts, groups)
-    more, alone = counts[inside].sum() / free[inside].sum(), pairs_of_group_limit(observed.config)
-    limit = f"the group limit alone gives {alone:.1f}"
-    fig.title(f"MoE layer {layer}: pairs within groups are {more:.1f} times chance; {limit}", y=0.94)
-    kept = f"{observed.config.topk_group} of {groups}"
-    fig.note(0.02, 0.895, f"how often two experts are chosen for one token, from {kept} groups of experts", size=11)
-    fig.alt = (
-        f"MoE layer {layer}, {kept} groups kept for a token: two experts of a group are chosen together {more:.1f} "
-        f"times as often as if choices were independent; if all were random within the groups kept, {alone:.1f} times. "
-        "Beyond the groups: " + ("; ".join(
-            f"{pair[0]} and {pair[1]} {ratio:.1f} times as often as expected, for {', '.join(map(spoken, texts[pair]))}"
-            for pair, ratio in strong.items()
-        ) or "no frequent pair is chosen more often than expected")
-    )  # fmt: skip
-    return fig
-
-
-def _strongest(counts: np.ndarray, expected: np.ndarray, n_tokens: int) -> dict[tuple[int, int], float]:
-    """Return up to three pairs that are more frequent than expected, with the ratio, the highest first.
-
-    Of the pairs on 2% of all tokens or more.
-    """
-    upper = np.triu(counts >= OFTEN * n_tokens)
-    ratios = np.divide(counts, expected, out=np.zeros_like(counts), where=upper)
-    best = np.argsort(-ratios, axis=None, kind="stable")[:3]
-    places = zip(*np.unravel_index(best, counts.shape), strict=True)
-    return {(int(a), int(b)): float(ratios[a, b]) for a, b in places if ratios[a, b] > 1}
