@@ -1,6 +1,7 @@
 """Experiments of many short runs: what is run, what is kept, and what depends on which seed."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
@@ -86,3 +87,17 @@ def test_initial_weights_and_order_of_the_text_have_a_seed_each(monkeypatch):
     assert np.array_equal(tokens[0, 0], tokens[1, 0])
     assert not np.array_equal(tokens[0, 0], tokens[0, 1])
     assert all(run.trainer.config.bias_speed == 0.5 for run in runs.values())
+
+
+def test_after_an_error_no_other_run_starts_and_seeds_must_differ(done, tmp_path):
+    def fails(arm: str, weights: int, data: int) -> dict:
+        done.append(arm)
+        time.sleep(0.2)
+        raise ArithmeticError("no loss")
+
+    with pytest.raises(ArithmeticError, match="no loss"):
+        record(experiment(done, run=fails), tmp_path)
+    assert len(done) <= 2 < len(pool.jobs(experiment(done)))
+    for seeds in ((1, 1), (0, -1)):
+        with pytest.raises(ValueError, match=r"must be different numbers of at least 0"):
+            record(experiment(done), tmp_path, seeds)
