@@ -26,12 +26,17 @@ def moe_layers(model: DeepSeek) -> list[MoE]:
     return [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoE)]
 
 
-@torch.no_grad()
 def chosen_experts(model: DeepSeek, rows: np.ndarray | Tensor) -> Tensor:
     """Return the experts of every token, (layers, B, T, K), for rows of tokens (B, T), in evaluation mode."""
+    return gate_outputs(model, rows)[1]
+
+
+@torch.no_grad()
+def gate_outputs(model: DeepSeek, rows: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights and the experts of every token, each (layers, B, T, K), for rows of tokens (B, T)."""
     rows, found = torch.as_tensor(rows).long(), [[] for _ in moe_layers(model)]
     hooks = [
-        moe.gate.register_forward_hook(lambda _, args, out, into=into: into.append(out[1]))
+        moe.gate.register_forward_hook(lambda _, args, out, into=into: into.append(out[:2]))
         for moe, into in zip(moe_layers(model), found, strict=True)
     ]
     training = model.training
@@ -43,7 +48,9 @@ def chosen_experts(model: DeepSeek, rows: np.ndarray | Tensor) -> Tensor:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return torch.stack([torch.cat(parts).unflatten(0, rows.shape) for parts in found])
+    layers = [[torch.cat(parts).unflatten(0, rows.shape) for parts in zip(*layer, strict=True)] for layer in found]
+    weights, experts = zip(*layers, strict=True)
+    return torch.stack(weights), torch.stack(experts)
 
 
 def loads(experts: Tensor, n_experts: int) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from minids.book.probes.routing import chosen_experts, information, information_and_control, moe_layers
+from minids.book.probes.routing import gate_outputs, information, information_and_control
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 from minids.text.batches import encode_split
@@ -55,23 +55,12 @@ class Observed:
         return slice(first, first + self.rows_per_domain)
 
 
-@torch.no_grad()
 def observe(model: DeepSeek, tokenizer: Tokenizer, corpus: Corpus, rows: int = 59) -> Observed:
     """Route held-out text of every domain: `rows` rows of each, or fewer where a domain has fewer."""
     held_out = validation_rows(encode_split(tokenizer, corpus.validation), LENGTH)
     rows = min(rows, *map(len, held_out.values()))
     tokens = np.concatenate([spread(part, rows)[:, :-1] for part in held_out.values()]).astype(np.int64)
-    found: list[list[torch.Tensor]] = [[] for _ in moe_layers(model)]
-    hooks = [
-        moe.gate.register_forward_hook(lambda _, args, out, into=into: into.append(out[0]))
-        for moe, into in zip(moe_layers(model), found, strict=True)
-    ]
-    try:
-        experts = chosen_experts(model, tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    weights = torch.stack([torch.cat(parts).unflatten(0, tokens.shape) for parts in found])
+    weights, experts = gate_outputs(model, tokens)
     spelled = [piece.decode("utf-8", errors="replace") for piece in tokenizer.token_bytes()]
     return Observed(model.config, spelled, list(held_out), tokens, experts.numpy(), weights.numpy())
 
