@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from minids.book.plots.c03_sequence import COLORS, one_decimal, tint
-from minids.book.plots.diagram import Diagram
-from minids.book.plots.style import INK, MUTED, PAPER, PARTS, Picture, readable_on, styled
+from minids.book.plots.c03_sequence import COLORS
+from minids.book.plots.diagram import Diagram, one_decimal
+from minids.book.plots.style import INK, MUTED, PAPER, PARTS, Picture, readable_on, styled, tint
 from minids.book.toy import TOYS, WORDS, toy_input, toy_layer, toy_rotation
 from minids.validation import require
 

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from minids.book.plots.diagram import Diagram
-from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, PT_PER_INCH, WIDTH, Picture, readable_on, styled
+from minids.book.plots.diagram import Diagram, one_decimal
+from minids.book.plots.style import (
+    INK,
+    MUTED,
+    PALE,
+    PAPER,
+    PARTS,
+    PT_PER_INCH,
+    WIDTH,
+    Picture,
+    readable_on,
+    styled,
+    tint,
+)  # fmt: skip
 from minids.book.toy import KINDS, WORDS, Step, step_of
 
 PAGE = WIDTH * PT_PER_INCH
-
-
-def tint(color: str, share: float) -> str:
-    """Return a color mixed with white."""
-    return to_hex([1 - share * (1 - part) for part in to_rgb(color)])
 
 
 COLORS = {
@@ -31,11 +37,6 @@ COLORS = {
     "k_nope": tint(PARTS["latent"], 0.4), "v_made": tint(PARTS["latent"], 0.2),
 }  # fmt: skip
 SHOWN = {"absorbed": "q_nope $W^{UK}$", "v_made": "v"}  # where a part is not shown as it is called
-
-
-def one_decimal(number: float) -> str:
-    """Return a number as boxes show it, without a minus before zero."""
-    return f"{number:.1f}".replace("-0.0", "0.0")
 
 
 @styled()

@@ -16,11 +16,10 @@ from matplotlib.patches import PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 from torch import Tensor
 
-from minids.book.plots.c03_sequence import tint
-from minids.book.plots.c04_experts import LINE, ROUTER, V2, boxes, outline, two_decimals
-from minids.book.plots.diagram import FAINT, Diagram
+from minids.book.plots.c04_experts import ROUTER, V2
+from minids.book.plots.diagram import FAINT, LINE, Diagram, two_decimals
 from minids.book.plots.helpers import DASHED
-from minids.book.plots.style import INK, MUTED, PAPER, Picture, readable_on, styled
+from minids.book.plots.style import INK, MUTED, PAPER, Picture, readable_on, styled, tint
 from minids.book.toy import WORDS, toy_input, toy_moe
 from minids.model.moe import sort_by_expert
 from minids.validation import require_whole
@@ -152,7 +151,7 @@ def _table(d: Diagram, rows: Rows, lit: int, top: float) -> None:
         d.text(TABLE + 31, y, WORDS[t], ha="right", **_look(here, DARK))
         _stripes(d, TABLE + 36, y, rows.x[row], 2, here)
         color, ink = ROUTER if here else tint(ROUTER, 0.35), INK if here else MUTED
-        boxes(d, G, y - 8, [rows.g[row]], (25, 16), color, show=two_decimals, ink=ink)
+        d.boxes(G, y - 8, [rows.g[row]], (25, 16), color, show=two_decimals, ink=ink)
         _stripes(d, OUT, y, rows.outs[row], 0.6, here)
 
 
@@ -165,12 +164,12 @@ def _stripes(d: Diagram, x: float, y: float, vector: Tensor, limit: float, lit: 
                       edgecolor="none", zorder=3)
         )  # fmt: skip
     if lit:
-        outline(d, x - 1, y - CELL[1] / 2 - 1, 6 * CELL[0] + 2, CELL[1] + 2)
+        d.outline(x - 1, y - CELL[1] / 2 - 1, 6 * CELL[0] + 2, CELL[1] + 2)
 
 
 def _chip(d: Diagram, x: float, y: float, expert: int, lit: bool) -> None:
     """Draw a choice: the number of an expert on its colour."""
-    boxes(d, x, y, [expert], (CHIP, CHIP), EXPERTS[expert] if lit else tint(EXPERTS[expert], 0.45), show=str)
+    d.boxes(x, y, [expert], (CHIP, CHIP), EXPERTS[expert] if lit else tint(EXPERTS[expert], 0.45), show=str)
 
 
 def _curve(d: Diagram, start: tuple[float, float], end: tuple[float, float], color: str, lit: bool) -> None:
@@ -263,12 +262,12 @@ def _dropping_finding(capacity: int, rows: int, dropped: set[tuple[int, int]]) -
 
 def _lane(d: Diagram, y: float, expert: int, lane: list[tuple[int, float]], capacity: int) -> None:
     """Draw the rows of an expert around the height y, in its slots and beyond, and the slots that stay empty."""
-    boxes(d, 14, y - CHIP / 2, [expert], (CHIP, CHIP), EXPERTS[expert], show=str)
+    d.boxes(14, y - CHIP / 2, [expert], (CHIP, CHIP), EXPERTS[expert], show=str)
     d.text(36, y, f"{len(lane)} row{'s' * (len(lane) != 1)}", va="center")
     for i in range(max(len(lane), capacity)):
         corner = FIRST + i * (SLOT[0] + 6), y - SLOT[1] / 2
         if i >= len(lane):
-            outline(d, *corner, *SLOT, edgecolor=LINE, linewidth=1, linestyle=DASHED)
+            d.outline(*corner, *SLOT, edgecolor=LINE, linewidth=1, linestyle=DASHED)
             continue
         kept, (token, affinity) = i < capacity, lane[i]
         face = EXPERTS[expert] if kept else FAINT
@@ -296,7 +295,7 @@ def _kept(d: Diagram, top: float, height: float, dropped: set[tuple[int, int]]) 
         for k, expert in enumerate(chosen[token]):
             x = TOKENS + 38 + k * (CHIP + 5)
             if (token, expert) in dropped:
-                boxes(d, x, y - CHIP / 2, [expert], (CHIP, CHIP), FAINT, show=str, edge=LINE, ink=DARK)
+                d.boxes(x, y - CHIP / 2, [expert], (CHIP, CHIP), FAINT, show=str, edge=LINE, ink=DARK)
                 _cross(d, x, y - CHIP / 2, CHIP, CHIP)
             else:
                 _chip(d, x, y - CHIP / 2, expert, True)

@@ -5,29 +5,21 @@ A box is one number. The numbers are those of the toy layer (minids/book/toy.py)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from matplotlib.patches import Polygon, Rectangle
 from torch import Tensor, nn
 
-from minids.book.plots.c03_sequence import one_decimal, tint
-from minids.book.plots.diagram import FAINT, Diagram
-from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, readable_on, styled
+from minids.book.plots.diagram import FAINT, LINE, Diagram, one_decimal, say, two_decimals
+from minids.book.plots.style import INK, MUTED, PALE, PAPER, PARTS, Picture, styled, tint
 from minids.book.toy import WORDS, toy_input, toy_moe
 from minids.model.layers import SwiGLU
 from minids.model.moe import Experts
 from minids.validation import require_whole
 
-LINE = "#C9CCD1"  # around what is not lit
 ROUTER, ROUTED, SHARED, DENSE = (PARTS[name] for name in ("router", "routed", "shared", "dense"))
 V2 = {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": "greedy"}  # the toy with V2's gate
-
-
-def two_decimals(number: float) -> str:
-    """Return a number as wider boxes show it, without a minus before zero."""
-    return f"{number:.2f}".replace("-0.00", "0.00")
 
 
 def outputs_of_experts(experts: Experts, x: Tensor) -> Tensor:
@@ -45,28 +37,6 @@ def joined(experts: Experts) -> SwiGLU:
     dense.up_proj.weight.copy_(up.flatten(0, 1))
     dense.down_proj.weight.copy_(experts.down_proj.transpose(0, 1).flatten(1))
     return dense
-
-
-def boxes(
-    d: Diagram, x: float, y: float, values: Sequence[float | None], size: tuple[float, float], color: str = PAPER, *,
-    show=None, edge: str = PAPER, ink: str | None = None,
-) -> float:  # fmt: skip
-    """Draw a row of boxes, with the numbers as `show` gives them, and return its right edge. None is an empty box."""
-    for value in values:
-        face = color if value is not None else PAPER
-        border = edge if value is not None else PALE
-        d.ax.add_artist(Rectangle((x, y), *size, facecolor=face, edgecolor=border, linewidth=0.7, zorder=3))
-        if show and value is not None:
-            middle = x + size[0] / 2, y + size[1] / 2 - 0.5
-            d.text(*middle, show(value), size=10, ha="center", va="center", color=ink or readable_on(face))
-        x += size[0]
-    return x
-
-
-def outline(d: Diagram, x: float, y: float, width: float, height: float, **how) -> None:
-    """Draw a frame around boxes."""
-    how = {"edgecolor": INK, "linewidth": 1.4, "zorder": 3.6} | how
-    d.ax.add_artist(Rectangle((x, y), width, height, facecolor="none", **how))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -128,18 +98,13 @@ def size(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def say(numbers: Sequence[float], show: Callable[[float], str] = one_decimal) -> str:
-    """Return numbers side by side, as the boxes show them."""
-    return " ".join(map(show, numbers))
-
-
 def _cost(d: Diagram, x: float, bottom: float, held: int, used: dict[str, int], scale: float) -> None:
     """Draw below a panel its parameters as a bar, filled as far as one token uses them, and both numbers."""
     y, end = bottom - 24, x
     for part, count in used.items():
         d.ax.add_artist(Rectangle((end, y), scale * count, 12, facecolor=PARTS[part], edgecolor="none", zorder=3))
         end += scale * count
-    outline(d, x, y, scale * held, 12, linewidth=1)
+    d.outline(x, y, scale * held, 12, linewidth=1)
     d.text(x, y - 18, f"{held} parameters", size=12)
     d.text(x, y - 35, f"{sum(used.values())} multiplications", size=12)
     last = f"{used['router']} of each: the router" if "router" in used else "filled: used for a token"
@@ -156,7 +121,7 @@ class _Layer:
 
     def numbers(self, x: list[float], out: list[float], word: str) -> None:
         for y, values in ((self.y_in, x), (self.y_out, out)):
-            boxes(self.d, self.start, y, values, NUMBER, show=one_decimal, edge=LINE)
+            self.d.boxes(self.start, y, values, NUMBER, show=one_decimal, edge=LINE)
         self.d.text(self.left + PANEL[0] / 2, self.bottom + 9, f"h of “{word}”", size=10, ha="center", color=MUTED)
 
     def whole(self, n: int) -> None:
@@ -173,7 +138,7 @@ class _Layer:
             self._units([x + j * UNIT for j in range(self.width)], color, lifted=g is not None)
             if g and i in g:
                 middle = x + self.width * UNIT / 2
-                boxes(self.d, middle - 11.5, self.y_units + 16, [g[i]], (23, 15), ROUTER, show=two_decimals)
+                self.d.boxes(middle - 11.5, self.y_units + 16, [g[i]], (23, 15), ROUTER, show=two_decimals)
 
     def shared(self, n: int) -> None:
         """Draw the shared expert's units to the left of n slices."""
@@ -196,8 +161,8 @@ class _Layer:
             edge = {"edgecolor": color or PALE, "linewidth": 0.9, "zorder": 2.1 if color else 1.5}
             self.d.ax.add_artist(Polygon(corners, facecolor="none", **edge))
         for x in places:
-            boxes(self.d, x, self.y_units, [0], (UNIT, 12), color or FAINT, edge=PAPER if color else LINE)
-        outline(self.d, places[0] - 1.5, self.y_units - 1.5, places[-1] + UNIT - places[0] + 3, 15,
+            self.d.boxes(x, self.y_units, [0], (UNIT, 12), color or FAINT, edge=PAPER if color else LINE)
+        self.d.outline(places[0] - 1.5, self.y_units - 1.5, places[-1] + UNIT - places[0] + 3, 15,
                 edgecolor=INK if color else LINE, linewidth=1.2)  # fmt: skip
 
 
@@ -259,17 +224,17 @@ def draw_routing(token: int = 4) -> Picture:
         y, here = top - pitch * row - 22, row == token - 1
         ink = INK if here else MUTED
         d.text(left - 7, y + 9, name, size=11, ha="right", va="center", weight="bold" if here else "normal", color=ink)
-        boxes(d, left, y, x[row], X, show=one_decimal, edge=INK if here else LINE, ink=ink)
+        d.boxes(left, y, x[row], X, show=one_decimal, edge=INK if here else LINE, ink=ink)
         by_expert = dict(zip(route.chosen[row], route.weights[row], strict=True))
         color = ROUTER if here else tint(ROUTER, 0.35)
         for i, score in enumerate(route.scores[row]):
             at = at_scores + i * SCORE[0]
-            boxes(d, at, y, [score], SCORE, color if i in by_expert else PAPER, show=two_decimals,
+            d.boxes(at, y, [score], SCORE, color if i in by_expert else PAPER, show=two_decimals,
                   edge=PAPER if i in by_expert else PALE, ink=ink if i in by_expert else MUTED)  # fmt: skip
         for i in by_expert:
-            outline(d, at_scores + i * SCORE[0], y, *SCORE, edgecolor=ink, linewidth=1.5 if here else 0.9)
+            d.outline(at_scores + i * SCORE[0], y, *SCORE, edgecolor=ink, linewidth=1.5 if here else 0.9)
         for i in range(n):
-            boxes(d, at_weights + i * SCORE[0], y, [by_expert.get(i)], SCORE, color, show=two_decimals, ink=ink)
+            d.boxes(at_weights + i * SCORE[0], y, [by_expert.get(i)], SCORE, color, show=two_decimals, ink=ink)
     _output(d, route, token, (end, top - pitch * (token - 1) - 13), top + 34)
     d.text(left, 12, f"chosen: the {len(chosen)} highest scores; g = s / (sum of the chosen s)", color=MUTED)
     d.figure.alt = (
@@ -290,16 +255,16 @@ def _output(d: Diagram, route: Routed, token: int, start: tuple[float, float], t
     terms = zip(route.chosen[token - 1], route.weights[token - 1], route.outs, strict=True)
     for term, (i, weight, out) in enumerate(terms):
         d.text(at, y + 24, "+" if term else "")
-        boxes(d, at + 13, y + 20, [weight], (SCORE[0], 15), ROUTER, show=two_decimals)
+        d.boxes(at + 13, y + 20, [weight], (SCORE[0], 15), ROUTER, show=two_decimals)
         d.text(at + SCORE[0] + 18, y + 24, f"× expert {i}")
-        boxes(d, at, y, out, OUT, ROUTED, show=two_decimals)
+        d.boxes(at, y, out, OUT, ROUTED, show=two_decimals)
         y -= 48
     d.text(at, y + 24, "+ shared expert")
-    boxes(d, at, y, route.shared, OUT, SHARED, show=two_decimals)
+    d.boxes(at, y, route.shared, OUT, SHARED, show=two_decimals)
     y -= 48
     d.line((at, y + 38), (at + 6 * OUT[0], y + 38), arrow=False, width=1)
     d.text(at, y + 24, "= output")
-    boxes(d, at, y, route.out, OUT, show=two_decimals, edge=INK)
+    d.boxes(at, y, route.out, OUT, show=two_decimals, edge=INK)
 
 
 # ---------------------------------------------------------------------------------------------------

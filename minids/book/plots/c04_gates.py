@@ -5,10 +5,10 @@ The numbers are those of the toy layer (minids/book/toy.py).
 
 from __future__ import annotations
 
-from minids.book.plots.c03_sequence import tint
-from minids.book.plots.c04_experts import LINE, ROUTER, V2, say, two_decimals
+from minids.book.plots.c04_experts import ROUTER, V2
+from minids.book.plots.diagram import LINE, say, two_decimals
 from minids.book.plots.helpers import DASHED, name_ticks
-from minids.book.plots.style import INK, MUTED, PALE, PAPER, Picture, new_figure, styled
+from minids.book.plots.style import INK, MUTED, PALE, PAPER, Picture, new_figure, styled, tint
 from minids.book.toy import WORDS, toy_input, toy_moe
 from minids.validation import is_number, require, require_whole
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from minids.book.plots.c03_sequence import tint
 from minids.book.plots.diagram import Diagram
 from minids.book.plots.helpers import DASHED
 from minids.book.plots.style import (
@@ -22,6 +21,7 @@ from minids.book.plots.style import (
     Picture,
     readable_on,
     styled,
+    tint,
 )
 from minids.book.probes.specialists import (
     LEAST,

@@ -8,14 +8,31 @@ lower left, so that a type size and a box height are in the same unit.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
-from minids.book.plots.style import INK, PAPER, PT_PER_INCH, WIDTH, new_figure, readable_on
+from minids.book.plots.style import INK, PALE, PAPER, PT_PER_INCH, WIDTH, new_figure, readable_on
 
 FAINT = "#F1F2F4"  # the fill of what is not lit
 FAINT_INK = "#8A8F96"
+LINE = "#C9CCD1"  # around what is not lit
 PANEL = "#FAFAF8"
+
+
+def one_decimal(number: float) -> str:
+    """Return a number as boxes show it, without a minus before zero."""
+    return f"{number:.1f}".replace("-0.0", "0.0")
+
+
+def two_decimals(number: float) -> str:
+    """Return a number as wider boxes show it, without a minus before zero."""
+    return f"{number:.2f}".replace("-0.00", "0.00")
+
+
+def say(numbers: Sequence[float], show: Callable[[float], str] = one_decimal) -> str:
+    """Return numbers side by side, as the boxes show them."""
+    return " ".join(map(show, numbers))
 
 
 class Diagram:
@@ -37,7 +54,7 @@ class Diagram:
     ) -> None:  # fmt: skip
         """Draw an operation with its lower left corner at (x, y)."""
         face = color if lit else FAINT
-        edge = INK if cached and lit else "none" if lit and color != PAPER else "#C9CCD1"
+        edge = INK if cached and lit else "none" if lit and color != PAPER else LINE
         self.ax.add_artist(
             FancyBboxPatch(
                 (x, y), width, height, boxstyle="round,pad=0,rounding_size=3", facecolor=face, edgecolor=edge,
@@ -49,6 +66,26 @@ class Diagram:
             x + width / 2, y + height / 2, text, ha="center", va="center", size=size, color=ink,
             weight=weight, zorder=4, linespacing=1.25,
         )  # fmt: skip
+
+    def boxes(
+        self, x: float, y: float, values: Sequence[float | None], size: tuple[float, float], color: str = PAPER, *,
+        show: Callable[[float], str] | None = None, edge: str = PAPER, ink: str | None = None,
+    ) -> float:  # fmt: skip
+        """Draw a row of boxes, one number each, as `show` gives it, and return its right edge. None is an empty box."""
+        for value in values:
+            face = color if value is not None else PAPER
+            border = edge if value is not None else PALE
+            self.ax.add_artist(Rectangle((x, y), *size, facecolor=face, edgecolor=border, linewidth=0.7, zorder=3))
+            if show and value is not None:
+                middle = x + size[0] / 2, y + size[1] / 2 - 0.5
+                self.text(*middle, show(value), size=10, ha="center", va="center", color=ink or readable_on(face))
+            x += size[0]
+        return x
+
+    def outline(self, x: float, y: float, width: float, height: float, **how) -> None:
+        """Draw a frame around boxes."""
+        how = {"edgecolor": INK, "linewidth": 1.4, "zorder": 3.6} | how
+        self.ax.add_artist(Rectangle((x, y), width, height, facecolor="none", **how))
 
     def panel(self, x: float, y: float, width: float, height: float, title: str, lit: bool = True) -> None:
         """Draw the ground that a group of boxes stands on, its title at the top left."""
@@ -94,5 +131,5 @@ class Diagram:
 
     def chapter(self, x: float, y: float, number: int, lit: bool = True) -> None:
         """Draw the number of the chapter that is about this part."""
-        self.ax.add_artist(Circle((x, y), 9, color=INK if lit else "#C9CCD1", zorder=5))
+        self.ax.add_artist(Circle((x, y), 9, color=INK if lit else LINE, zorder=5))
         self.ax.text(x, y, f"{number}", ha="center", va="center", size=10, color="white", weight="bold", zorder=6)

@@ -8,7 +8,7 @@ import base64
 import io
 
 import matplotlib.style
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -139,6 +139,11 @@ def styled():
     It starts from matplotlib's defaults, because a reader's matplotlibrc may set LaTeX or other fonts.
     """
     return matplotlib.style.context(["default", STYLE])
+
+
+def tint(color: str, share: float) -> str:
+    """Return a color mixed with white."""
+    return to_hex([1 - share * (1 - part) for part in to_rgb(color)])
 
 
 def readable_on(color: str) -> str:
