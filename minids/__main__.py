@@ -44,6 +44,9 @@ def generate_text(
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token; higher: more varied.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens only.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    speculative: Annotated[
+        bool, typer.Option("--speculative", help="Let the MTP modules draft, and say how many drafts were accepted.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ):
     """Continue a prompt with a trained model."""
@@ -60,10 +63,16 @@ def generate_text(
         ends = {tokenizer.end_of_text}
         if ends <= set(model.config.end_of_text_ids):  # otherwise the configuration belongs to another tokenizer
             ends = set(model.config.end_of_text_ids)
-        out = generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=sorted(ends))
+        out = generate(
+            model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=sorted(ends),
+            speculative=speculative,
+        )  # fmt: skip
         new = [token for token in out.new_tokens.tolist() if token not in ends]
         continued = text + tokenizer.decode(new)
         typer.echo(printable(continued) if sys.stdout and sys.stdout.isatty() else continued)
+        if speculative:
+            accepted = ", ".join(f"{share:.0%}" for share in out.acceptance.tolist())
+            typer.echo(f"{len(out.new_tokens)} tokens in {out.steps} steps; accepted drafts: {accepted}", err=True)
 
 
 @app.command()

@@ -3,17 +3,21 @@
 from functools import cache
 
 import numpy as np
+import torch
 from matplotlib.text import Text
 
 from minids.book import plots
 from minids.book.claims import ARTICLES, all_claims
 from minids.book.plots.style import Picture
+from minids.book.probes.drafts import Drafts
 from minids.book.probes.expert_products import ROUTINGS, WAYS
 from minids.book.probes.specialists import Observed
 from minids.book.recorded import load
 from minids.book.toy import KINDS
 from minids.cost.attention import mla_cached_numbers
 from minids.cost.published import LOSS_FREE, REPORTS
+from minids.hub.reference import reference
+from minids.inference.generate import generate
 from minids.model.config import ModelConfig
 
 DOMAINS = ("prose", "code", "arithmetic")
@@ -118,6 +122,30 @@ def scores(heads: int, tokens: int):
     return *parts, [f"layer {i}\nhead 0" for i in range(heads)], list("abcdefgh")[:tokens], "What some heads look at"
 
 
+def overlaps():
+    """1 - TV of drafts, and whether each was accepted."""
+    dice = torch.Generator().manual_seed(0)
+    computed = torch.rand(3000, generator=dice)
+    return computed, torch.rand(3000, generator=dice) < computed
+
+
+def accepted(*names: str):
+    """Drafts at temperature 1 and greedy ones, drawn at random."""
+    dice = torch.Generator().manual_seed(0)
+
+    def found() -> Drafts:
+        acceptance, entropy = torch.rand(2, 16, 60, generator=dice)
+        return Drafts(acceptance, 9 * entropy)
+
+    return tuple({name: found() for name in names} for _ in range(2))
+
+
+def drafted(prompt: str, temperature: float):
+    """What the miniature writes by speculative decoding, and its tokenizer."""
+    model, tokenizer = reference().model, reference().tokenizer
+    return generate(model, tokenizer.encode(prompt), 60, temperature=temperature, speculative=True), tokenizer
+
+
 ARGUMENTS = {  # of draw_NAME, by name and variant
     "architecture": {"all": (), "3": (3,), "12": (12,)},
     "parameters": {f"{n}, {price}": (c, price) for n, c in PRESETS.items() for price in (None, 2.0)},
@@ -178,6 +206,17 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "assignment": {str(speed): (speed,) for speed in (0.03, 0.1, 0.3)},
     "node_choice": {f"{kept}, {shift}": (kept, shift) for kept in (1, 4, 8) for shift in (-1.0, 0.0)},
     "score_parts": {"two": scores(2, 5), "one": scores(1, 7)},
+    "mtp_alignment": {
+        f"{depth}, {position}": (("She", " open", "ed", " the", " do", "or", "."), depth, position)
+        for depth in (1, 2) for position in (0, 2, 4, 5)
+    } | {"toy": (), "eight": (tuple("abcdefgh"), 2, 3)},
+    "mtp_ablation": {"recorded": (load("mtp"),)},
+    "mtp_published": {"V3": ()},
+    "acceptance_rule": {str(closeness): (closeness,) for closeness in (0, 0.5, 0.95, 1)},
+    "acceptance_is_overlap": {"drawn": overlaps()},
+    "acceptance_by_domain": {"with untrained": accepted(*DOMAINS, "untrained"), "two": accepted(*DOMAINS[:2])},
+    "drafted_text": {"prose": drafted("Return the", 0.7), "code": drafted("def add(self, other):\n    ", 0)},
+    "speculation_speedup": {f"{a}, {k}": (a, 0.05, 1.05, k) for a in (0, 0.85, 1) for k in (1, 2, 4)},
     "loss": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),
         "own text": run(domains=("text",)), "equal": run(held_out=(1.5,) * 3), "above": run(held_out=(4.1, 3.9, 6.0)),

@@ -41,7 +41,9 @@ class Exercise:
     """What an exercise asks for. Answers are functions, compared with `oracle` on `cases`, or values for `judge`.
 
     `cases` are arguments by the name under which a difference is reported. `judge` returns what is wrong with a
-    value, or None. `mistakes` are wrong answers by the hint that each deserves.
+    value, or None. `mistakes` are wrong answers by the hint that each deserves. `run` tries a function on a case: by
+    default it calls it, but it can also look at what a call leaves behind, or call it often. The oracle is called, and
+    returns what `run` is to return.
     """
 
     number: str
@@ -50,6 +52,7 @@ class Exercise:
     cases: dict[str, tuple] = field(default_factory=dict)
     judge: Callable[[Any], str | None] | None = None
     mistakes: dict[str, Any] = field(default_factory=dict)
+    run: Callable[..., Any] = lambda function, *case: function(*case)
 
     def __post_init__(self):
         against = self.judge or self.oracle
@@ -80,22 +83,25 @@ class Exercise:
         results = {}
         for name, case in self.cases.items():
             try:
-                results[name] = answer(*copy.deepcopy(case))
+                results[name] = self.run(answer, *copy.deepcopy(case))
             except NotImplementedError:
                 return self._unsolved()
             except (Exception, SystemExit) as error:
                 return self._wrong_in(name, answer, f"your code raises {type(error).__name__}: {error}")
         if all(result is None for result in results.values()):
             return self._wrong("your function returns nothing: is a `return` missing?")
-        for name, expected in self._results(self.oracle).items():
+        for name, case in self.cases.items():
+            expected = self.oracle(*copy.deepcopy(case))
             if not same(results[name], expected):
-                hints = (hint for hint, mistake in self.mistakes.items() if same(results, self._results(mistake)))
-                return self._wrong_in(name, answer, f"{_difference(results[name], expected)}.", next(hints, ""))
+                hint = next((hint for hint, mistake in self.mistakes.items() if self._gives(mistake, results)), "")
+                return self._wrong_in(name, answer, f"{_difference(results[name], expected)}.", hint)
         return self._solved(f"agrees with {self.oracle.__doc__} in {len(self.cases)} cases.")
 
-    def _results(self, function: Callable) -> dict[str, Any]:
-        """Return what a function gives for each case, which it cannot change for the others."""
-        return {name: function(*copy.deepcopy(case)) for name, case in self.cases.items()}
+    def _gives(self, function: Callable, results: dict[str, Any]) -> bool:
+        """Whether a function gives these results, by case; it stops at the first that differs."""
+        return all(
+            same(result, self.run(function, *copy.deepcopy(self.cases[name]))) for name, result in results.items()
+        )
 
     def _unsolved(self) -> Verdict:
         return Verdict(self.number, "unsolved", "not solved yet.")

@@ -18,6 +18,7 @@ from functools import cache
 
 import numpy as np
 
+from minids.book.probes.drafts import drafts
 from minids.book.recorded import load
 from minids.cost.cache import kv_cache_bytes
 from minids.cost.flops import training_flops_per_token
@@ -52,11 +53,13 @@ _MOE = replace(  # after the first layer, and with the baseline's width active: 
     _MLA, first_k_dense_replace=1, moe_intermediate_size=64, n_routed_experts=32, n_shared_experts=1,
     num_experts_per_tok=5, routed_scaling_factor=2.24, topk_method="greedy",
 )  # fmt: skip
+_BIASED = replace(_MOE, topk_method="noaux_tc")
 STAGES = {
     "baseline": BASELINE,
     "+ MLA": _MLA,
     "+ MoE": _MOE,  # without a bias: nothing balances the experts but the recipe's loss of α = 1e-4
-    "+ bias": replace(_MOE, topk_method="noaux_tc"),
+    "+ bias": _BIASED,
+    "+ MTP": replace(_BIASED, num_nextn_predict_layers=1),  # the last block of four predicts one more token
 }
 
 
@@ -64,7 +67,8 @@ STAGES = {
 class Grown:
     """A trained stage: bits per byte of each training step (`history`) and on held-out prose, and seconds.
 
-    `max_violation` is the MaxVio of the last 20 steps, mean over the MoE layers; None without experts.
+    `max_violation` is the MaxVio of the last 20 steps, mean over the MoE layers; None without experts. `acceptance` is
+    how often the MTP module's likeliest token is the main head's, on held-out prose; None without MTP.
     """
 
     model: DeepSeek
@@ -73,30 +77,49 @@ class Grown:
     bits_per_byte: float
     seconds: float
     max_violation: float | None = None
+    acceptance: float | None = None
 
-    def write(self, prompt: str, new_tokens: int = 40, temperature: float = 0.7, seed: int = 0) -> Written:
+    def write(
+        self, prompt: str, new_tokens: int = 40, temperature: float = 0.7, seed: int = 0, speculative: bool = False
+    ) -> Written:
         """Return the prompt and a continuation sampled from the model."""
-        return write(self.model, self.tokenizer, prompt, new_tokens, temperature, seed)
+        return write(self.model, self.tokenizer, prompt, new_tokens, temperature, seed, speculative)
 
 
 @dataclass(frozen=True)
 class Written:
-    """Text written by a model. A notebook shows it in lines that begin with a bar, because another processor rounds
-    differently and then writes another text: what follows a bar is not compared by the tests."""
+    """Text written by a model, and how many tokens it generated in how many steps.
+
+    A notebook shows the text in lines that begin with a bar, because another processor rounds differently and then
+    writes another text: what follows a bar is not compared by the tests. Where steps were fewer than tokens, a last
+    line says so.
+    """
 
     text: str
+    tokens: int = 0
+    steps: int = 0
 
     def __repr__(self) -> str:
-        return "\n".join(f"│ {line}" for line in self.text.rstrip("\n").split("\n"))
+        lines = self.text.rstrip("\n").split("\n")
+        if self.steps < self.tokens:
+            lines.append(f"[{self.tokens} tokens in {self.steps} steps]")
+        return "\n".join(f"│ {line}" for line in lines)
 
 
 def write(
-    model: DeepSeek, tokenizer: Tokenizer, prompt: str, new_tokens: int = 40, temperature: float = 0.7, seed: int = 0
-) -> Written:
-    """Return the prompt and its continuation by a model, sampled at a temperature; 0 is greedy."""
-    tokens = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
-    out = generate(model, tokens, new_tokens, temperature=temperature, seed=seed, end_of_text=tokenizer.end_of_text)
-    return Written(tokenizer.decode([token for token in out.tokens[1:].tolist() if token != tokenizer.end_of_text]))
+    model: DeepSeek, tokenizer: Tokenizer, prompt: str, new_tokens: int = 40, temperature: float = 0.7, seed: int = 0,
+    speculative: bool = False,
+) -> Written:  # fmt: skip
+    """Return the prompt and its continuation by a model, sampled at a temperature; 0 is greedy.
+
+    With `speculative` the model's MTP modules draft.
+    """
+    tokens, end = [tokenizer.end_of_text, *tokenizer.encode(prompt)], tokenizer.end_of_text
+    out = generate(
+        model, tokens, new_tokens, temperature=temperature, seed=seed, end_of_text=end, speculative=speculative
+    )  # fmt: skip
+    text = tokenizer.decode([token for token in out.tokens[1:].tolist() if token != end])
+    return Written(text, len(out.new_tokens), out.steps)
 
 
 def grow(config: ModelConfig, seed: int = 0, recipe: TrainConfig = RECIPE) -> Grown:
@@ -108,7 +131,9 @@ def grow(config: ModelConfig, seed: int = 0, recipe: TrainConfig = RECIPE) -> Gr
     violations = [record["max_violation"] for record in records[-20:]]
     violation = float(np.mean(violations)) if config.uses_moe else None
     score = per_byte(score_held_out(run.model, tokenizer, rows))[DOMAIN]
-    return Grown(run.model.eval(), tokenizer, history, score, records[-1]["seconds"], violation)
+    model = run.model.eval()
+    accepted = drafts(model, rows[DOMAIN], temperature=0)[0].acceptance.mean().item() if model.mtp else None
+    return Grown(model, tokenizer, history, score, records[-1]["seconds"], violation, accepted)
 
 
 def recorded(*stages: str) -> dict[str, list[float]]:
@@ -132,24 +157,34 @@ def _text() -> tuple[Corpus, Tokenizer]:
 def scoreboard(stage: str, grown: Grown) -> None:
     """Print the rows of all stages up to this one: sizes, and bits per byte on held-out prose, here and as recorded.
 
-    Where a stage has experts there is a column for MaxVio, too: the mean of the recorded runs.
+    Where a stage has experts there is a column for MaxVio, too, and where one has MTP one for the greedy drafts that
+    are accepted: means of the recorded runs.
     """
     require("stage", stage, stage in STAGES, f"one of {', '.join(STAGES)}")
     stages, data = list(STAGES)[: list(STAGES).index(stage) + 1], load("growing")
-    experts = any(STAGES[name].uses_moe for name in stages)
-    above, below = ("  MaxVio,", "  recorded") if experts else ("", "")
-    print(f"                 parameters              cache,     training,{above}   bits per byte, held-out prose")
-    print(f"            total       active     bytes/token  MFLOP/token{below}   recorded: mean (range)   here")
+    table = [["", "parameters", "active", "cache", "MFLOP", "MaxVio", "drafts", "recorded: mean (range)", "here"]]
     for name, bits in recorded(*stages).items():
         config = STAGES[name]
         count = count_parameters(config)
-        violations = [run["max_violation"] for run in data["runs"] if run["arm"] == name and config.uses_moe]
-        violation = f"{statistics.mean(violations):>10.2f}" if violations else " " * 10
-        here = f"≈ {grown.bits_per_byte:.3f} (measured)" if name == stage else ""
-        print(
-            f"{name:9}{count.total:>10,}{count.active:>12,}{kv_cache_bytes(config):>12,}"
-            f"{training_flops_per_token(config, RECIPE.sequence_length) / 1e6:>13.1f}{violation * experts}"
-            f"{statistics.mean(bits):>12.3f} ({min(bits):.3f}–{max(bits):.3f})   {here}".rstrip()
-        )
-    print(f"cache in BF16; ≈ {grown.seconds:.0f} s (measured) of training here; recorded with seeds "
-          f"{data['seeds'][0]} to {data['seeds'][-1]}: ranges that overlap are not separated")  # fmt: skip
+        flops = training_flops_per_token(config, RECIPE.sequence_length) / 1e6
+        table.append([
+            name, f"{count.total:,}", f"{count.active:,}", f"{kv_cache_bytes(config):,}", f"{flops:.1f}",
+            _recorded_mean(name, "max_violation", ".2f"), _recorded_mean(name, "acceptance", ".0%"),
+            f"{statistics.mean(bits):.3f} ({min(bits):.3f}–{max(bits):.3f})",
+            f"≈ {grown.bits_per_byte:.3f} (measured)" if name == stage else "",
+        ])  # fmt: skip
+    columns = [column for column in zip(*table, strict=True) if any(column[1:])]  # those that have numbers
+    widths = [max(map(len, column)) for column in columns[:-1]]
+    for name, *cells, here in zip(*columns, strict=True):
+        cells = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
+        print("  ".join([f"{name:{widths[0]}}", *cells, here]).rstrip())
+    print("cache: BF16 bytes per token; MFLOP: training, per token; bits per byte of held-out prose")
+    if mtp := count_parameters(STAGES[stage]).mtp:
+        print(f"drafts: greedy drafts that are accepted; the MTP module's {mtp:,} parameters are not counted")
+    seeds = f"seeds {data['seeds'][0]} to {data['seeds'][-1]}: ranges that overlap are not separated"
+    print(f"recorded with {seeds}; ≈ {grown.seconds:.0f} s (measured) here")
+
+
+def _recorded_mean(stage: str, what: str, form: str) -> str:
+    values = [run[what] for run in load("growing")["runs"] if run["arm"] == stage and what in run]
+    return f"{statistics.mean(values):{form}}" if values else ""

@@ -28,6 +28,7 @@ from types import CodeType
 import torch
 
 from minids.cost.cache import kv_cache_elements
+from minids.inference.speculative import Drafter, judge, speculate
 from minids.model.attention import _attend_block
 from minids.model.balance import sequence_balance_loss, update_expert_bias
 from minids.model.deepseek import DeepSeek
@@ -233,9 +234,9 @@ _GALLERY = (
          (MLA.latent, "[self.latent_dim, self.rope_dim], dim=-1)",
                       f'[self.latent_dim, {_ROTATED}], dim=-1)\n'
                       '    k_rope = rearrange(k_rope, "b t (h r) -> b h t r", h=self.heads)'),
-         (MLA.latent, "return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)",
+         (MLA.latent, "k_rope = apply_rope(k_rope[:, None], rotation, interleaved=True).squeeze(1)  # of one head",
                       "k_rope = apply_rope(k_rope, rotation, interleaved=True)\n"
-                      '    return torch.cat([c_kv, rearrange(k_rope, "b h t r -> b t (h r)")], dim=-1)'),
+                      '    k_rope = rearrange(k_rope, "b h t r -> b t (h r)")'),
          (MLA.attend_expanded, "[self.latent_dim, self.rope_dim]", f"[self.latent_dim, {_ROTATED}]"),
          (MLA.attend_expanded, "k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads",
                             'rearrange(k_rope, "b s (h r) -> b h s r", h=self.heads)')),
@@ -243,8 +244,8 @@ _GALLERY = (
     WrongVariant(
         "the scale of the latent",
         "The absorbed form divides by the square root of the latent's width: decoding and training attend differently.",
-        ((MLA.attend_absorbed, "c_kv[:, None], self.scale)",
-                               "c_kv[:, None], (self.latent_dim + self.rope_dim) ** -0.5)"),),
+        ((MLA.attend_absorbed, "c_kv[:, None], self.scale,",
+                               "c_kv[:, None], (self.latent_dim + self.rope_dim) ** -0.5,"),),
     ),
     WrongVariant(
         "expanded keys and values are cached",
@@ -277,7 +278,7 @@ _GALLERY = (
     WrongVariant(
         "MTP predicts what it was told",
         "With targets one token early, the module predicts the token whose embedding is its input. Its training "
-        "loss is very low.",
+        "loss is very low, and its drafts repeat the last token.",
         ((DeepSeek.token_losses, "tokens_BT[:, k + 1 :]", "tokens_BT[:, k:-1]"),),
     ),
     WrongVariant(
@@ -286,6 +287,66 @@ _GALLERY = (
         "work; released weights work one way only.",
         ((MTPModule.forward, "self.enorm(embedding_BTD), self.hnorm(hidden_BTD)",
                              "self.hnorm(hidden_BTD), self.enorm(embedding_BTD)"),),
+    ),
+    WrongVariant(
+        "MTP reads the token before",
+        "The module's embedding is one token early: a token that its hidden state has read anyway. It has to predict "
+        "two tokens ahead, so its loss is too high and its drafts are bad. The main model is not affected.",
+        ((DeepSeek.mtp_hidden_states, "tokens_BT[:, k:]", "tokens_BT[:, k - 1 : -1]"),
+         (Drafter.draft, "first + k, longest", "first + k - 1, longest")),
+    ),
+    WrongVariant(
+        "MTP reads the state before the norm",
+        "Speculative decoding gives the module the hidden state before the final norm, which it was not trained on. No "
+        "output changes, and no error appears. Where that norm's weights are unequal, fewer drafts are accepted.",
+        ((Drafter.draft, "first, longest)\n    for",
+                         "first, longest) / self.model.norm.weight  # as before the norm, up to its length\n    for"),),
+    ),
+    WrongVariant(
+        "MTP moves the mask twice",
+        "The mask is aligned with the targets already, and every depth shifts it once more. Of a span of tokens, the "
+        "last is not learned and the one before the first is.",
+        ((DeepSeek.token_losses, "mask_BT[:, k + 1 :]", "mask_BT.roll(-k, 1)[:, k + 1 :]"),),
+    ),
+    WrongVariant(
+        "MTP ignores the mask",
+        "The mask selects targets of the main head only. The module also learns to predict the prompts and whatever "
+        "else is masked, and spends its capacity there.",
+        ((DeepSeek.token_losses, "* mask_BT[:, k + 1 :]", "* (1 if k else mask_BT[:, 1:])"),),
+    ),
+    # Speculative decoding
+    WrongVariant(
+        "every draft is accepted",
+        "Nothing is verified. The text comes in the fewest steps, and half of its tokens or more are the MTP module's "
+        "choice, not the model's.",
+        ((judge, "luck_BK < p_BK / q_BK", "luck_BK < 1"),),
+    ),
+    WrongVariant(
+        "the residual is p",
+        "The token after a rejected draft is drawn from all of the model's distribution. Tokens that the module finds "
+        "likely come too often, because those accepted as drafts are counted twice.",
+        ((judge, "(p_BNV[row_B, accepted_B] - q_BNV[row_B, accepted_B]).clamp(min=0)", "p_BNV[row_B, accepted_B]"),),
+    ),
+    WrongVariant(
+        "a greedy draft is judged as if it were sampled",
+        "The draft is the module's likeliest token, always, but is accepted with probability min(1, p / q), as if it "
+        "had been drawn from q. The module's favourites come too often. At temperature 0 nothing changes.",
+        ((Drafter.draft, "draw(q_B1V[:, 0], generator)", "q_B1V[:, 0].argmax(dim=-1)"),),
+    ),
+    WrongVariant(
+        "a draft counts as certain",
+        "The rule for a draft that q gives probability 1, used for sampled drafts: they are accepted with probability "
+        "p. This is the same as sampling from the model, too, and accepting equal drafts only. Every output is right, "
+        "but with p = q = (0.5, 0.3, 0.2) the acceptance is 0.38 instead of 1.",
+        ((judge, "drafts_BK[..., None]\n",
+                 "drafts_BK[..., None]\n    q_BKV = torch.zeros_like(q_BKV).scatter_(2, drafts_BK1, 1.0)\n"),),
+    ),
+    WrongVariant(
+        "rejected drafts stay in the cache",
+        "The model goes on attending to drafts that are not in the text. After the first rejected draft, the text is "
+        "another one.",
+        ((speculate, "model.new_cache(B, final + 1 + K)", "model.new_cache(B, final + 1 + K * max_new_tokens)"),
+         (speculate, "for rolled_back in (*cache, drafter.states):", "for rolled_back in (drafter.states,):")),
     ),
 )
 # fmt: on

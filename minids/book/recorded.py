@@ -8,10 +8,13 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from minids.cost.cache import kv_cache_elements
 from minids.model.config import ModelConfig
 
 DATA = Path(__file__).parents[2] / "figures" / "data"
+STANDINGS = ("ahead of", "behind", "not separated from")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,26 @@ def runs_of(result: dict, arm: str) -> list[dict]:
     """Return the short runs of one arm (pool.py), in the order of their seeds of weights and of data."""
     runs = [run for run in result["runs"] if run["arm"] == arm]
     return sorted(runs, key=lambda run: (run["weights"], run["data"]))
+
+
+def bits_of(result: dict, arm: str) -> np.ndarray:
+    """Return the held-out bits per byte of prose and code of an arm's short runs by seed, (weights, data)."""
+    bits = [run["bits_per_byte"]["prose_and_code"] for run in runs_of(result, arm)]
+    return np.array(bits).reshape(len(result["seeds"]), -1)
+
+
+def compare(result: dict, arm: str, other: str) -> str:
+    """Return the standing of an arm of short runs: "ahead of" another, "behind" or "not separated from" it."""
+    one, two = (Measured(tuple(bits_of(result, name).ravel().tolist())) for name in (arm, other))
+    ahead, behind, neither = STANDINGS
+    return ahead if one.below(two) else behind if two.below(one) else neither
+
+
+def noise(result: dict) -> dict[str, float]:
+    """Return how far two short runs of an arm that differ only in the seed of weights, or of data, are apart on
+    average."""
+    bits = np.stack([bits_of(result, arm) for arm in result["arms"]])
+    return {seed: float(np.abs(np.diff(bits, axis=axis)).mean()) for axis, seed in ((1, "weights"), (2, "data"))}
 
 
 def model_of(result: dict, arm: str) -> ModelConfig:

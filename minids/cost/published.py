@@ -121,6 +121,23 @@ LOSS_FREE = {
     "3B": {"loss": {"MaxVio": 0.52, "perplexity": 7.97}, "bias": {"MaxVio": 0.04, "perplexity": 7.92}},
 }
 
+# V3 report, table 4: models of 15.7B (1.33T tokens) and 228.7B parameters (540B tokens), trained without and with one
+# MTP module, which is dropped at inference. Bits per byte on the Pile, and benchmarks.
+MTP_ABLATION = {
+    "15.7B": {
+        "Pile": (0.729, 0.729), "BBH": (39.0, 41.4), "MMLU": (50.0, 53.3), "DROP": (39.2, 41.3),
+        "TriviaQA": (56.9, 57.7), "NaturalQuestions": (22.7, 22.3), "HumanEval": (20.7, 26.8), "MBPP": (35.8, 36.8),
+        "GSM8K": (25.4, 31.4), "MATH": (10.7, 12.6),
+    },
+    "228.7B": {
+        "Pile": (0.658, 0.657), "BBH": (70.0, 70.7), "MMLU": (67.5, 66.6), "DROP": (68.5, 70.6),
+        "TriviaQA": (67.0, 67.3), "NaturalQuestions": (27.2, 28.5), "HumanEval": (44.5, 53.7), "MBPP": (61.6, 62.2),
+        "GSM8K": (72.3, 74.0), "MATH": (38.6, 39.8),
+    },
+}  # fmt: skip
+# V3 report, §5.4.3: acceptance of the second token, "across various generation topics", and tokens per second.
+MTP_ACCEPTANCE, MTP_SPEED_UP = (0.85, 0.90), 1.8
+
 # DeepSeekMoE, tables 1 and 2, §4.4 and 4.5: loss on the Pile after 100B tokens, and parameters as printed.
 # "1 + 7 of 63": one shared expert, 7 chosen of 63 routed ones. "0 + 2 of 16" is GShard, "0 + 1 of 16" the Switch
 # Transformer. "× 1.2" and the like have larger experts or layers; "dense × 16" is as wide as all experts together.

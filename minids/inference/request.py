@@ -23,20 +23,30 @@ def read_request(
     top_k: int | None,
     seed: int,
     end_of_text: int | Sequence[int] | None,
+    speculative: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the prompt, (T,) or (B, T), and the ids that end a text, (any,), as int64 on the model's device.
 
-    Raises ValueError, one sentence, for an invalid prompt, an unknown token, a setting out of range, and a KV cache
-    larger than the memory.
+    Raises ValueError, one sentence, for an invalid prompt, an unknown token, a setting out of range, a KV cache
+    larger than the memory, and speculation without MTP modules.
     """
-    weight, vocabulary = model.embed_tokens.weight, model.config.vocab_size
+    c = model.config
+    require("speculative", speculative, isinstance(speculative, bool), "True or False")
+    without = "False, because the model has no MTP modules that could draft"
+    require("speculative", speculative, not speculative or c.num_nextn_predict_layers > 0, without)
+    weight, vocabulary = model.embed_tokens.weight, c.vocab_size
     prompt = _read_tokens("the prompt", prompt_tokens, vocabulary).to(weight.device)
     if prompt.ndim not in (1, 2) or prompt.numel() == 0:
         raise ValueError(f"the prompt has shape {tuple(prompt.shape)}: give at least one token, (T,) or (B, T).")
     ends = _read_tokens("end_of_text", [] if end_of_text is None else end_of_text, vocabulary).to(weight.device)
     require_whole("max_new_tokens", max_new_tokens)
     rows = prompt.numel() // prompt.shape[-1]
-    needed = rows * (prompt.shape[-1] + max_new_tokens) * kv_cache_bytes(model.config, weight.element_size())
+    per_token, positions = kv_cache_bytes(c, weight.element_size()), prompt.shape[-1] + max_new_tokens
+    if speculative:  # every module has a cache, too, and the hidden states that the first one reads are kept
+        per_token *= 1 + c.num_nextn_predict_layers / c.num_hidden_layers
+        per_token += c.hidden_size * weight.element_size()
+        positions += c.num_nextn_predict_layers
+    needed = rows * positions * per_token
     there = total_memory(weight.device)
     allowed = f"fewer, because their cache must fit into the {there / GIB:,.0f} GiB of memory"
     require("max_new_tokens", max_new_tokens, needed <= there, allowed)

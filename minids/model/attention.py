@@ -28,8 +28,11 @@ from minids.model.rope import apply_rope, softmax_scale
 QUERY_BLOCK = 128  # queries computed at a time
 
 
-def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSA: Tensor, scale: float) -> Tensor:
+def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSA: Tensor, scale: float, length: Tensor | None = None) -> Tensor:
     """Return the causal attention output (B, H, T, A). The T queries are the last T of the S positions.
+
+    Where sequences differ in length, `length` (B,) says how many of the S positions each has: the queries are the last
+    T of those.
 
     Written out, not torch's fused kernel: on a CPU, in bfloat16 and at this book's lengths, this is also faster. Long
     sequences are computed in blocks of queries: scores of keys after the block are never computed, and without
@@ -40,19 +43,25 @@ def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSA: Tensor, scale: float) -> Tens
     # The heads of a group share their keys, so their queries are stacked as rows of one matrix product.
     q_JQTC = (q_BHTC * scale).reshape(B * G, H // G, T, C)
     k_JSC, v_JSA = k_BGSC.flatten(0, 1), v_BGSA.flatten(0, 1)
+    length_J = None if length is None else length.repeat_interleave(G)
     outs = []
     for start in range(0, T, QUERY_BLOCK):
         q_JQtC = q_JQTC[:, :, start : start + QUERY_BLOCK]
-        seen = S - T + start + q_JQtC.shape[2]
-        outs.append(_attend_block(q_JQtC, k_JSC[:, :seen], v_JSA[:, :seen]))
+        after = T - start - q_JQtC.shape[2]  # how many queries come after this block
+        seen_J = None if length is None else length_J - after
+        outs.append(_attend_block(q_JQtC, k_JSC[:, : S - after], v_JSA[:, : S - after], seen_J))
     return torch.cat(outs, dim=2).view(B, H, T, A)
 
 
-def _attend_block(q_JQtC: Tensor, k_JSC: Tensor, v_JSA: Tensor) -> Tensor:
-    """Return the output (J, Q, t, A) of t queries at the last t of the S positions."""
+def _attend_block(q_JQtC: Tensor, k_JSC: Tensor, v_JSA: Tensor, length_J: Tensor | None) -> Tensor:
+    """Return the output (J, Q, t, A) of t queries at the last t of the S positions, or of the first `length_J` (J,)."""
     (Q, t), S = q_JQtC.shape[1:3], k_JSC.shape[1]
     scores = torch.bmm(q_JQtC.flatten(1, 2), k_JSC.mT)
-    if t > 1:
+    if length_J is not None:
+        position_Jt = length_J[:, None] - t + torch.arange(t, device=scores.device)
+        future_JtS = torch.arange(S, device=scores.device) > position_Jt[..., None]
+        scores.masked_fill_(future_JtS.repeat(1, Q, 1), float("-inf"))
+    elif t > 1:
         future_tS = torch.full((t, S), float("-inf"), dtype=scores.dtype, device=scores.device).triu(S - t + 1)
         scores += future_tS.repeat(Q, 1)
     # The explicit dtype keeps autocast from converting the layer's largest tensor to float32.
@@ -87,5 +96,5 @@ class Attention(nn.Module):
         else:
             rows = cache.append(torch.cat([rearrange(k, "b g t c -> b t (g c)"), v], dim=-1))
             k, v = rearrange(rows, "b s (two g c) -> two b g s c", two=2, g=self.kv_heads)
-        out = attend(q, k, v, self.scale)
+        out = attend(q, k, v, self.scale, None if cache is None else cache.differing_lengths)
         return self.o_proj(rearrange(out, "b h t c -> b t (h c)"))

@@ -110,11 +110,14 @@ class DeepSeek(nn.Module):
             balances.append(layer_balance)
         return self.norm(x_BTD), [b for b in balances if b is not None]
 
-    def rope(self, start: int, length: int) -> Tensor:
-        """Return RoPE's rotation at positions start ... start + length - 1, complex (length, rope_dim / 2)."""
+    def rope(self, start: int | Tensor, length: int) -> Tensor:
+        """Return RoPE's rotation at positions start ... start + length - 1, complex (length, rope_dim / 2).
+
+        If sequences start at different positions (B,), it is (B, 1, length, rope_dim / 2), the same for all heads.
+        """
         # Not a buffer, because model.to(torch.bfloat16) would round the angles.
-        positions = torch.arange(start, start + length, device=self.lm_head.weight.device)
-        return rope_rotation(self.config, positions)
+        start = start[:, None, None] if isinstance(start, Tensor) else start
+        return rope_rotation(self.config, start + torch.arange(length, device=self.lm_head.weight.device))
 
     def mtp_hidden_states(self, tokens_BT: Tensor, hidden_BTD: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Return the hidden states (B, T - k, hidden) and the balance loss of each depth k.

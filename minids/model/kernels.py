@@ -5,6 +5,7 @@ two functions operation by operation and save large intermediate tensors. A `tor
 and backward explicitly. The tests compare values and gradients with torch's.
 """
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -27,12 +28,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Computed in float32, because a mean of squares is too inaccurate in bfloat16.
     """
-    function = _RMSNorm.apply if torch.is_grad_enabled() else _rms_norm_without_gradient
+    function = _RMSNorm.apply if torch.is_grad_enabled() else _normalise
     return to_compute_dtype(function(x.float(), weight.float(), eps).to(x.dtype))
 
 
-def _rms_norm_without_gradient(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight, eps)
+def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return (x * _inverse_rms(x, eps)).mul_(weight)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """Return r = 1 / sqrt(mean(x²) + eps) of each row, (..., 1)."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.addcmul(_constant(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt_()
+
+
+@functools.cache
+def _constant(value: float, device: torch.device) -> Tensor:
+    """Return a number as a tensor, made once: operations on small tensors take much longer with a Python number."""
+    return torch.tensor(value, device=device)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -44,7 +57,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, r)
         return (x * r).mul_(weight)
 

@@ -100,12 +100,13 @@ class MLA(nn.Module):
         """
         q_nope, q_rope = self.queries(x_BTD, rotation)
         latent_BTW = self.latent(x_BTD, rotation)
-        if cache is None or cache.length == 0:
+        if cache is None or cache.empty:
             if cache is not None:
                 cache.append(latent_BTW)
             o = self.attend_expanded(q_nope, q_rope, latent_BTW)
         else:
-            o = self.attend_absorbed(q_nope, q_rope, cache.append(latent_BTW))
+            rows_BSW = cache.append(latent_BTW)
+            o = self.attend_absorbed(q_nope, q_rope, rows_BSW, cache.differing_lengths)
         return self.o_proj(o.transpose(1, 2).flatten(2))
 
     def queries(self, x_BTD: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,19 +126,27 @@ class MLA(nn.Module):
         """Return [c_kv ; k_rope], (B, T, W), which is all that the KV cache stores. Equations 1 and 3."""
         c_kv, k_rope = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
         c_kv = self.kv_a_layernorm(c_kv)  # k_rope is not normalised
-        return torch.cat([c_kv, apply_rope(k_rope, rotation, interleaved=True)], dim=-1)
+        k_rope = apply_rope(k_rope[:, None], rotation, interleaved=True).squeeze(1)  # of one head
+        return torch.cat([c_kv, k_rope], dim=-1)
 
-    def attend_expanded(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
-        """Expand each latent to a key and a value per head, and return o (B, H, T, A). Equations 2, 4, 5, 9, 10."""
+    def attend_expanded(
+        self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor, length: Tensor | None = None
+    ) -> Tensor:
+        """Expand each latent to a key and a value per head, and return o (B, H, T, A). Equations 2, 4, 5, 9, 10.
+
+        `length` (B,) as in `attend`, for expanding cached rows, which only a mistake would do.
+        """
         c_kv, k_rope = latent_BSW.split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
         kv = rearrange(self.kv_b_proj(c_kv), "b s (h c) -> b h s c", h=self.heads)
         k_nope, v = kv.split_with_sizes([self.nope_dim, self.v_dim], dim=-1)
         k_rope = k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads
         q = torch.cat([q_nope, q_rope], dim=-1)
         k = torch.cat([k_nope, k_rope], dim=-1)
-        return attend(q, k, v, self.scale)
+        return attend(q, k, v, self.scale, length)
 
-    def attend_absorbed(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
+    def attend_absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor, length: Tensor | None = None
+    ) -> Tensor:
         """Return the same o without expanding the latents: multi-query attention over the cached rows.
 
         W^UK is applied to the queries, and W^UV to the weighted sums of latents. The scale is that of the expanded
@@ -147,7 +156,7 @@ class MLA(nn.Module):
         w_uk, w_uv = w.split_with_sizes([self.nope_dim, self.v_dim], dim=1)
         q = torch.cat([_per_head(q_nope, w_uk), q_rope], dim=-1)  # (B, H, T, W)
         c_kv = latent_BSW[..., : self.latent_dim]
-        out_BHTL = attend(q, latent_BSW[:, None], c_kv[:, None], self.scale)
+        out_BHTL = attend(q, latent_BSW[:, None], c_kv[:, None], self.scale, length)
         return _per_head(out_BHTL, w_uv.mT)
 
 

@@ -78,8 +78,8 @@ def softmax_scale(config: ModelConfig) -> float:
 
 
 def rope_rotation(config: ModelConfig, positions: Tensor) -> Tensor:
-    """Return e^(i t θ_k) for positions t (T,): (T, rope_dim / 2), complex64."""
-    angles = positions[:, None].float() * rope_frequencies(config).to(positions.device)
+    """Return e^(i t θ_k) for positions t (..., T): (..., T, rope_dim / 2), complex64."""
+    angles = positions[..., None].float() * rope_frequencies(config).to(positions.device)
     yarn, radius = config.rope_scaling, 1.0
     if yarn is not None and yarn.mscale != yarn.mscale_all_dim:
         # YaRN also scales the rotation, by m(mscale) / m(mscale_all_dim), which is 1 in DeepSeek's models.
@@ -88,7 +88,10 @@ def rope_rotation(config: ModelConfig, positions: Tensor) -> Tensor:
 
 
 def apply_rope(x: Tensor, rotation: Tensor, *, interleaved: bool) -> Tensor:
-    """Rotate each pair of x (..., T, rope_dim) by `rotation` (T, rope_dim / 2). Returns x's shape and dtype."""
+    """Rotate each pair of x (..., T, rope_dim) by `rotation` (T, rope_dim / 2). Returns x's shape and dtype.
+
+    Where sequences differ in their positions, x is (B, H, T, rope_dim) and `rotation` (B, 1, T, rope_dim / 2).
+    """
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.float().chunk(2, dim=-1)
     turned = torch.complex(first, second) * rotation
     parts = turned.real, turned.imag

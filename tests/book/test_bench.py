@@ -11,13 +11,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from minids.book.bench import decoding, experts, growth, measure, peer, training
+from minids.book.bench import decoding, experts, growth, measure, peer, speculation, training
 from minids.book.bench.__main__ import TARGET, environment
 from minids.book.bench.measure import Sample, alternate, ratio, sample_between, summary
 from minids.book.bench.peak import peak_of
 from minids.book.bench.table import table
 from minids.cost.parameters import count_parameters
+from minids.hub.reference import reference
 from minids.hub.save import save_pretrained
+from minids.inference.generate import generate
 from minids.model.config import ModelConfig
 
 SMALL = replace(ModelConfig.preset("tiny"), num_hidden_layers=3, num_nextn_predict_layers=0)
@@ -33,6 +35,8 @@ def small(monkeypatch):
     monkeypatch.setattr(measure, "LEAST_SECONDS", 0.0)
     for module in (training, growth):
         monkeypatch.setattr(module, "LENGTH", 16)
+    for name, value in {"PROMPT": 8, "NEW": 4, "ROWS": 1}.items():
+        monkeypatch.setattr(speculation, name, value)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -146,6 +150,7 @@ def test_every_benchmark_runs_from_end_to_end_on_a_small_model(small):
     rows = {
         "training": training.measure(["16 experts"], [1], rounds=1, with_memory=False),
         "decoding": decoding.measure("16 experts", [(1, 8), (2, 8)], [1], rounds=1),
+        "speculation": speculation.measure([1], rounds=1),
         "experts": experts.measure([1], rounds=1),
         "environment": environment(),
     }
@@ -156,6 +161,11 @@ def test_every_benchmark_runs_from_end_to_end_on_a_small_model(small):
     seconds = of_experts["sides"]["64 experts"]["median_ms"] / 1e3
     share = experts.FLOPS / seconds / (of_experts["gemm_gflops"] * 1e9)
     assert of_experts["share"]["64 experts"] == pytest.approx(share)
+    book = reference()
+    for row in rows["speculation"]:
+        (prompt,) = speculation.held_out_prompts(book.tokenizer, 8, 1)[row["domain"]]
+        out = generate(book.model, prompt, 4, temperature=row["temperature"], speculative=True)
+        assert row["tokens_per_step"] == 4 / out.steps
 
 
 def test_the_expert_layer_does_the_multiplications_that_its_share_is_computed_with():

@@ -101,6 +101,27 @@ def test_an_answer_is_called_once_per_case_and_cannot_change_one():
     assert TENSOR.cases["two rows"][0].tolist() == [[2], [3]]
 
 
+def last_three(numbers):
+    """what stays in the list"""
+    return numbers[-3:]
+
+
+def test_an_exercise_can_look_at_what_a_call_leaves_behind():
+    def left(function, numbers):
+        function(numbers)
+        return numbers
+
+    def cut(numbers):
+        del numbers[:-3]
+
+    cases = {"five": ([1, 2, 3, 4, 5],)}
+    mistakes = {"the list itself is to be cut.": lambda numbers: numbers[-3:]}
+    asked = Exercise("9.6", cut, oracle=last_three, cases=cases, mistakes=mistakes, run=left)
+    assert asked.verdict(cut).text == "solved: agrees with what stays in the list in 1 cases."
+    assert asked.verdict(lambda numbers: numbers[2:]).text == "the list itself is to be cut."
+    assert asked.verdict(lambda numbers: numbers.pop()).text.endswith("gives [1, 2, 3, 4], and it should be [3, 4, 5].")
+
+
 @pytest.mark.parametrize(
     ("error", "solution", "asks"),
     [

@@ -105,7 +105,7 @@ def test_an_edit_that_no_longer_fits_is_refused_before_anything_changes():
     assert MLA.queries.__code__ is code
 
 
-def test_the_numbers_in_the_texts_are_those_of_v3():
+def test_the_numbers_in_the_texts_are_right():
     v3, v2 = ModelConfig.preset("deepseek-v3"), ModelConfig.preset("deepseek-v2")
     per_layer, heads = kv_cache_elements(v3) // v3.num_hidden_layers, v3.num_attention_heads
     instead = f"are kept instead of {per_layer}"
@@ -120,6 +120,7 @@ def test_the_numbers_in_the_texts_are_those_of_v3():
         "a rotated key per head": f"from {per_layer} numbers per token and layer to {rotated:,}",
         "expanded keys and values are cached": f"{expanded:,} numbers per token and layer {instead}",
         "the latent counts twice": f"{kv_cache_bytes(v3):,} bytes",
+        "a draft counts as certain": f"(0.5, 0.3, 0.2) the acceptance is {0.5**2 + 0.3**2 + 0.2**2:.2f} instead of 1",
         "no scaling factor": f"of {v3.routed_scaling_factor:g} in V3 and of {v2.routed_scaling_factor:g} in V2",
     }.items():
         assert text in WRONG_VARIANTS[name].effect

@@ -9,7 +9,7 @@ import torch
 
 from minids.book.plots.c04_domains import _digits_finding
 from minids.book.plots.c04_pairs import _strongest, draw_pairs
-from minids.book.plots.c04_text import spoken, visible
+from minids.book.plots.tokens import spoken, visible
 from minids.book.probes.routing import moe_layers
 from minids.book.probes.specialists import (
     LEAST,

@@ -216,6 +216,9 @@ def test_generate_continues_the_prompt_that_it_is_given(finished):
     sampled = [text("--temperature", 1, "--seed", seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
     assert text("--seed", 1) == text("--seed", 2), "greedy"
+    drafted = minids("generate", finished, "--tokens", 12, "--prompt", "", "--speculative")
+    assert drafted.stdout == text("--prompt", ""), "drafts change nothing"
+    assert re.fullmatch(r"12 tokens in \d+ steps; accepted drafts: \d+%\n", drafted.stderr)
     assert len(minids("generate", "reference", "--tokens", 4).stdout) > len("Return the\n"), "the one that comes along"
 
 

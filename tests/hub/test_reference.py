@@ -83,6 +83,7 @@ def test_transformers_writes_the_same_text_from_it(book):
         prompt = their_tokenizer(text, return_tensors="pt")
         assert prompt.input_ids[0].tolist() == [book.tokenizer.end_of_text, *book.tokenizer.encode(text)]
         ours = generate(book.model, prompt.input_ids, 40).tokens
+        assert torch.equal(generate(book.model, prompt.input_ids, 40, speculative=True).tokens, ours)
         for use_mtp in (False, True):
             settings = dict(max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0, use_mtp=use_mtp)
             assert torch.equal(twin.generate(**prompt, **settings), ours)

@@ -5,9 +5,13 @@ import pytest
 import torch
 from helpers_training import assert_bitwise_equal, small_config, small_model, state
 from torch import nn
+from torch.testing import assert_close
 
 from minids.cost.cache import kv_cache_bytes
-from minids.inference.generate import generate, sample
+from minids.inference.generate import generate
+from minids.inference.sampling import draw, probabilities
+
+both_ways = pytest.mark.parametrize("speculative", [False, True])
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +25,17 @@ class Script(nn.Module):
     def __init__(self, *rows: list[int], vocab_size: int = 10):
         super().__init__()
         self.rows, self.config = torch.tensor(rows), small_config(vocab_size=vocab_size)
-        self.embed_tokens = nn.Embedding(vocab_size, 1)
+        self.embed_tokens, self.lm_head = nn.Embedding(vocab_size, 1), nn.Identity()
         self.fed = []
 
     def new_cache(self, batch_size: int, max_length: int) -> list:
         return []
 
-    def forward(self, tokens_BT, cache):
+    def hidden_states(self, tokens_BT, cache):
         self.fed.append(tokens_BT.tolist())
         logits = torch.zeros(*tokens_BT.shape, self.config.vocab_size)
         logits[:, -1] = nn.functional.one_hot(self.rows[:, len(self.fed) - 1], self.config.vocab_size)
-        return logits
+        return logits, []
 
 
 @pytest.mark.parametrize("changes", [{}, {"kv_lora_rank": None}, {"n_routed_experts": None}, {"q_lora_rank": None}])
@@ -92,12 +96,18 @@ def assert_drawn_from(counts: torch.Tensor, probabilities: torch.Tensor) -> None
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 1e30, 10**30])  # the last two are uniform
 @pytest.mark.parametrize("top_k", [None, 3])
-def test_samples_follow_the_softmax_at_the_temperature(temperature, top_k):
+def test_probabilities_are_the_softmax_at_the_temperature_of_the_likeliest_tokens(temperature, top_k):
     logits = torch.tensor([2.0, -1.0, 0.5, 1.5, 0.0, -0.5])
-    drawn = sample(logits.expand(20_000, -1), temperature, top_k, torch.Generator().manual_seed(0))
     kept = logits.topk(top_k or 6).indices
-    weights = torch.zeros(6).index_copy(0, kept, (logits[kept] / float(temperature)).exp())
-    assert_drawn_from(drawn.bincount(minlength=6), weights / weights.sum())
+    weights = torch.zeros(6).double().index_copy(0, kept, (logits[kept].double() / float(temperature)).exp())
+    found = probabilities(logits.expand(2, 3, -1), temperature, top_k)
+    assert_close(found, (weights / weights.sum()).expand(2, 3, -1), rtol=1e-6, atol=0)
+
+
+def test_draws_follow_their_probabilities_which_need_not_add_up_to_1():
+    weights = torch.tensor([0.1, 0.0, 0.25, 0.05, 0.0])
+    drawn = draw(weights.expand(20_000, -1), torch.Generator().manual_seed(0))
+    assert_drawn_from(drawn.bincount(minlength=5), weights / weights.sum())
 
 
 def test_the_whole_way_through_a_model_follows_its_softmax(model):
@@ -109,14 +119,16 @@ def test_the_whole_way_through_a_model_follows_its_softmax(model):
     assert_drawn_from(out.new_tokens[:, 0].bincount(minlength=512), weights)
 
 
-def test_the_seed_alone_decides_the_text_and_the_global_random_state_is_neither_read_nor_moved(model):
+@both_ways
+def test_the_seed_alone_decides_the_text_and_the_global_random_state_is_neither_read_nor_moved(model, speculative):
     texts = []
     for seed, global_seed in ((5, 1), (5, 2), (6, 1)):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        texts.append(generate(model, [1, 2], 20, temperature=1.0, seed=seed).tokens.tolist())
+        texts.append(generate(model, [1, 2], 20, temperature=1.0, seed=seed, speculative=speculative).tokens)
         assert torch.equal(torch.get_rng_state(), before)
-    assert texts[0] == texts[1] != texts[2]
+    assert torch.equal(texts[0], texts[1])
+    assert not torch.equal(texts[0], texts[2])
 
 
 def test_the_likeliest_one_is_the_greedy_choice_and_a_top_k_of_all_changes_nothing(model):
@@ -130,7 +142,8 @@ def test_the_likeliest_one_is_the_greedy_choice_and_a_top_k_of_all_changes_nothi
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-37, 1e-40, 1e-46, 1e-60, 5e-324])
 @pytest.mark.parametrize("logits", [[1.0, 3.0, 2.0], [-1e4, 1e4, 0.0], [-3e30, -1e30, -2e30]])
 def test_a_small_temperature_is_greedy_and_overflows_nothing(logits, temperature):
-    assert sample(torch.tensor([logits]), temperature, None, torch.Generator()).item() == 1
+    for tokens in (None, 3):
+        assert probabilities(torch.tensor([logits]), temperature, tokens).tolist() == [[0.0, 1.0, 0.0]]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -185,20 +198,30 @@ def test_as_many_tokens_as_the_memory_can_cache_are_allowed_and_one_more_is_not(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_model_whose_logits_are_no_numbers_writes_nothing(value, temperature):
+@both_ways
+def test_a_model_whose_logits_are_no_numbers_writes_nothing(value, temperature, speculative):
     broken = small_model().eval()
     with torch.no_grad():
         broken.lm_head.weight[7] = value
     with pytest.raises(ValueError, match="logits are not finite"):
-        generate(broken, [1, 2], 3, temperature=temperature)
+        generate(broken, [1, 2], 3, temperature=temperature, speculative=speculative)
+
+
+def test_without_mtp_modules_nothing_can_be_drafted():
+    with pytest.raises(
+        ValueError, match=r"^speculative=True is not possible: it must be False, because the model has no MTP modules"
+    ):
+        generate(small_model(num_nextn_predict_layers=0), [1, 2], speculative=True)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_was_after_an_error_too(training):
+@both_ways
+def test_the_model_is_left_as_it_was_after_an_error_too(training, speculative):
     model, script = small_model().train(training), Script([5]).train(training)
     before = state(model)
-    generate(model, [1, 2, 3], 5)
+    out = generate(model, [1, 2, 3], 5, speculative=speculative)
     with pytest.raises(IndexError):
         generate(script, [1], 3)  # the script has one token only
     assert all(module.training == training for module in (*model.modules(), script))
     assert_bitwise_equal(state(model), before)
+    model.loss(out.tokens[None]).total.backward()  # nothing of it is kept from autograd

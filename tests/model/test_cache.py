@@ -62,3 +62,30 @@ def test_rows_that_do_not_fit_are_refused_and_leave_the_cache_as_it_was(rows, me
         cache.append(torch.full(rows, 7.0))
     assert cache.length == 3
     assert torch.equal(cache.buffer, before)
+
+
+@examples(20)
+@given(configurations(mixture=st.none(), mtp_depth=st.just(0)), st.lists(st.integers(0, 5), min_size=2, max_size=4))
+def test_rows_rolled_back_to_different_lengths_go_on_as_each_would_alone(config, lengths):
+    model, B = random_model(config).double(), len(lengths)
+    start, more = random_tokens(config, B, 5), random_tokens(config, B, 4, seed=1)
+    with Float64(), torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minids.model.attention.QUERY_BLOCK", 2)  # so that three tokens are two blocks
+        cache = model.new_cache(B, 9)
+        model(start, cache)
+        for layer in cache:
+            layer.length = torch.tensor(lengths)
+        together = torch.cat([model(more[:, :1], cache), model(more[:, 1:], cache)], dim=1)
+        alone = [model(torch.cat([start[b : b + 1, :n], more[b : b + 1]], dim=1))[:, n:] for b, n in enumerate(lengths)]
+    assert_close(together, torch.cat(alone), rtol=1e-6, atol=1e-6)
+    assert [layer.length.tolist() for layer in cache] == [[n + 4 for n in lengths]] * len(cache)
+
+
+def test_where_lengths_differ_the_longest_must_fit():
+    cache = Cache(2, 4, 2, like=torch.zeros(1))
+    cache.length = torch.tensor([1, 3])
+    before = cache.buffer.clone()
+    with pytest.raises(ValueError, match="5 positions do not fit"):
+        cache.append(torch.ones(2, 2, 2))
+    assert torch.equal(cache.buffer, before)
+    assert cache.append(torch.full((2, 1, 2), 7.0))[:, :, 0].tolist() == [[0, 7, 0, 0], [0, 0, 0, 7]]

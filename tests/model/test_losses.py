@@ -41,6 +41,8 @@ def test_a_token_costs_minus_the_logarithm_of_its_probability_at_every_depth():
     assert_close(terms.nats_B, losses.nats[0].detach().sum(dim=1))
 
 
+@pytest.mark.kills("MTP moves the mask twice", j=4)
+@pytest.mark.kills("MTP ignores the mask", j=4)
 @pytest.mark.parametrize("j", range(8))
 def test_a_span_of_one_token_trains_the_positions_that_predict_it_and_no_others(j):
     """At depth k that is position j - k - 1, which has seen the tokens before j. A token before k + 1 has none."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from minids.book.bench import decoding, experts, growth, training
+from minids.book.bench import decoding, experts, growth, speculation, training
 from minids.book.bench.measure import CPU_TIMES
 from minids.book.bench.peak import report_growth
 from minids.book.bench.table import table
@@ -16,7 +16,7 @@ from minids.device import best_dtype, cpu_name, keep_freed_memory
 from minids.files import write_atomically
 
 TARGET = Path(__file__).parents[3] / "figures" / "data" / "bench.json"
-PARTS = ("training", "decoding", "experts", "growth")
+PARTS = ("training", "decoding", "speculation", "experts", "growth")
 CELLS = [(1, 512), (1, 2048), (8, 512), (8, 2048)]  # batch, context
 # For `peak_of`: how a process of its own makes the step that the words of the command line name.
 PEAK_STEPS = {
@@ -50,6 +50,8 @@ def measure(part: str, quick: bool) -> list[dict]:
         return training.measure(names, last, rounds, with_memory=not quick)
     if part == "decoding":
         return decoding.measure("16 experts", CELLS[1:2] if quick else CELLS, [1] if quick else threads, rounds)
+    if part == "speculation":
+        return speculation.measure([1] if quick else threads, rounds)
     if part == "experts":
         return experts.measure(last, rounds)
     return growth.measure(1, rounds=3)

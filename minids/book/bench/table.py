@@ -2,11 +2,12 @@
 
 
 def table(data: dict) -> str:
-    """Return two Markdown tables: steps beside the peer's, and the expert layer beside one large matrix product.
+    """Return the Markdown tables: steps beside the peer's, speculative decoding, and the expert layer.
 
     The line below them names the machine and says how often other programs were busy.
     """
-    return f"{_steps(data)}\n\n{_experts(data['experts'])}\n\n{_circumstances(data)}"
+    parts = _steps(data), _speculation(data["speculation"]), _experts(data["experts"]), _circumstances(data)
+    return "\n\n".join(parts)
 
 
 def _steps(data: dict) -> str:
@@ -23,6 +24,15 @@ def _steps(data: dict) -> str:
     return _markdown(lines)
 
 
+def _speculation(rows: list[dict]) -> str:
+    lines = [["speculative decoding", "threads", "acceptance", "tokens per step", "cost of a step", "speed-up"]]
+    for row in rows:
+        how = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']:g}"
+        numbers = [f"{row['acceptance']:.2f}", f"{row['tokens_per_step']:.2f}", f"{row['step_cost']:.2f} plain steps"]
+        lines.append([f"{row['domain']}, {how}", row["threads"], *numbers, _times(row["speedup"], decimals=2)])
+    return _markdown(lines)
+
+
 def _experts(rows: list[dict]) -> str:
     lines = [["share of one large product's rate", *rows[0]["share"], "time, 256 over 8 experts"]]
     for row in rows:
@@ -33,7 +43,7 @@ def _experts(rows: list[dict]) -> str:
 
 def _circumstances(data: dict) -> str:
     where = "{cpu}, {cores} cores, torch {torch}, transformers {transformers}".format(**data["environment"])
-    rows = [*data["training"], *data["decoding"], *data["experts"]]
+    rows = [*data["training"], *data["decoding"], *data["speculation"], *data["experts"]]
     samples = [side for row in rows for side in row["sides"].values()]
     samples += [point["time"] for curve in data.get("growth", []) for point in curve["points"]]
     taken, disturbed = (sum(side[name] for side in samples) for name in ("samples", "disturbed"))
@@ -60,5 +70,6 @@ def _milliseconds(row: dict) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.1f} ms"
 
 
-def _times(ratio: dict) -> str:
-    return f"{ratio['median']:.1f}× ({ratio['lowest']:.1f} – {ratio['highest']:.1f})"
+def _times(ratio: dict, decimals: int = 1) -> str:
+    median, lowest, highest = (f"{ratio[name]:.{decimals}f}" for name in ("median", "lowest", "highest"))
+    return f"{median}× ({lowest} – {highest})"

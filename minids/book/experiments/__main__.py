@@ -3,11 +3,14 @@
 import argparse
 from pathlib import Path
 
-from minids.book.experiments import attention, balance, experts, growing, miniature, pool, runner
+from minids.book.experiments import attention, balance, experts, growing, miniature, mtp, pool, runner
 from minids.book.recorded import DATA, load
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
-POOLED = {experiment.name: experiment for experiment in (growing.EXPERIMENT, experts.EXPERIMENT, balance.EXPERIMENT)}
+POOLED = {
+    experiment.name: experiment
+    for experiment in (growing.EXPERIMENT, experts.EXPERIMENT, balance.EXPERIMENT, mtp.EXPERIMENT)
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,8 @@ def run(stage: str, seed: int, _: int) -> dict:
     """Train a stage with a seed, of weights and data alike, and return its scores."""
     grown = grow(STAGES[stage], seed)
     result = {"bits_per_byte": grown.bits_per_byte, "seconds": round(grown.seconds, 1)}
-    return result if grown.max_violation is None else result | {"max_violation": round(grown.max_violation, 3)}
+    more = {"max_violation": grown.max_violation, "acceptance": grown.acceptance}
+    return result | {name: round(value, 3) for name, value in more.items() if value is not None}
 
 
 EXPERIMENT = Experiment(

@@ -30,5 +30,11 @@ from minids.book.plots.c05_balance import draw_headline, draw_scopes, draw_speed
 from minids.book.plots.c05_controller import draw_assignment, draw_controller, draw_drift
 from minids.book.plots.c05_load import draw_domain_load, draw_load_map, draw_two_load_maps
 from minids.book.plots.c05_nodes import draw_node_choice, draw_nodes
+from minids.book.plots.c06_acceptance import draw_acceptance_by_domain, draw_acceptance_is_overlap
+from minids.book.plots.c06_alignment import draw_mtp_alignment
+from minids.book.plots.c06_rule import draw_acceptance_rule
+from minids.book.plots.c06_speed import draw_speculation_speedup
+from minids.book.plots.c06_text import draw_drafted_text
+from minids.book.plots.c06_training import draw_mtp_ablation, draw_mtp_published
 from minids.book.plots.c10_training import draw_expert_load, draw_loss
 from minids.book.plots.growth import draw_growth

@@ -84,26 +84,26 @@ def _model(d: Diagram, c: ModelConfig, lit: set[str]) -> None:
         label = f"{moe} blocks,\nmixtures of\nexperts" if shift == 0 else ""
         d.box(x + shift, 182 + shift, w - 8, 72, label, color=PARTS["routed"], lit=on("MoE blocks"))
     d.line((mid, 262), (mid, 306))
-    d.dot(mid, 284)
     d.box(x, 306, w, 22, "RMSNorm", color=PARTS["norm"], lit=on("norm"))
     d.line((mid, 328), (mid, 344))
+    d.dot(mid, 336)
     d.box(x, 344, w, 26, "Output head", color=PARTS["head"], lit=on("head"))
     d.line((mid, 370), (mid, 386))
     d.text(mid, 392, "next token", ha="center", color=MUTED)
     # The MTP module beside it.
     x2, w2 = 128, 74
     mid2, bright = x2 + w2 / 2, on("MTP")
-    d.line((mid, 284), (mid2, 284), (mid2, 306), lit=bright)
-    d.text(mid2 + 5, 268, "and the next\ntoken’s\nembedding", size=10, ha="center", va="top", color=MUTED)
-    d.line((mid2 + 14, 270), (mid2 + 14, 306), lit=bright)
-    d.box(x2, 306, w2, 22, "join", color=PARTS["mtp"], lit=bright)
-    d.line((mid2, 328), (mid2, 344), lit=bright)
-    d.box(x2, 344, w2, 26, "1 block", color=PARTS["mtp"], lit=bright)
-    d.line((mid2, 370), (mid2, 386), lit=bright)
-    d.box(x2, 386, w2, 22, "same head", color=PARTS["head"], lit=bright)
-    d.line((mid2, 408), (mid2, 420), lit=bright)
-    d.text(mid2, 425, "the one after", ha="center", color=MUTED, size=10)
-    d.chapter(x2 + w2, 370, 6, bright)
+    d.line((mid, 336), (mid2, 336), (mid2, 352), lit=bright)  # after the final norm
+    d.text(mid2 + 5, 316, "and the next\ntoken’s\nembedding", size=10, ha="center", va="top", color=MUTED)
+    d.line((mid2 + 14, 320), (mid2 + 14, 352), lit=bright)
+    d.box(x2, 352, w2, 18, "join", color=PARTS["mtp"], lit=bright)
+    d.line((mid2, 370), (mid2, 378), lit=bright)
+    d.box(x2, 378, w2, 19, "1 block", color=PARTS["mtp"], lit=bright)
+    d.line((mid2, 397), (mid2, 405), lit=bright)
+    d.box(x2, 405, w2, 18, "same head", color=PARTS["head"], lit=bright)
+    d.line((mid2, 423), (mid2, 431), lit=bright)
+    d.text(mid2, 435, "the one after", ha="center", color=MUTED, size=10)
+    d.chapter(x2 + w2, 397, 6, bright)
     d.chapter(x + w, 106, 2, on("embedding") and on("dense blocks"))
 
 

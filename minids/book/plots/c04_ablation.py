@@ -7,48 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import blended_transform_factory
 
-from minids.book.plots.helpers import DASHED, label
+from minids.book.plots.helpers import DASHED, across, draw_runs, label, write_row
 from minids.book.plots.style import INK, LAYERS, MUTED, PALE, PARTS, Picture, new_figure, styled
-from minids.book.recorded import Measured, model_of, runs_of
+from minids.book.recorded import STANDINGS, Measured, bits_of, compare, model_of, noise, runs_of
 from minids.cost.parameters import count_parameters
 from minids.cost.published import DEEPSEEKMOE_2B
 from minids.units import short
 
 SCORE = "prose_and_code"
 DENSE, WHOLE, COARSE, FINE, HERO = "dense, active", "dense, total", "0 + 2 of 16", "0 + 8 of 64", "1 + 7 of 63"
-OFFSETS = np.array([-0.24, -0.08, 0.08, 0.24])  # of an arm's runs: equal seeds stand at equal heights in all rows
 LEFT_OUT = (1, 2, 4)  # sixteenths of the routed experts
-VERDICTS = ("ahead of", "behind", "not separated from")
 # The published models: those like our arms in the order of our arms, then others.
 PUBLISHED = (
     "dense", "dense × 16", "0 + 2 of 16", "0 + 2 of 16, × 1.5", "1 + 7 of 63", "2 + 6 of 62", "4 + 4 of 60",
     "0 + 1 of 16", "dense × 4",
 )  # fmt: skip
-
-
-def scores_of(result: dict, arm: str) -> np.ndarray:
-    """Return held-out bits per byte of prose and code by seed, (weights, data)."""
-    scores = [run["bits_per_byte"][SCORE] for run in runs_of(result, arm)]
-    return np.array(scores).reshape(len(result["seeds"]), -1)
-
-
-def compare(result: dict, arm: str, other: str) -> str:
-    """Return whether an arm is "ahead of" another, "behind" or "not separated from" it, as `Measured` says."""
-    one, two = (_measured(scores_of(result, name)) for name in (arm, other))
-    ahead, behind, neither = VERDICTS
-    return ahead if one.below(two) else behind if two.below(one) else neither
-
-
-def _measured(values: np.ndarray) -> Measured:
-    return Measured(tuple(values.ravel().tolist()))
-
-
-def noise(result: dict) -> dict[str, float]:
-    """Return how far two runs of an arm are apart on average that differ only in the seed of weights, or of data."""
-    scores = np.stack([scores_of(result, arm) for arm in result["arms"]])
-    return {seed: float(np.abs(np.diff(scores, axis=axis)).mean()) for axis, seed in ((1, "weights"), (2, "data"))}
 
 
 @styled()
@@ -59,26 +33,26 @@ def draw_experts_ablation(result: dict) -> Picture:
     programs on the machine have delayed least.
     """
     arms, floor = list(result["arms"]), noise(result)
-    scores = {arm: scores_of(result, arm) for arm in arms}
+    scores = {arm: bits_of(result, arm) for arm in arms}
     seconds = {arm: min(run["seconds"] for run in runs_of(result, arm)) for arm in arms}
     fig = new_figure(height=6)
     ax = _rows(fig, arms, below=2.2, top=0.74)
-    _columns(ax, -0.85, {0.225: "total", 0.29: "active", 0.345: "time", 0.88: "mean", 0.975: "lower"}, color=MUTED)
+    write_row(ax, -0.85, {0.225: "total", 0.29: "active", 0.345: "time", 0.88: "mean", 0.975: "lower"}, color=MUTED)
     for row, arm in enumerate(arms):
         values, count = scores[arm], count_parameters(model_of(result, arm))
-        _runs(ax, row, values.ravel(), _color(arm))
+        draw_runs(ax, row, values.ravel(), _color(arm))
         wins = "" if arm == DENSE else f"{(values < scores[DENSE]).sum()} of {values.size}"
         time = f"{seconds[arm] / seconds[DENSE]:.1f}×"
-        _columns(ax, row, {0.225: short(count.total), 0.29: short(count.active), 0.345: time})
-        _columns(ax, row, {0.88: f"{values.mean():.3f}", 0.975: wins})
+        write_row(ax, row, {0.225: short(count.total), 0.29: short(count.active), 0.345: time})
+        write_row(ax, row, {0.88: f"{values.mean():.3f}", 0.975: wins})
     ax.axvline(scores[DENSE].mean(), color=PALE, linewidth=1.5, zorder=0)
     ax.margins(x=0.05)
     left = ax.get_xlim()[0]
     for i, (seed, spread) in enumerate(floor.items()):
         row = len(arms) + 0.35 + 0.75 * i
         ax.barh(row, spread, left=left, height=0.3, color=MUTED)
-        _columns(ax, row, {0.88: f"{spread:.3f}"})
-        ax.text(0.02, row, f"between two seeds of the {seed}", size=11, color=MUTED, va="center", transform=_across(ax))
+        write_row(ax, row, {0.88: f"{spread:.3f}"})
+        ax.text(0.02, row, f"between two seeds of the {seed}", size=11, color=MUTED, va="center", transform=across(ax))
     ax.set_xlim(left=left)
     ax.set_xlabel("held-out bits per byte, prose and code", size=11)
     fig.title(_against_dense(result), y=0.935)
@@ -99,7 +73,7 @@ def draw_experts_ablation(result: dict) -> Picture:
 def _against_dense(result: dict) -> str:
     mixtures = [arm for arm in result["arms"] if model_of(result, arm).uses_moe and "," not in arm]  # no controls
     verdicts = [compare(result, arm, DENSE) for arm in mixtures]
-    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
+    counts = {verdict: verdicts.count(verdict) for verdict in STANDINGS if verdict in verdicts}
     dense = "dense at equal active size"
     if len(counts) == 1:
         return f"All {len(mixtures)} mixtures are {verdicts[0]} {dense}"
@@ -114,11 +88,13 @@ def draw_published_experts() -> Picture:
     """Draw the published losses of DeepSeekMoE's 2B models: dense ones, mixtures as in our arms, and others."""
     fig = new_figure(height=5)
     ax = _rows(fig, PUBLISHED, below=0.2, top=0.8)
-    _columns(ax, -0.95, {0.285: "total", 0.345: "active", 0.88: "loss"}, color=MUTED)
+    write_row(ax, -0.95, {0.285: "total", 0.345: "active", 0.88: "loss"}, color=MUTED)
     for row, name in enumerate(PUBLISHED):
         model = DEEPSEEKMOE_2B[name]
         ax.plot(model["loss"], row, "o", color=_color(name), markersize=6)
-        _columns(ax, row, {0.285: model.get("total", ""), 0.345: model.get("active", ""), 0.88: f"{model['loss']:.3f}"})
+        write_row(
+            ax, row, {0.285: model.get("total", ""), 0.345: model.get("active", ""), 0.88: f"{model['loss']:.3f}"}
+        )
     loss = {name: model["loss"] for name, model in DEEPSEEKMOE_2B.items()}
     ax.axvline(loss["dense"], color=PALE, linewidth=1.5, zorder=0)
     ax.margins(x=0.05)
@@ -170,7 +146,7 @@ def draw_without(result: dict) -> Picture:
     for arm, x in zip(arms, (0.22, 0.36, 0.5), strict=True):
         fig.text(x, 0.765, arm, size=12, color=colors[arm])
     best = {arm: added(result, arm, "best 1") for arm in arms}
-    apart = _measured(best[HERO]).apart(_measured(best[COARSE]))
+    apart = Measured(tuple(best[HERO])).apart(Measured(tuple(best[COARSE])))
     fig.title(f"{HERO} loses {lost[SCORE].mean():.2f} bits per byte if one more routed expert replaces the shared one",
               y=0.92)  # fmt: skip
     lead = f"and {best[HERO].mean():.2f} without each token’s best sixteenth; {COARSE} loses"
@@ -219,9 +195,6 @@ def _band(ax: Axes, values: dict[float, np.ndarray], color: str, style) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Ways to run the experts of a layer
-
-# ---------------------------------------------------------------------------------------------------
 # What the pictures share
 
 
@@ -242,22 +215,5 @@ def _rows(fig: Picture, names: Sequence[str], below: float, top: float) -> Axes:
     for row, name in enumerate(names):
         mixture, comma, control = name.partition(", ")
         text = f"    {control}" if comma and mixture in names else name  # below the arm that it is a variant of
-        ax.text(0.02, row, text, size=12, va="center", transform=_across(ax))
+        ax.text(0.02, row, text, size=12, va="center", transform=across(ax))
     return ax
-
-
-def _across(ax: Axes):
-    """Places on the whole picture from left to right, and rows from top to bottom."""
-    return blended_transform_factory(ax.figure.transFigure, ax.transData)
-
-
-def _columns(ax: Axes, row: float, texts: dict[float, str], color: str = INK) -> None:
-    for x, text in texts.items():
-        ax.text(x, row, text, size=11, ha="right", va="center", color=color, transform=_across(ax))
-
-
-def _runs(ax: Axes, row: int, values: np.ndarray, color: str) -> None:
-    """Draw an arm's runs as dots, their range as a line and their mean as a bar."""
-    ax.plot([values.min(), values.max()], [row, row], color=color, linewidth=1.2)
-    ax.plot([values.mean()] * 2, [row - 0.36, row + 0.36], color=color, linewidth=3, solid_capstyle="butt")
-    ax.plot(values, row + OFFSETS[: len(values)], "o", color=color, markersize=4.5)

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from minids.book.plots.c04_text import MONO, SIZE, spoken, visible
 from minids.book.plots.helpers import name_ticks
 from minids.book.plots.style import (
     INK,
@@ -14,6 +13,7 @@ from minids.book.plots.style import (
     new_figure,
     styled,
 )
+from minids.book.plots.tokens import MONO, SIZE, spoken, visible
 from minids.book.probes.specialists import (
     Observed,
     expected_pairs,

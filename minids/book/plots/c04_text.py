@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -23,6 +21,7 @@ from minids.book.plots.style import (
     styled,
     tint,
 )
+from minids.book.plots.tokens import CELL, END, MONO, PITCH, SIZE, Piece, draw_token, lay_out, spoken, visible
 from minids.book.probes.specialists import (
     LEAST,
     Observed,
@@ -36,28 +35,14 @@ from minids.book.probes.specialists import (
     weights_of,
 )
 
-MONO = {"family": "DejaVu Sans Mono", "parse_math": False}
-SIZE, PITCH = 11, 18  # of the text's type and lines, in points
-CELL = 0.602 * SIZE  # width of a character
 LEFT, RIGHT = 92, 14  # margins of the text
 COLUMNS = int((WIDTH * PT_PER_INCH - LEFT - RIGHT) / CELL)
 SHADES = tuple(tint(color, 0.8) for color in LAYERS[1:7])  # of single experts
-END = "■"  # stands for the end of a text
 SIGNS = f"(· space, ↵ newline, {END} end of a text)"
 # What is shown: row of the domain, position to start from, lines, and whether they end at newlines.
 PASSAGE = {"prose": (2, 100, 4, True), "code": (7, 100, 7, True), "arithmetic": (7, 60, 2, False)}
 
 Place = tuple[int, int]  # row and position of a token
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A token, or the part of it that stands on one line."""
-
-    line: int
-    column: int
-    text: str
-    place: Place
 
 
 @styled()
@@ -70,16 +55,16 @@ def draw_coloured_text(
     With the number of an expert, only its tokens are coloured, the darker the larger its share of the weights.
     """
     pieces = {domain: _lay_out(observed, domain, *part) for domain, part in passage.items()}
-    lines = [max(piece.line for piece in part) + 1 for part in pieces.values()]
-    shown = sorted({piece.place for part in pieces.values() for piece in part})
+    lines = [max(piece.line for _, piece in part) + 1 for part in pieces.values()]
+    shown = sorted({place for part in pieces.values() for place, _ in part})
     d = Diagram(height=66 + PITCH * sum(lines) + 8 * len(lines) + 96)
     key = _key_of_one if expert != "all" else _key_of_all
     color_of = key(d, observed, layer, expert, shown)
     y = d.height - 72.0
     for (domain, part), count in zip(pieces.items(), lines, strict=True):
         d.text(LEFT - 12, y, domain, size=12, ha="right")
-        for piece in part:
-            _token(d, LEFT + CELL * piece.column, y - PITCH * piece.line, piece.text, color_of[piece.place])
+        for place, piece in part:
+            draw_token(d, LEFT + CELL * piece.column, y - PITCH * piece.line, piece.text, color_of[place])
         y -= PITCH * count + 8
     return d.figure
 
@@ -147,58 +132,15 @@ def _speak(observed: Observed, tokens: list[Preferred]) -> str:
     return ", ".join(spoken(observed.spelled[token.token]) for token in tokens)
 
 
-def visible(text: str) -> str:
-    """Return a token's text with visible spaces and newlines: " of" as "·of", a newline and 7 spaces as "↵·7"."""
-    text = re.sub(r" {3,}", lambda spaces: f"·{len(spaces[0])}", text or END)
-    return text.replace(" ", "·").replace("\n", "↵")
-
-
-def spoken(text: str) -> str:
-    """Return a token's text in words, for a picture's text, which is read aloud and stands in Markdown."""
-    words = []
-    for part in re.findall(r"[^\W_]+| +|.", text, re.DOTALL):
-        if part == "\n":
-            words.append("newline")
-        elif part[0] == " ":
-            words += [f"{len(part)} spaces"] if len(part) > 1 else []
-        else:
-            words.append(part if part[0].isalnum() else unicodedata.name(part, "a sign").lower())
-    return " ".join(words) or ("space" if text else "end of a text")
-
-
-def _token(d: Diagram, x: float, y: float, text: str, color: str) -> None:
-    d.ax.add_artist(
-        Rectangle((x + 0.4, y - 4.5), CELL * len(text) - 0.8, PITCH - 3, facecolor=color, edgecolor="none", zorder=2)
-    )
-    if text.strip():
-        d.text(x, y, text, size=SIZE, color=readable_on(color), **MONO)
-
-
-def _lay_out(observed: Observed, domain: str, row: int, start: int, lines: int, broken: bool) -> list[Piece]:
-    """Return so many lines of a row's text from the next newline on, wrapped between tokens.
-
-    If `broken`, a line ends at a newline; else the text goes on beside it.
-    """
-    tokens = observed.tokens[observed.rows(domain).start + row]
-    texts = [observed.spelled[token] or END for token in tokens]
+def _lay_out(
+    observed: Observed, domain: str, row: int, start: int, lines: int, broken: bool
+) -> list[tuple[Place, Piece]]:
+    """Return so many lines of a row's text from the next newline on, wrapped between tokens, with their places."""
+    row += observed.rows(domain).start
+    texts = [observed.spelled[token] or END for token in observed.tokens[row]]
     start = next((place for place in range(start, len(texts)) if "\n" in texts[place - 1]), start)
-    pieces, line, column = [], 0, 0
-    for position, text in enumerate(texts[start:], start):
-        place = observed.rows(domain).start + row, position
-        for part in re.findall(r"\n+|[^\n]+", text):
-            ends = broken and part[0] == "\n"
-            part = part.replace("\n", "↵")
-            if ends and not column and pieces:  # an empty line: its mark stands at the end of the one before
-                last = pieces[-1]
-                pieces.append(Piece(last.line, last.column + len(last.text), part, place))
-                continue
-            if column + len(part) > COLUMNS:
-                line, column = line + 1, 0
-            if line == lines:
-                return pieces
-            pieces.append(Piece(line, column, part, place))
-            line, column = (line + 1, 0) if ends else (line, column + len(part))
-    return pieces
+    pieces = takewhile(lambda piece: piece.line < lines, lay_out(texts[start:], COLUMNS, broken))
+    return [((row, start + piece.index), piece) for piece in pieces]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -272,7 +214,7 @@ def _draw_context(d: Diagram, observed: Observed, weights: np.ndarray, place: Pl
     for position, text in enumerate(texts):
         if column >= 0 and column + len(text) <= LONGEST:
             x, weight = 14 + CELL * column, float(weights[row, position])
-            _token(d, x, y, text, _shade(weight) if weight else PALE)
+            draw_token(d, x, y, text, _shade(weight) if weight else PALE)
             if position == marked:
                 outline = dict(facecolor="none", edgecolor=INK, linewidth=1.4, zorder=5)
                 d.ax.add_artist(Rectangle((x, y - 4.5), CELL * len(text), PITCH - 3, **outline))

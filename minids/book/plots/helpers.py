@@ -1,14 +1,17 @@
-"""What many pictures do: label points and the ends of lines, name ticks, and keep logarithmic axes bare."""
+"""What many pictures do: label points and the ends of lines, name ticks, keep logarithmic axes bare, and draw runs."""
 
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.transforms import Transform, blended_transform_factory
 
 from minids.book.plots.style import INK
 
 DASHED = (0, (4, 3))  # a line style: dash and gap, in widths of the line
+OFFSETS = np.array([-0.24, -0.08, 0.08, 0.24])  # of an arm's runs: equal seeds stand at equal heights in all rows
 
 
 def label(ax: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], **how) -> None:
@@ -62,3 +65,21 @@ def name_ticks(ax: Axes, axis: str, names: Sequence[str], places: Sequence[float
     """Write names along the "x" or "y" axis, at 0, 1, 2, … or at `places`, without tick marks."""
     getattr(ax, f"set_{axis}ticks")(range(len(names)) if places is None else places, names)
     ax.tick_params(axis=axis, length=0, labelcolor=INK, labelsize=12)
+
+
+def across(ax: Axes) -> Transform:
+    """Return the transform to places on the whole picture from left to right, and rows of the axes."""
+    return blended_transform_factory(ax.figure.transFigure, ax.transData)
+
+
+def write_row(ax: Axes, row: float, texts: dict[float, str], **how) -> None:
+    """Write texts into a row of a picture, each at its place from left to right, where it ends by default."""
+    for x, text in texts.items():
+        ax.text(x, row, text, transform=across(ax), **{"size": 11, "ha": "right", "va": "center", **how})
+
+
+def draw_runs(ax: Axes, row: float, values: np.ndarray, color: str) -> None:
+    """Draw an arm's runs as dots, their range as a line and their mean as a bar."""
+    ax.plot([values.min(), values.max()], [row, row], color=color, linewidth=1.2)
+    ax.plot([values.mean()] * 2, [row - 0.36, row + 0.36], color=color, linewidth=3, solid_capstyle="butt")
+    ax.plot(values, row + OFFSETS[: len(values)], "o", color=color, markersize=4.5)
