@@ -162,7 +162,7 @@ def scoreboard(stage: str, grown: Grown) -> None:
     """
     require("stage", stage, stage in STAGES, f"one of {', '.join(STAGES)}")
     stages, data = list(STAGES)[: list(STAGES).index(stage) + 1], load("growing")
-    table = [["", "parameters", "active", "cache", "MFLOP", "MaxVio", "drafts", "recorded: mean (range)", "here"]]
+    table = [["", "parameters", "active", "cache", "MFLOP", "MaxVio", "drafts", "recorded (range)", "here"]]
     for name, bits in recorded(*stages).items():
         config = STAGES[name]
         count = count_parameters(config)

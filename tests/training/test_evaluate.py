@@ -173,12 +173,12 @@ class Calculator(nn.Module):
         super().__init__()
         self.tokenizer, self.answers = tokenizer, answers
         self.config = small_config(vocab_size=tokenizer.vocab_size)
-        self.embed_tokens = nn.Embedding(tokenizer.vocab_size, 1)
+        self.embed_tokens, self.lm_head = nn.Embedding(tokenizer.vocab_size, 1), nn.Identity()
 
     def new_cache(self, batch_size: int, max_length: int) -> list:
         return [torch.empty(batch_size, 0, dtype=torch.long)]
 
-    def forward(self, tokens_BT, cache=None):
+    def hidden_states(self, tokens_BT, cache=None):
         all_BS = torch.cat([cache[0], tokens_BT], dim=1) if cache else tokens_BT
         if cache:
             cache[0] = all_BS
@@ -186,7 +186,10 @@ class Calculator(nn.Module):
         for b, row in enumerate(all_BS.tolist()):
             for t in range(len(row)):
                 logits[b, t, self.next_token(row[: t + 1])] = 1.0
-        return logits[:, -tokens_BT.shape[1] :]
+        return logits[:, -tokens_BT.shape[1] :], []
+
+    def forward(self, tokens_BT):
+        return self.hidden_states(tokens_BT)[0]
 
     def next_token(self, tokens: list[int]) -> int:
         line = self.tokenizer.decode(tokens).rpartition("\n")[2].rpartition("<|end_of_text|>")[2]
