@@ -7,9 +7,9 @@ from helpers_training import assert_bitwise_equal, small_config, small_model, st
 from torch import nn
 from torch.testing import assert_close
 
-from minids.cost.cache import kv_cache_bytes
 from minids.inference.generate import generate
 from minids.inference.sampling import draw, probabilities
+from minids.model.cache import Cache
 
 both_ways = pytest.mark.parametrize("speculative", [False, True])
 
@@ -188,12 +188,24 @@ def test_tokens_may_come_as_an_array_of_any_whole_numbers(model, dtype):
     assert generate(model, np.array([1, 2], dtype=dtype), 3).tokens.tolist() == expected
 
 
-def test_as_many_tokens_as_the_memory_can_cache_are_allowed_and_one_more_is_not(model, monkeypatch):
-    room = 2 * 10 * kv_cache_bytes(model.config, 4)  # two rows of ten positions in float32
+@both_ways
+def test_as_many_tokens_as_the_memory_can_cache_are_allowed_and_one_more_is_not(model, speculative, monkeypatch):
+    allocated = []
+
+    class Counted(Cache):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            allocated.append(self.buffer.nbytes)
+
+    for module in ("model.mla", "inference.speculative"):
+        monkeypatch.setattr(f"minids.{module}.Cache", Counted)
+    prompts = [[1, 2], [3, 4]]
+    generate(model, prompts, 8, speculative=speculative)
+    room = sum(allocated)
     monkeypatch.setattr("minids.inference.request.total_memory", lambda device: room)
-    assert generate(model, [[1, 2], [3, 4]], 8).tokens.shape == (2, 10)
+    assert generate(model, prompts, 8, speculative=speculative).tokens.shape == (2, 10)
     with pytest.raises(ValueError, match="max_new_tokens=9"):
-        generate(model, [[1, 2], [3, 4]], 9)
+        generate(model, prompts, 9, speculative=speculative)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

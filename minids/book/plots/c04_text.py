@@ -9,18 +9,7 @@ from matplotlib.patches import Rectangle
 
 from minids.book.plots.diagram import Diagram
 from minids.book.plots.helpers import DASHED
-from minids.book.plots.style import (
-    INK,
-    LAYERS,
-    MUTED,
-    PALE,
-    PT_PER_INCH,
-    WIDTH,
-    Picture,
-    readable_on,
-    styled,
-    tint,
-)
+from minids.book.plots.style import INK, LAYERS, MUTED, PALE, PT_PER_INCH, WIDTH, Picture, readable_on, styled, tint
 from minids.book.plots.tokens import CELL, END, MONO, PITCH, SIZE, Piece, draw_token, lay_out, spoken, visible
 from minids.book.probes.specialists import (
     LEAST,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from minids.book.plots.helpers import across, draw_runs, write_row
@@ -33,47 +34,18 @@ def draw_mtp_ablation(result: dict) -> Picture:
     is as far around that arm's mean as two runs of an arm are apart that differ in one seed. Right: acceptance at
     temperature 1 (filled) and greedy agreement (open) at every depth.
     """
-    arms, scores = list(result["arms"]), {arm: bits_of(result, arm) for arm in result["arms"]}
+    arms = list(result["arms"])
     trained = [arm for arm in arms if arm != AFTERWARDS]  # the main model of the other is that of `none`
-    floor, center = noise(result | {"arms": trained}), scores[NONE].mean()
     rows = [(arm, depth) for arm in arms for depth in range(1, 1 + max(1, depths_of(result, arm)))]
     fig = new_figure(height=5.5)
     bits, shares = (fig.add_axes((x, 0.125, width, 0.63)) for x, width in ((0.19, 0.29), (0.705, 0.145)))
-    for ax in (bits, shares):
+    for ax, most, words in ((bits, 4, "bits per byte of the main head"), (shares, 3, "accepted drafts")):
         ax.set(ylim=(len(rows) + 1.2, -0.6), yticks=[])
         ax.spines["left"].set_visible(False)
-    write_row(bits, -0.95, {0.545: "mean"}, color=MUTED)
-    write_row(bits, -0.95, {0.565: f"against “{NONE}”"}, ha="left", color=MUTED)
-    write_row(shares, -0.95, {0.912: "T = 1", 0.985: "greedy"}, color=MUTED)
-    away = max(floor.values())
-    bits.axvspan(center - away, center + away, color=PALE, alpha=0.6, linewidth=0, zorder=0)
-    said = []
-    for row, (arm, depth) in enumerate(rows):
-        write_row(bits, row, {0.02: arm if depth == 1 else f"    depth {depth}"}, ha="left", size=12)
-        if arm in trained and depth == 1:
-            draw_runs(bits, row, scores[arm].ravel(), INK)
-            write_row(bits, row, {0.545: f"{scores[arm].mean():.3f}"})
-            write_row(bits, row, {0.565: SAID[compare(result, arm, NONE)] if arm != NONE else ""}, ha="left")
-            low, high = scores[arm].min(), scores[arm].max()
-            said.append(f"{arm} {scores[arm].mean():.3f} ({low:.3f} to {high:.3f}) bits per byte")
-        elif arm == AFTERWARDS:
-            write_row(bits, row, {0.2: f"the model of “{NONE}”, frozen"}, ha="left", color=INK)
-        if arm != NONE:
-            sampled, greedy = (accepted(result, arm, name, depth) for name in ("acceptance", "agreement"))
-            for found, fill in ((sampled, INK), (greedy, "white")):
-                shares.plot([found.low, found.high], [row, row], color=INK, linewidth=1.2)
-                shares.plot(found.mean, row, "o", color=INK, markersize=6.5, markerfacecolor=fill)
-            write_row(shares, row, {0.912: f"{sampled.mean:.3f}", 0.985: f"{greedy.mean:.3f}"})
-            said.append(f"{arm}, depth {depth}: acceptance {sampled}, greedy {greedy}")
-    for i, (seed, apart) in enumerate(floor.items()):
-        row = len(rows) + 0.05 + 0.75 * i
-        bits.barh(row, 2 * apart, left=center - apart, height=0.3, color=MUTED)
-        write_row(bits, row, {0.02: f"seed of {seed}"}, ha="left", color=MUTED)
-        write_row(bits, row, {0.545: f"± {apart:.3f}"}, color=MUTED)
-    bits.set_xlabel("bits per byte of the main head", size=11)
-    shares.set_xlabel("accepted drafts", size=11)
-    for ax, most in ((bits, 4), (shares, 3)):
+        ax.set_xlabel(words, size=11)
         ax.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+    _draw_noise(bits, noise(result | {"arms": trained}), bits_of(result, NONE).mean(), below=len(rows))
+    said = _draw_losses(bits, result, rows) + _draw_acceptance(shares, result, rows)
     fig.title(_main_loss(result, [arm for arm in trained if arm != NONE]), y=0.93)
     fig.title(_drafts(result, [arm for arm in trained if arm != NONE]), y=0.87)
     fig.note(
@@ -84,6 +56,51 @@ def draw_mtp_ablation(result: dict) -> Picture:
     )
     fig.alt = "; ".join(said)
     return fig
+
+
+def _draw_noise(ax: Axes, floor: dict[str, float], center: float, below: int) -> None:
+    """Draw how far runs are apart that differ in one seed: grey around the centre, and a bar for each kind of seed."""
+    away = max(floor.values())
+    ax.axvspan(center - away, center + away, color=PALE, alpha=0.6, linewidth=0, zorder=0)
+    for i, (seed, apart) in enumerate(floor.items()):
+        row = below + 0.05 + 0.75 * i
+        ax.barh(row, 2 * apart, left=center - apart, height=0.3, color=MUTED)
+        write_row(ax, row, {0.02: f"seed of {seed}"}, ha="left", color=MUTED)
+        write_row(ax, row, {0.545: f"± {apart:.3f}"}, color=MUTED)
+
+
+def _draw_losses(ax: Axes, result: dict, rows: list[tuple[str, int]]) -> list[str]:
+    """Name the rows, draw the main head's bits per byte of each arm, and return them in words."""
+    write_row(ax, -0.95, {0.545: "mean"}, color=MUTED)
+    write_row(ax, -0.95, {0.565: f"against “{NONE}”"}, ha="left", color=MUTED)
+    said = []
+    for row, (arm, depth) in enumerate(rows):
+        write_row(ax, row, {0.02: arm if depth == 1 else f"    depth {depth}"}, ha="left", size=12)
+        if arm == AFTERWARDS:
+            write_row(ax, row, {0.2: f"the model of “{NONE}”, frozen"}, ha="left", color=INK)
+        elif depth == 1:
+            scores = bits_of(result, arm)
+            draw_runs(ax, row, scores.ravel(), INK)
+            write_row(ax, row, {0.545: f"{scores.mean():.3f}"})
+            write_row(ax, row, {0.565: SAID[compare(result, arm, NONE)] if arm != NONE else ""}, ha="left")
+            said.append(f"{arm} {scores.mean():.3f} ({scores.min():.3f} to {scores.max():.3f}) bits per byte")
+    return said
+
+
+def _draw_acceptance(ax: Axes, result: dict, rows: list[tuple[str, int]]) -> list[str]:
+    """Draw how often the drafts of each arm and depth are accepted, and return it in words."""
+    write_row(ax, -0.95, {0.912: "T = 1", 0.985: "greedy"}, color=MUTED)
+    said = []
+    for row, (arm, depth) in enumerate(rows):
+        if arm == NONE:
+            continue
+        sampled, greedy = (accepted(result, arm, name, depth) for name in ("acceptance", "agreement"))
+        for found, fill in ((sampled, INK), (greedy, "white")):
+            ax.plot([found.low, found.high], [row, row], color=INK, linewidth=1.2)
+            ax.plot(found.mean, row, "o", color=INK, markersize=6.5, markerfacecolor=fill)
+        write_row(ax, row, {0.912: f"{sampled.mean:.3f}", 0.985: f"{greedy.mean:.3f}"})
+        said.append(f"{arm}, depth {depth}: acceptance {sampled}, greedy {greedy}")
+    return said
 
 
 def depths_of(result: dict, arm: str) -> int:
