@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from minids import ModelConfig
-from minids.book.mistakes import WRONG_VARIANTS, WrongVariant, poisoned_memory
+from minids.book.mistakes import WRONG_VARIANTS
+from minids.book.planting import WrongVariant, poisoned_memory
 from minids.cost.cache import kv_cache_bytes, kv_cache_elements
 from minids.model.mla import MLA
 from minids.model.moe import Gate

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from minids.book.mistakes import poisoned_memory
+from minids.book.planting import poisoned_memory
 from minids.model.balance import sequence_balance_loss
 from minids.model.config import ModelConfig
 from minids.model.moe import Experts, Gate, MoE, combine, dispatch
