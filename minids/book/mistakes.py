@@ -151,7 +151,8 @@ _GALLERY = (
          (MLA.latent, "torch.cat([c_kv,", "torch.cat([self.kv_b_proj(c_kv),"),
          (MLA.attend_expanded, "[self.latent_dim, self.rope_dim]", f"[{_EXPANDED}, self.rope_dim]"),
          (MLA.attend_expanded, "self.kv_b_proj(c_kv)", "c_kv"),
-         (MLA.forward, "self.attend_absorbed(", "self.attend_expanded(")),
+         (MLA.forward, "self.attend_absorbed(q_nope, q_rope, rows_BSW, cache.differing_lengths)",
+                       "self.attend_expanded(q_nope, q_rope, rows_BSW)")),
     ),
     WrongVariant(
         "the latent counts twice",

@@ -129,20 +129,15 @@ class MLA(nn.Module):
         k_rope = apply_rope(k_rope[:, None], rotation, interleaved=True).squeeze(1)  # of one head
         return torch.cat([c_kv, k_rope], dim=-1)
 
-    def attend_expanded(
-        self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor, length: Tensor | None = None
-    ) -> Tensor:
-        """Expand each latent to a key and a value per head, and return o (B, H, T, A). Equations 2, 4, 5, 9, 10.
-
-        `length` (B,) as in `attend`, for expanding cached rows, which only a mistake would do.
-        """
+    def attend_expanded(self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor) -> Tensor:
+        """Expand each latent to a key and a value per head, and return o (B, H, T, A). Equations 2, 4, 5, 9, 10."""
         c_kv, k_rope = latent_BSW.split_with_sizes([self.latent_dim, self.rope_dim], dim=-1)
         kv = rearrange(self.kv_b_proj(c_kv), "b s (h c) -> b h s c", h=self.heads)
         k_nope, v = kv.split_with_sizes([self.nope_dim, self.v_dim], dim=-1)
         k_rope = k_rope[:, None].expand(-1, self.heads, -1, -1)  # one rotated key, shared by all heads
         q = torch.cat([q_nope, q_rope], dim=-1)
         k = torch.cat([k_nope, k_rope], dim=-1)
-        return attend(q, k, v, self.scale, length)
+        return attend(q, k, v, self.scale)
 
     def attend_absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent_BSW: Tensor, length: Tensor | None = None

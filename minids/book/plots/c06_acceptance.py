@@ -51,7 +51,14 @@ def draw_acceptance_is_overlap(computed: Tensor, accepted: Tensor) -> Picture:
     ax.set(xlim=(0, 1.03), ylim=(0, 1.06), xticks=FIFTHS, yticks=FIFTHS)
     ax.tick_params(axis="x", labelbottom=False)
     ax.set_ylabel("fraction accepted", size=11)
-    ax.text(0.02, 0.93, "dot: measured\ngrey: 1 − TV ± 2 standard errors", size=11, color=MUTED, va="top")
+    ax.text(
+        0.02,
+        0.93,
+        f"dot: measured, from {FEWEST} drafts on\ngrey: 1 − TV ± 2 standard errors",
+        size=11,
+        color=MUTED,
+        va="top",
+    )
     _draw_histogram(fig.add_axes((0.085, 0.12, 0.885, 0.13)), np.bincount(bins, minlength=BINS))
     mean, share = x.mean(), y.mean()
     fig.title(f"{share:.1%} of {len(x):,} drafts were accepted; their mean 1 − TV, computed, is {mean:.1%}", y=0.935)

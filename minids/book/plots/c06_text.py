@@ -19,7 +19,7 @@ COLUMNS = int((WIDTH * PT_PER_INCH - 2 * LEFT) / CELL)
 SHOWN = 60  # characters of the prompt at most
 FIRST, ACCEPTED, OWN, BONUS, REJECTED = "first", "accepted", "own", "bonus", "rejected"
 GREEN, RED = tint(VERDICTS["right"], 0.45), VERDICTS["wrong"]
-COLORS = {ACCEPTED: GREEN, OWN: PAPER, BONUS: PALE, FIRST: PALE}
+COLORS = {ACCEPTED: GREEN, OWN: PAPER, BONUS: PALE, FIRST: PAPER}
 KEY = {  # what the boxes stand for
     ACCEPTED: "accepted draft", REJECTED: "rejected draft", OWN: "main model’s own token instead",
     BONUS: "bonus token",
@@ -88,7 +88,12 @@ def draw_drafted_text(generation: Generation, tokenizer: Tokenizer, row: int = 0
         "drafts accepted"
     )
     d.text(LEFT - 1, d.height - 24, finding, size=14)
-    d.text(LEFT, d.height - 43, "a line below: the tokens of one step; the first token comes from prefill", color=MUTED)
+    d.text(
+        LEFT,
+        d.height - 43,
+        "a line below: the tokens of one step; framed in grey: the first token, from prefill",
+        color=MUTED,
+    )
     replaced = [one for one in tokens if one.kind == OWN][:5]
     pairs = ", ".join(f"{spoken(spelled[one.token])} for {spoken(spelled[one.rejected])}" for one in replaced)
     d.figure.alt = (
@@ -107,13 +112,13 @@ def _draw_piece(d: Diagram, piece: Piece, one: Emitted | None, kind: str) -> Non
         return
     _draw_kind(d, x, y, piece.text, kind)
     last = kind in (OWN, BONUS, FIRST)  # of its step, so the line ends a little earlier
-    end = x + CELL * len(piece.text) - (3 if last else 0)
+    end = x + CELL * len(piece.text) - (4 if last else 0)
     d.ax.plot([x, end], [y - 7.5, y - 7.5], color=MUTED, linewidth=1.4, solid_capstyle="butt", zorder=3)
 
 
 def _draw_kind(d: Diagram, x: float, y: float, text: str, kind: str) -> None:
     if kind != REJECTED:
-        draw_token(d, x, y, text, COLORS[kind], edge=INK if kind == OWN else "none")
+        draw_token(d, x, y, text, COLORS[kind], edge={OWN: INK, FIRST: LINE}.get(kind, "none"))
         return
     draw_token(d, x, y, text, PAPER, ink=RED, edge=LINE)
     d.ax.plot([x + 1, x + CELL * len(text) - 1], [y + 3.5, y + 3.5], color=RED, linewidth=1.2, zorder=5)
