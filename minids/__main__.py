@@ -82,7 +82,7 @@ def export(
         typer.Argument(help="Folder of a run or of a model to convert, or `reference` for the bundled model."),
     ],
     folder: Annotated[str, typer.Argument(help="The new folder to write.")],
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32, or fp8: in blocks, as V3.")] = "bfloat16",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in this folder.")] = False,
 ):
     """Write a trained model in the released layout, which load_pretrained, transformers and other tools read."""
@@ -92,13 +92,14 @@ def export(
 
             from minids.hub.save import save_pretrained
             from minids.training.run import load_run
-        require("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES))
+        require("dtype", dtype, dtype in DTYPES, "bfloat16, float32 or fp8")
         source, target = find_run(path_of("run", run)), path_of("folder", folder)
         model, tokenizer = load_run(source)
         report = read_json(source / "report.json") if (source / "report.json").exists() else None
         save_pretrained(
-            model, target, tokenizer=tokenizer, report=report, dtype=getattr(torch, dtype), overwrite=overwrite
-        )
+            model, target, tokenizer=tokenizer, report=report, overwrite=overwrite,
+            dtype=torch.float8_e4m3fn if dtype == "fp8" else getattr(torch, dtype),
+        )  # fmt: skip
         files = sorted(target.iterdir())
         size = sum(file.stat().st_size for file in files)
         typer.echo(f"{target}/: {', '.join(file.name for file in files)}; {size / 1e6:.1f} MB")

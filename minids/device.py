@@ -44,8 +44,11 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """Return a context manager in which matrix products run in `dtype`, "float32" or "bfloat16"."""
-    return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")
+    """Return a context manager in which matrix products run in bfloat16, if `dtype` is "bfloat16".
+
+    With "float32" and "fp8" it changes nothing: the products of a model in FP8 are its own (quantization/products.py).
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def best_dtype(device: torch.device) -> str:

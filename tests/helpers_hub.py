@@ -12,7 +12,7 @@ from helpers_training import small_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minids.quantization.fp8 import dequantize_blocks, scale_shape
+from minids.quantization.fp8 import Quantized, dequantize, scale_shape
 
 # Layer 0 is dense, layer 1 has 8 experts, layer 2 is the MTP module.
 SMALL = small_config(vocab_size=300)
@@ -84,7 +84,7 @@ def quantize_folder(folder: Path, block: tuple[int, int], layers: str) -> dict:
     for name in [name for name in tensors if re.fullmatch(layers, name)]:
         values, scale = tensors[name].to(torch.float8_e4m3fn), torch.rand(scale_shape(tensors[name].shape, block))
         tensors |= {name: values, f"{name}_scale_inv": scale}
-        meant[name] = dequantize_blocks(values, scale, block)
+        meant[name] = dequantize(Quantized(values, scale, block))
     save_file(tensors, folder / "model.safetensors")
     entry = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(block)}
     change_json(folder / "config.json", quantization_config=entry)

@@ -17,7 +17,7 @@ from minids.inference.speculative import Drafter, judge, speculate
 from minids.model.attention import _attend_block
 from minids.model.balance import sequence_balance_loss, update_expert_bias
 from minids.model.deepseek import DeepSeek
-from minids.model.grouped import _nonempty
+from minids.model.grouped import nonempty
 from minids.model.mla import MLA
 from minids.model.moe import Gate, fill_up
 from minids.model.mtp import MTPModule
@@ -76,7 +76,7 @@ _GALLERY = (
                    "# padding before each expert's rows\n", ""),
          (fill_up, " + shift_E.repeat_interleave(counts_E)", ""),
          (fill_up, "token, filled_E)", "token, counts_E)"),
-         (_nonempty, "return zip(", "a_RX, b_RY = a_RX[: sum(sizes)], b_RY[: sum(sizes)]\n    return zip(")),
+         (nonempty, "return zip(", "a_RX, b_RY = a_RX[: sum(sizes)], b_RY[: sum(sizes)]\n    return zip(")),
     ),
     # Balance
     WrongVariant(

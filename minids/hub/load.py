@@ -19,16 +19,26 @@ from torch import Tensor
 from minids.cost.parameters import count_parameters
 from minids.device import total_memory
 from minids.files import read_json
-from minids.hub.names import EMBEDDING, FLOATS, INDEX, SINGLE, copied_names, mtp_layers, released_tensors, require_float
+from minids.hub.names import (
+    EMBEDDING,
+    FLOATS,
+    INDEX,
+    SCALE,
+    SINGLE,
+    copied_names,
+    mtp_layers,
+    released_tensors,
+    require_float,
+)  # fmt: skip
 from minids.model.config import ModelConfig
 from minids.model.config_json import read_config
 from minids.model.deepseek import DeepSeek
-from minids.quantization.fp8 import block_size, dequantize_blocks, scale_shape
+from minids.quantization.fp8 import Quantized, block_size, dequantize, scale_shape
 from minids.tensors import open_tensors
 from minids.units import GIB, short
 from minids.validation import quoted
 
-FP8, SCALE = "F8_E4M3", "_scale_inv"
+FP8, POWERS = "F8_E4M3", "F8_E8M0"  # safetensors' names
 FILE_NAME = re.compile(r"[\w .+-]{1,200}\.safetensors")
 
 
@@ -158,8 +168,10 @@ def _check(stored: dict[str, _Stored], model: DeepSeek, block: tuple[int, int]) 
             raise ValueError(
                 f"{name} has shape {list(tensor.shape)} in {tensor.file}: {asks} requires {list(shapes[name])}."
             )
-        if tensor.dtype not in FLOATS and not (tensor.dtype == FP8 and name + SCALE in shapes):
-            allowed = f"{', '.join(FLOATS)}, or {FP8} if it is a matrix"
+        is_scale = name.endswith(SCALE)  # powers of two hold scales and no weights, although torch calls them floats
+        special = POWERS if is_scale else FP8
+        if tensor.dtype not in FLOATS and not (tensor.dtype == special and (is_scale or name + SCALE in shapes)):
+            allowed = f"{', '.join(FLOATS)}, or {special}{'' if is_scale else ' if it is a matrix'}"
             raise ValueError(f"{name} is stored as {tensor.dtype} in {tensor.file}: it must be {allowed}.")
 
 
@@ -167,5 +179,5 @@ def _read(stored: dict[str, _Stored], name: str, block: tuple[int, int]) -> Tens
     """Return a stored tensor in its own dtype, or in float32 if it is FP8."""
     tensor = stored[name].handle.get_tensor(name)
     if stored[name].dtype == FP8:
-        return dequantize_blocks(tensor, stored[name + SCALE].handle.get_tensor(name + SCALE), block)
+        return dequantize(Quantized(tensor, stored[name + SCALE].handle.get_tensor(name + SCALE), block))
     return tensor

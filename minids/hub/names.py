@@ -31,6 +31,7 @@ from minids.validation import require
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING = "model.embed_tokens.weight"
+SCALE = "_scale_inv"  # follows the name of a matrix in FP8
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
 
 
@@ -73,6 +74,12 @@ def copied_names(c: ModelConfig) -> dict[str, str]:
     for layer in mtp_layers(c):
         copies |= {f"{layer}embed_tokens.weight": EMBEDDING, f"{layer}shared_head.head.weight": head}
     return copies
+
+
+def is_fp8_matrix(name: str) -> bool:
+    """Return whether a tensor of this released name is in FP8 in V3: all matrices but those that it keeps in BF16."""
+    kept = ("embed_tokens", "lm_head", "shared_head.head", ".gate", "eh_proj", "norm", "layernorm")
+    return name.endswith(".weight") and not name.removesuffix(".weight").endswith(kept)
 
 
 def require_float(dtype: torch.dtype) -> None:

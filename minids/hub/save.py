@@ -7,21 +7,22 @@ replaced, and only on request.
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minids.files import atomic_folder, remove_leftovers
-from minids.hub.names import INDEX, SINGLE, copied_names, released_tensors, require_float
+from minids.hub.names import FLOATS, INDEX, SCALE, SINGLE, copied_names, is_fp8_matrix, released_tensors
 from minids.model.config import ModelConfig
 from minids.model.config_json import read_config
 from minids.model.deepseek import DeepSeek
+from minids.quantization.fp8 import block_size, quantization_config, quantize
 from minids.tensors import write_tensors
 from minids.text.backend import END_OF_TEXT
 from minids.text.tokenizer import Tokenizer
-from minids.validation import quoted
+from minids.validation import quoted, require
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # A folder that contains any other file is not an export. (macOS adds .DS_Store to folders.)
@@ -38,15 +39,20 @@ def save_pretrained(
     tokenizer: Tokenizer | None = None,
     report: dict | None = None,
     dtype: torch.dtype | None = None,
+    weight_block_size: tuple[int, int] = (128, 128),
+    power_of_two_scales: bool = False,
     mtp_copies: bool = True,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
 ) -> None:
     """Save the model to a folder in the released layout, from which `load_pretrained` loads it.
 
-    The weights are saved in `dtype`, by default their own; the gates' biases stay float32. As in DeepSeek's releases,
-    the MTP modules include copies of embedding and head, unless `mtp_copies` is False. Weights of more than
-    `max_shard_bytes` are divided into several files. `report` is saved as report.json. With `tokenizer`, config.json
+    The weights are saved in `dtype`, by default their own; the gates' biases stay float32. With torch.float8_e4m3fn
+    they are saved as V3's: the matrices of attention and feed-forward layers in FP8 with a scale for each block of
+    `weight_block_size`, each expert's on their own; embedding, head, gates, norms and the projections of MTP modules
+    in bfloat16. `power_of_two_scales` is V3.1's choice. As in DeepSeek's releases, the MTP modules include copies of
+    embedding and head, unless `mtp_copies` is False. Weights of more than `max_shard_bytes` are divided into several
+    files. `report` is saved as report.json. With `tokenizer`, config.json
     names its end-of-text token as the token at which texts begin and end.
 
     The folder must be new or empty. With `overwrite` it may also be an earlier export, which is replaced when the new
@@ -57,7 +63,7 @@ def save_pretrained(
     folder = Path(path)
     remove_leftovers(folder.resolve())
     dtype = dtype or model.embed_tokens.weight.dtype
-    require_float(dtype)
+    form = _Form(dtype, weight_block_size, power_of_two_scales)
     _require_target(folder, overwrite)
     if tokenizer is not None:
         tokenizer.require_fit(model.config.vocab_size)
@@ -66,8 +72,8 @@ def save_pretrained(
     if mtp_copies:
         pieces |= {copy: pieces[original] for copy, original in copied_names(config).items()}
     with atomic_folder(folder, overwrite) as temporary:
-        _write_weights(temporary, pieces, dtype, max_shard_bytes)
-        _write_json(temporary / "config.json", config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")})
+        _write_weights(temporary, pieces, form, max_shard_bytes)
+        _write_json(temporary / "config.json", config.to_hf() | form.entries())
         if tokenizer is not None:
             (temporary / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
             _write_json(temporary / "tokenizer_config.json", _tokenizer_config(config))
@@ -129,16 +135,57 @@ def _tokenizer_config(c: ModelConfig) -> dict:
     }
 
 
-def _write_weights(folder: Path, pieces: dict[str, Tensor], dtype: torch.dtype, max_shard_bytes: int) -> None:
-    dtypes = {name: torch.float32 if name.endswith("e_score_correction_bias") else dtype for name in pieces}
-    sizes = {name: piece.numel() * dtypes[name].itemsize for name, piece in pieces.items()}
-    shards = _shards(sizes, max_shard_bytes)
+@dataclass(frozen=True)
+class _Form:
+    """How the weights are stored. Raises ValueError for what weights cannot be stored in."""
+
+    dtype: torch.dtype
+    block: tuple[int, int]
+    power_of_two_scales: bool
+
+    def __post_init__(self):
+        allowed = [*FLOATS.values(), torch.float8_e4m3fn]
+        require("dtype", self.dtype, self.dtype in allowed, ", ".join(map(str, allowed)))
+        block_size(quantization_config(self.block))
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.dtype == torch.float8_e4m3fn
+
+    @property
+    def of_the_rest(self) -> torch.dtype:
+        return torch.bfloat16 if self.is_fp8 else self.dtype
+
+    def entries(self) -> dict:
+        """The entries of config.json."""
+        named = {"torch_dtype": str(self.of_the_rest).removeprefix("torch.")}
+        if self.is_fp8:
+            named["quantization_config"] = quantization_config(self.block, self.power_of_two_scales)
+        return named
+
+    def tensors(self, name: str, piece: Tensor) -> dict[str, Tensor]:
+        """Return the tensors that the files hold for one tensor of the model, in memory of their own."""
+        if self.is_fp8 and is_fp8_matrix(name):
+            quantized = quantize(piece.detach(), self.block, power_of_two_scales=self.power_of_two_scales)
+            return {name: quantized.values, name + SCALE: quantized.scales}
+        dtype = torch.float32 if name.endswith("e_score_correction_bias") else self.of_the_rest
+        return {name: piece.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)}
+
+
+def _write_weights(folder: Path, pieces: dict[str, Tensor], form: _Form, max_shard_bytes: int) -> None:
+    sizes = {name: _bytes(form.tensors(name, piece.to("meta"))) for name, piece in pieces.items()}
+    shards, places = _shards(sizes, max_shard_bytes), {}
     for file, names in shards.items():
-        # Clones, because safetensors does not save tensors that share memory. They are freed after each file.
-        write_tensors(folder / file, {name: _clone(pieces[name], dtypes[name]) for name in names}, {"format": "pt"})
+        # Copies, because safetensors does not save tensors that share memory. They are freed after each file.
+        tensors = {key: tensor for name in names for key, tensor in form.tensors(name, pieces[name]).items()}
+        write_tensors(folder / file, tensors, {"format": "pt"})
+        places |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
-        places = {name: file for file, names in shards.items() for name in names}
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _shards(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
@@ -154,10 +201,6 @@ def _shards(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
     if len(shards) == 1:
         return {SINGLE: shards[0]}
     return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, start=1)}
-
-
-def _clone(piece: Tensor, dtype: torch.dtype) -> Tensor:
-    return piece.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -32,14 +32,14 @@ def grouped_linear(x_RX: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tenso
     """Return each row times its expert's matrix, (R, Y); the first `counts[0]` rows are expert 0's, and so on."""
     x_RX, weight_EYX = to_compute_dtype(x_RX), to_compute_dtype(weight_EYX)
     if not torch.is_grad_enabled():  # avoids autograd's overhead, which is noticeable in decoding steps
-        return _rows_times_matrices(x_RX, weight_EYX.mT, counts)
+        return rows_times_matrices(x_RX, weight_EYX.mT, counts)
     return _GroupedLinear.apply(x_RX, weight_EYX, counts)
 
 
 @torch.no_grad()
 def input_grad(dy_RY: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tensor:
     """Return the gradient with respect to the rows, (R, X)."""
-    return _rows_times_matrices(dy_RY, weight_EYX, counts)
+    return rows_times_matrices(dy_RY, weight_EYX, counts)
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def weight_grad(dy_RY: Tensor, x_RX: Tensor, counts: list[int]) -> Tensor:
     if _in_one_kernel(x_RX, dy_RY.shape[1], x_RX.shape[1]):
         return F.grouped_mm(dy_RY.contiguous().mT, x_RX.contiguous(), offs=_ends(counts, x_RX.device))
     grad_EYX = x_RX.new_zeros(len(counts), dy_RY.shape[1], x_RX.shape[1])
-    for expert, dy, x in _nonempty(counts, dy_RY, x_RX):
+    for expert, dy, x in nonempty(counts, dy_RY, x_RX):
         torch.mm(dy.mT, x, out=grad_EYX[expert])
     return grad_EYX
 
@@ -58,7 +58,7 @@ class _GroupedLinear(torch.autograd.Function):
     def forward(ctx, x_RX: Tensor, weight_EYX: Tensor, counts: list[int]) -> Tensor:
         ctx.save_for_backward(x_RX, weight_EYX)
         ctx.counts = counts
-        return _rows_times_matrices(x_RX, weight_EYX.mT, counts)
+        return rows_times_matrices(x_RX, weight_EYX.mT, counts)
 
     @staticmethod
     @once_differentiable
@@ -69,17 +69,17 @@ class _GroupedLinear(torch.autograd.Function):
         return dx, dw, None
 
 
-def _rows_times_matrices(rows_RX: Tensor, matrices_EXY: Tensor, counts: list[int]) -> Tensor:
+def rows_times_matrices(rows_RX: Tensor, matrices_EXY: Tensor, counts: list[int]) -> Tensor:
     """Return each row times the matrix of its group, (R, Y)."""
     if _in_one_kernel(rows_RX, *matrices_EXY.shape[1:]):
         return F.grouped_mm(rows_RX.contiguous(), matrices_EXY, offs=_ends(counts, rows_RX.device))
     out_RY = rows_RX.new_empty(len(rows_RX), matrices_EXY.shape[2])
-    for group, rows, out in _nonempty(counts, rows_RX, out_RY):
+    for group, rows, out in nonempty(counts, rows_RX, out_RY):
         torch.mm(rows, matrices_EXY[group], out=out)
     return out_RY
 
 
-def _nonempty(counts: list[int], a_RX: Tensor, b_RY: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+def nonempty(counts: list[int], a_RX: Tensor, b_RY: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield each group that has rows, and its rows of both tensors."""
     groups = [group for group, count in enumerate(counts) if count]
     sizes = [counts[group] for group in groups]

@@ -9,6 +9,7 @@ They follow DeepSeek-V3's recipe (report §4.2), scaled to a run of minutes:
     λ (MTP)          0.3, then 0.1 from the start of the decay   the same
     γ (bias)         0.005, then 0 for the last 3.4%             0.001, then 0 for the last 3.4%
     batch            constant                                    grows fivefold over the first 3%
+    dtype            float32 or bfloat16; fp8 is V3's recipe     fp8
 
 A run is a number of steps, not a time, so that it can be repeated. Every field is an option of `minids train`, with the
 help text given here.
@@ -20,7 +21,7 @@ from typing import Any
 
 from minids.validation import is_number, require, require_fields, require_whole_fields
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "fp8")
 
 
 def _field(default: Any, help: str) -> Any:
@@ -52,11 +53,14 @@ class TrainConfig:
     save_every: int = _field(200, "Steps between checkpoints.")
     seed: int = _field(0, "Decides the initial weights and the order of the text.")
     dtype: str = _field(
-        "float32", "float32 or bfloat16, for the matrix products. `minids train` uses bfloat16 where it is fast."
+        "float32",
+        "float32, bfloat16 or fp8, for the matrix products. `minids train` uses bfloat16 where it is fast; fp8 is "
+        "simulated on a CPU, and slower.",
     )
+    fp8_block: int = _field(128, "With dtype fp8: numbers of a tile, and side of a block, that share a scale.")
 
     def __post_init__(self):
-        require_whole_fields(self, "steps", "batch_size", "sequence_length", "save_every")
+        require_whole_fields(self, "steps", "batch_size", "sequence_length", "save_every", "fp8_block")
         require_whole_fields(self, "seed", at_least=0)
         for name in ("learning_rate", "clip_norm"):
             require_fields(self, "a finite number above 0", lambda value: is_number(value) and value > 0, name)
@@ -73,7 +77,7 @@ class TrainConfig:
         size, micro = self.batch_size, self.micro_batch_size
         whole = isinstance(micro, int) and not isinstance(micro, bool)
         require("micro_batch_size", micro, micro is None or (whole and 1 <= micro <= size), f"1 to batch_size={size}")
-        require("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
+        require("dtype", self.dtype, self.dtype in DTYPES, "float32, bfloat16 or fp8")
 
     @property
     def decay_start(self) -> int:

@@ -3,7 +3,8 @@
 One step is one optimizer step: the rows of a batch may be processed in several micro-batches whose gradients
 add up (`accumulate_gradients`), then the optimizer updates the weights (`update_weights`), and the biases
 of the gates are updated once. Weights and optimizer stay in float32; with `dtype` bfloat16 the
-matrix products of forward and backward run in bfloat16 (autocast), the gates and the losses in float32.
+matrix products of forward and backward run in bfloat16 (autocast), the gates and the losses in float32. With fp8 they
+follow V3's recipe (quantization/products.py), and between steps AdamW's moments are in bfloat16.
 
 The loss is an argument: `Trainer(loss=...)` takes a function that turns some rows of a batch into terms. The
 default, `language_model_loss`, is pre-training. A batch is a dict of tensors with one row per sequence: "tokens", and
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from minids.device import autocast
 from minids.model.balance import max_violation
 from minids.model.deepseek import DeepSeek, LossTerms
+from minids.quantization.products import Recipe, use_fp8
 from minids.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.log import Log
@@ -84,7 +86,29 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    if config.dtype == "fp8":
+        keep_moments_in_bfloat16(optimizer)
+    return optimizer
+
+
+def keep_moments_in_bfloat16(optimizer: torch.optim.AdamW) -> None:
+    """Store both moments in bfloat16 between the steps (V3 report §3.3.3). The update itself is in float32.
+
+    Rounded to 8 significant bits, a moment keeps its old value if a step changes it by less than a 512th. With V3's
+    β2 = 0.95 the second moment falls by up to a 20th per step. With the usual β2 = 0.999 it could not fall at all.
+    """
+
+    def convert(dtype: torch.dtype) -> Callable:
+        def hook(optimizer, args, kwargs):
+            for state in optimizer.state.values():
+                for name in ("exp_avg", "exp_avg_sq"):
+                    state[name] = state[name].to(dtype)
+
+        return hook
+
+    optimizer.register_step_pre_hook(convert(torch.float32))
+    optimizer.register_step_post_hook(convert(torch.bfloat16))
 
 
 def accumulate_gradients(
@@ -136,6 +160,8 @@ class Trainer:
         settings: dict | None = None, bytes_per_token: Tensor | None = None, loss: Loss = language_model_loss,
     ):  # fmt: skip
         self.model, self.batches, self.config, self.folder, self.loss = model, batches, config, folder, loss
+        if config.dtype == "fp8":
+            use_fp8(model, Recipe.of_block(config.fp8_block))
         shortest = 1 + model.config.num_nextn_predict_layers
         length = config.sequence_length
         require("sequence_length", length, length >= shortest, f"at least {shortest} for this model")

@@ -187,7 +187,7 @@ REFUSALS = [  # what is done to an export, options for saving there, the beginni
     (lambda folder: (folder / "config.json").unlink(), {}, "{folder} holds no config.json"),
     (become_a_file, {}, "{folder} is a file: "),
     *[(NO_CHANGE, dict(dtype=dtype), f"dtype={dtype!r} is not possible: it must be torch.float32, ")
-      for dtype in (torch.int8, torch.float64, torch.float8_e4m3fn, "float32")],
+      for dtype in (torch.int8, torch.float64, torch.float8_e8m0fnu, torch.float8_e5m2, "float32")],
     (NO_CHANGE, dict(tokenizer=Tokenizer.train([Path(__file__).read_text()], 301)), "the tokenizer has 301 tokens: "),
 ]  # fmt: skip
 

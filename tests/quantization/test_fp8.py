@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from minids.quantization.fp8 import block_size, dequantize_blocks, scale_shape
+from minids.quantization.fp8 import Quantized, block_size, dequantize, scale_shape
 
 
 def quantize(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,7 +33,7 @@ def quantize(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor, Te
 def test_each_number_is_multiplied_by_the_scale_of_its_block(rows, columns, block_rows, block_columns):
     weight, block = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)), (block_rows, block_columns)
     values, scale, meant = quantize(weight, block)
-    ours = dequantize_blocks(values, scale, block)
+    ours = dequantize(Quantized(values, scale, block))
     assert scale_shape(weight.shape, block) == scale.shape
     assert ours.dtype == torch.float32
     assert torch.equal(ours, meant)

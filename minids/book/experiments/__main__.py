@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from minids.book.experiments import attention, balance, experts, growing, miniature, mtp, pool, runner
+from minids.book.experiments import attention, balance, experts, fp8, growing, miniature, mtp, pool, runner
 from minids.book.recorded import DATA, load
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
 POOLED = {
     experiment.name: experiment
-    for experiment in (growing.EXPERIMENT, experts.EXPERIMENT, balance.EXPERIMENT, mtp.EXPERIMENT)
+    for experiment in (growing.EXPERIMENT, experts.EXPERIMENT, balance.EXPERIMENT, mtp.EXPERIMENT, fp8.EXPERIMENT)
 }
 
 

@@ -1,0 +1,228 @@
+"""The three matrix products of a linear layer in FP8, as DeepSeek-V3 trained (report §3.3).
+
+    y  = x W^T          Fprop    sum over the input's channels        x in tiles of 1 x 128, W in blocks of 128 x 128
+    dx = dy W           Dgrad    sum over the output's channels       dy in tiles of 1 x 128, the same blocks of W
+    dW = dy^T x         Wgrad    sum over the tokens                  both in tiles of 128 x 1
+
+A tile must lie along the sum: within it the scale is a common factor, so that the tensor core adds plain FP8 products,
+and the scale is applied once, when the partial sum is promoted to FP32. That is why the tiles of the weight gradient
+stand upright, why x is re-tiled for it, and why both sides need fine tiles there: neither x nor dy is a weight.
+
+What stays in higher precision: the stored weights (*master weights*), from which the FP8 weights are made in each
+step, and their gradients, in float32; the embedding, the head, the gates, the norms and the attention operator; the
+projection of the MTP modules, as in the released files. The input of the linear layer after attention is kept for
+Wgrad in E5M6 with powers of two as scales (§3.3.3), the inputs of all others in E4M3.
+
+**What is simulated.** On a CPU there are no FP8 products. Each number is rounded to FP8 and multiplied by its scale in
+float32, and the products are summed in float32, or in a simulated register (accumulate.py), on numbers that include
+their scales. So every rounding of FP8 happens, and only the order of the sums and the rounding of value times scale
+(none for powers of two) differ from hardware. On a GPU with FP8 tensor cores those compute the products
+(`on_tensor_cores`).
+
+What is left out of the recipe: SwiGLU's inputs are not cached in FP8, and no communication is in FP8. What is not in
+FP8 runs in float32, not in BF16. The experts' gate and up matrices are one stack, so they share blocks if the width of
+an expert is no multiple of the block.
+
+The backward pass has two plain functions, `input_grad` and `weight_grad`, as the grouped products have: a pipeline
+schedule can leave the second for later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from minids.model import grouped
+from minids.model.linear import Linear
+from minids.model.moe import Experts
+from minids.quantization.accumulate import Register, accumulate
+from minids.quantization.formats import E4M3, E5M6, Format
+from minids.quantization.fp8 import Quantized, Tile, dequantize, quantize
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the operands of the three products are rounded. The default is V3's; chapter 7 changes one field at a
+    time."""
+
+    inputs: Tile | None = (1, 128)  # of x in Fprop
+    weights: Tile | None = (128, 128)
+    gradients: Tile | None = (1, 128)  # of dy in Dgrad
+    over_tokens: Tile | None = (128, 1)  # of x and dy in Wgrad
+    format: Format = E4M3  # of x and W in Fprop, and so in Wgrad and Dgrad
+    gradient_format: Format = E4M3  # of dy
+    cached: Format | None = None  # in which x is kept for Wgrad, with powers of two as scales; None: as in Fprop
+    power_of_two_scales: bool = False
+    register: Register | None = None  # that sums the products; None is float32
+
+    @classmethod
+    def of_block(cls, size: int, **changes) -> Recipe:
+        """Return V3's recipe with tiles of 1 x size and blocks of size x size."""
+        tiles = dict(inputs=(1, size), weights=(size, size), gradients=(1, size), over_tokens=(size, 1))
+        return cls(**tiles | changes)
+
+
+def use_fp8(model: nn.Module, recipe: Recipe | None = None) -> None:
+    """Let the linear layers and the experts of a model compute their products by the recipe, by default V3's.
+
+    Not the output head and the projection of MTP modules, which V3 has in BF16. Parameters stay as they are.
+    """
+    recipe = recipe or Recipe()
+    after_attention = replace(recipe, cached=E5M6)
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, Experts):
+            module.product = partial(grouped_linear, recipe=recipe)
+        elif isinstance(module, Linear) and last not in ("lm_head", "eh_proj"):
+            module.product = partial(linear, recipe=after_attention if last == "o_proj" else recipe)
+
+
+def linear(x: Tensor, weight_YX: Tensor, recipe: Recipe) -> Tensor:
+    """Return x W^T for x (..., X), in x's dtype."""
+    out = grouped_linear(x.flatten(0, -2), weight_YX[None], [x.shape[:-1].numel()], recipe)
+    return out.view(*x.shape[:-1], -1)
+
+
+def grouped_linear(x_RX: Tensor, weight_EYX: Tensor, counts: list[int], recipe: Recipe) -> Tensor:
+    """Return each row times its expert's matrix, (R, Y), in x's dtype; the first `counts[0]` rows are expert 0's, etc.
+
+    Tiles that span several rows end where an expert's rows end. Each expert's matrix has blocks of its own.
+    """
+    return _Product.apply(x_RX, weight_EYX, counts, recipe)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the backward pass needs: x and W in 8 bits (x of the layer after attention in 12), and their recipe."""
+
+    x: Quantized
+    weight: Quantized
+    counts: list[int]
+    recipe: Recipe
+
+
+def forward(x_RX: Tensor, weight_EYX: Tensor, counts: list[int], recipe: Recipe) -> tuple[Tensor, Saved]:
+    """Return the product y (R, Y), in float32, and what its backward pass needs."""
+    x = quantize(x_RX, recipe.inputs, power_of_two_scales=recipe.power_of_two_scales, format=recipe.format)
+    w = quantize(weight_EYX, recipe.weights, power_of_two_scales=recipe.power_of_two_scales, format=recipe.format)
+    kept = quantize(x_RX, recipe.inputs, power_of_two_scales=True, format=recipe.cached) if recipe.cached else x
+    return _rows_times_matrices(x, w.mT, counts, recipe), Saved(kept, w, counts, recipe)
+
+
+def input_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
+    """Return the gradient with respect to the rows, (R, X), in float32."""
+    r = saved.recipe
+    dy = quantize(dy_RY, r.gradients, power_of_two_scales=r.power_of_two_scales, format=r.gradient_format)
+    return _rows_times_matrices(dy, saved.weight, saved.counts, r)
+
+
+def weight_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
+    """Return the gradient with respect to the matrices, (E, Y, X), in float32."""
+    r = saved.recipe
+    dy, counts = _upright(dy_RY, saved.counts, r, r.gradient_format)
+    x, _ = _upright(dequantize(saved.x), saved.counts, r, r.format)
+    if r.register is None and _for_tensor_cores(dy, x, counts):
+        return torch.stack(
+            [on_tensor_cores(a.mT, b) for a, b in zip(_split(dy, counts), _split(x, counts), strict=True)]
+        )
+    dy_RY, x_RX = dequantize(dy), dequantize(x)
+    if r.register is None:
+        return grouped.weight_grad(dy_RY, x_RX, counts)
+    grad_EYX = x_RX.new_zeros(saved.weight.values.shape)
+    for expert, part_dy, part_x in grouped.nonempty(counts, dy_RY, x_RX):
+        grad_EYX[expert] = accumulate(part_dy.mT, part_x, r.register)
+    return grad_EYX
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_RX, weight_EYX, counts, recipe):
+        y_RY, saved = forward(x_RX, weight_EYX, counts, recipe)
+        ctx.save_for_backward(saved.x.values, saved.x.scales, saved.weight.values, saved.weight.scales)
+        ctx.rest = (saved.x.tile, saved.weight.tile, counts, recipe, x_RX.dtype, weight_EYX.dtype)
+        return y_RY.to(x_RX.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_RY):
+        x_tile, w_tile, counts, recipe, x_dtype, w_dtype = ctx.rest
+        x_values, x_scales, w_values, w_scales = ctx.saved_tensors
+        saved = Saved(Quantized(x_values, x_scales, x_tile), Quantized(w_values, w_scales, w_tile), counts, recipe)
+        dx = input_grad(dy_RY, saved).to(x_dtype) if ctx.needs_input_grad[0] else None
+        dw = weight_grad(dy_RY, saved).to(w_dtype) if ctx.needs_input_grad[1] else None
+        return dx, dw, None, None
+
+
+def _rows_times_matrices(rows: Quantized, matrices: Quantized, counts: list[int], recipe: Recipe) -> Tensor:
+    """Return each row times the matrix of its group, (R, Y), in float32."""
+    if recipe.register is None and _for_tensor_cores(rows, matrices, counts):
+        groups = (Quantized(v, s, matrices.tile) for v, s in zip(matrices.values, matrices.scales, strict=True))
+        return torch.cat([on_tensor_cores(a, b) for a, b in zip(_split(rows, counts), groups, strict=True)])
+    rows_RX, matrices_EXY = dequantize(rows), dequantize(matrices)
+    if recipe.register is None:
+        return grouped.rows_times_matrices(rows_RX, matrices_EXY, counts)
+    out_RY = rows_RX.new_empty(len(rows_RX), matrices_EXY.shape[2])
+    for group, part, out in grouped.nonempty(counts, rows_RX, out_RY):
+        out.copy_(accumulate(part, matrices_EXY[group], recipe.register))
+    return out_RY
+
+
+def _upright(rows_RX: Tensor, counts: list[int], recipe: Recipe, format: Format) -> tuple[Quantized, list[int]]:
+    """Return the rows as Wgrad reads them, rounded in tiles along the tokens, and their number for each expert.
+
+    An expert begins with a new tile: its rows are filled up with zeros, which add nothing to the sum over tokens.
+    """
+    height = recipe.over_tokens[0] if recipe.over_tokens else 1
+    if len(counts) > 1 and height > 1:
+        filling = [-count % height for count in counts]
+        counts_E, filling_E = torch.tensor([counts, filling], device=rows_RX.device)
+        shift_E = filling_E.cumsum(0) - filling_E
+        place_R = torch.arange(len(rows_RX), device=rows_RX.device) + shift_E.repeat_interleave(counts_E)
+        padded = rows_RX.new_zeros(len(rows_RX) + sum(filling), rows_RX.shape[1])
+        rows_RX = padded.index_copy_(0, place_R, rows_RX)
+        counts = [count + more for count, more in zip(counts, filling, strict=True)]
+    power = recipe.power_of_two_scales
+    return quantize(rows_RX, recipe.over_tokens, power_of_two_scales=power, format=format), counts
+
+
+def _split(rows: Quantized, counts: list[int]) -> list[Quantized]:
+    """Return the rows of each group."""
+    height = rows.tile[0]
+    values = rows.values.split(counts)
+    scales = rows.scales.split([count // height for count in counts])
+    return [Quantized(v, s, rows.tile) for v, s in zip(values, scales, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------
+# On a GPU
+
+
+def _for_tensor_cores(a: Quantized, b: Quantized, counts: list[int]) -> bool:
+    """Whether the groups can be multiplied there: E4M3 on a GPU that has FP8, in multiples of 16, and whole tiles."""
+    if not a.values.is_cuda or torch.cuda.get_device_capability(a.values.device) < (8, 9):
+        return False
+    sides = (*a.values.shape[1:], *b.values.shape[1:], max(a.tile), max(b.tile))
+    fits = all(side % 16 == 0 for side in sides) and all(count % a.tile[0] == 0 for count in counts)
+    return fits and a.values.dtype == b.values.dtype == E4M3.dtype
+
+
+def on_tensor_cores(a: Quantized, b: Quantized) -> Tensor:
+    """Return the product (M, N) of a (M, K) and b (K, N) in float32: torch's FP8 product for each tile of K.
+
+    The scales multiply each partial sum, which is then added in float32: this is the promotion every 128 products.
+    """
+    (M, K), N, width = a.values.shape, b.values.shape[1], a.tile[1]
+    out_MN = torch.zeros(M, N, device=a.values.device)
+    one = torch.ones((), device=out_MN.device)
+    rows = a.scales.repeat_interleave(a.tile[0], dim=0)[:M]
+    columns = b.scales.repeat_interleave(b.tile[1], dim=1)[:, :N]
+    for tile, start in enumerate(range(0, K if M else 0, width)):  # an expert may have no rows
+        left = a.values[:, start : start + width].contiguous()
+        right = b.values[start : start + width].mT.contiguous().mT  # torch's product reads it column by column
+        sums = torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True)
+        out_MN.addcmul_(sums, rows[:, tile, None] * columns[tile])
+    return out_MN
