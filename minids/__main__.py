@@ -83,6 +83,12 @@ def export(
     ],
     folder: Annotated[str, typer.Argument(help="The new folder to write.")],
     dtype: Annotated[str, typer.Option(help="bfloat16, float32, or fp8: in blocks, as V3.")] = "bfloat16",
+    fp8_block: Annotated[
+        int,
+        typer.Option(
+            help="With dtype fp8: side of a block. transformers needs one that divides all widths: mini's 16."
+        ),
+    ] = 128,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in this folder.")] = False,
 ):
     """Write a trained model in the released layout, which load_pretrained, transformers and other tools read."""
@@ -93,12 +99,14 @@ def export(
             from minids.hub.save import save_pretrained
             from minids.training.run import load_run
         require("dtype", dtype, dtype in DTYPES, "bfloat16, float32 or fp8")
+        require_whole("fp8_block", fp8_block)
         source, target = find_run(path_of("run", run)), path_of("folder", folder)
         model, tokenizer = load_run(source)
         report = read_json(source / "report.json") if (source / "report.json").exists() else None
         save_pretrained(
             model, target, tokenizer=tokenizer, report=report, overwrite=overwrite,
             dtype=torch.float8_e4m3fn if dtype == "fp8" else getattr(torch, dtype),
+            weight_block_size=(fp8_block, fp8_block),
         )  # fmt: skip
         files = sorted(target.iterdir())
         size = sum(file.stat().st_size for file in files)

@@ -1,6 +1,7 @@
 """The growing model: one small transformer that gains a part in every chapter, trains, writes text, and is scored.
 
-All stages train on the same prose, with the same tokenizer, recipe and seeds; only the configuration changes:
+All stages train on the same prose, with the same tokenizer, recipe and seeds; only the configuration changes, and in
+one stage the number format:
 
     grown = grow(STAGES["baseline"])        # trains, about 20 seconds
     grown.write("Return the")               # shows what it writes
@@ -60,7 +61,9 @@ STAGES = {
     "+ MoE": _MOE,  # without a bias: nothing balances the experts but the recipe's loss of α = 1e-4
     "+ bias": _BIASED,
     "+ MTP": replace(_BIASED, num_nextn_predict_layers=1),  # the last block of four predicts one more token
+    "+ FP8": replace(_BIASED, num_nextn_predict_layers=1),  # the same model, trained and scored in FP8
 }
+CHANGES = {"+ FP8": {"dtype": "fp8", "fp8_block": 32}}  # of the recipe, by stage; 32: four tiles for 128 channels
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,11 @@ def write(
     return Written(text, len(out.new_tokens), out.steps)
 
 
+def recipe_of(stage: str) -> TrainConfig:
+    """Return the settings that a stage is trained with."""
+    return replace(RECIPE, **CHANGES.get(stage, {}))
+
+
 def grow(config: ModelConfig, seed: int = 0, recipe: TrainConfig = RECIPE) -> Grown:
     """Train a model of this configuration by the recipe, from fresh weights, and score it on held-out prose."""
     (prose, tokenizer), rows = _text(), held_out()
@@ -154,15 +162,16 @@ def _text() -> tuple[Corpus, Tokenizer]:
     return load_corpus().only(DOMAIN), reference().tokenizer
 
 
-def scoreboard(stage: str, grown: Grown) -> None:
+def scoreboard(stage: str, grown: Grown | None = None) -> None:
     """Print the rows of all stages up to this one: sizes, and bits per byte on held-out prose, here and as recorded.
 
-    Where a stage has experts there is a column for MaxVio, too, and where one has MTP one for the greedy drafts that
-    are accepted: means of the recorded runs.
+    Without `grown` only as recorded. Where a stage has experts there is a column for MaxVio, too, and where one has MTP
+    one for the greedy drafts that are accepted: means of the recorded runs.
     """
     require("stage", stage, stage in STAGES, f"one of {', '.join(STAGES)}")
     stages, data = list(STAGES)[: list(STAGES).index(stage) + 1], load("growing")
-    table = [["", "parameters", "active", "cache", "MFLOP", "MaxVio", "drafts", "recorded (range)", "here"]]
+    here = "here" if grown else ""
+    table = [["", "parameters", "active", "cache", "MFLOP", "MaxVio", "drafts", "recorded (range)", here]]
     for name, bits in recorded(*stages).items():
         config = STAGES[name]
         count = count_parameters(config)
@@ -171,7 +180,7 @@ def scoreboard(stage: str, grown: Grown) -> None:
             name, f"{count.total:,}", f"{count.active:,}", f"{kv_cache_bytes(config):,}", f"{flops:.1f}",
             _recorded_mean(name, "max_violation", ".2f"), _recorded_mean(name, "acceptance", ".0%"),
             f"{statistics.mean(bits):.3f} ({min(bits):.3f}–{max(bits):.3f})",
-            f"≈ {grown.bits_per_byte:.3f} (measured)" if name == stage else "",
+            f"≈ {grown.bits_per_byte:.3f} (measured)" if grown and name == stage else "",
         ])  # fmt: skip
     columns = [column for column in zip(*table, strict=True) if any(column[1:])]  # those that have numbers
     widths = [max(map(len, column)) for column in columns[:-1]]
@@ -182,7 +191,7 @@ def scoreboard(stage: str, grown: Grown) -> None:
     if mtp := count_parameters(STAGES[stage]).mtp:
         print(f"drafts: greedy drafts that are accepted; the MTP module's {mtp:,} parameters are not counted")
     seeds = f"seeds {data['seeds'][0]} to {data['seeds'][-1]}: ranges that overlap are not separated"
-    print(f"recorded with {seeds}; ≈ {grown.seconds:.0f} s (measured) here")
+    print(f"recorded with {seeds}" + (f"; ≈ {grown.seconds:.0f} s (measured) here" if grown else ""))
 
 
 def _recorded_mean(stage: str, what: str, form: str) -> str:

@@ -13,6 +13,7 @@ A variant is an edit of the library's current source (planting.py), so it cannot
 
 from minids.book.planting import WrongVariant
 from minids.cost.cache import kv_cache_elements
+from minids.hub.load import _check, _read
 from minids.inference.speculative import Drafter, judge, speculate
 from minids.model.attention import _attend_block
 from minids.model.balance import sequence_balance_loss, update_expert_bias
@@ -22,6 +23,7 @@ from minids.model.mla import MLA
 from minids.model.moe import Gate, fill_up
 from minids.model.mtp import MTPModule
 from minids.model.rope import softmax_scale
+from minids.quantization.fp8 import Quantized, quantize
 from minids.training.trainer import language_model_loss
 
 _ROTATED = "self.heads * self.rope_dim"
@@ -210,6 +212,39 @@ _GALLERY = (
         "The mask selects targets of the main head only. The module also learns to predict the prompts and whatever "
         "else is masked, and spends its capacity there.",
         ((DeepSeek.token_losses, "* mask_BT[:, k + 1 :]", "* (1 if k else mask_BT[:, 1:])"),),
+    ),
+    # FP8
+    WrongVariant(
+        "block size guessed from shapes",
+        "130 rows with 2 rows of scales are read as two blocks of 65, not as one of 128 and one of 2: rows 65 to 127 "
+        "are multiplied by the scale of another block. Where 128 divides the sides, nothing changes.",
+        ((_read, "get_tensor(name + SCALE), block))",
+                 "get_tensor(name + SCALE),\n"
+                 "            tuple(n // s for n, s in zip(tensor.shape, stored[name + SCALE].shape))))"),),
+    ),
+    WrongVariant(
+        "experts flattened before quantising",
+        "A block spans several experts, which then share a scale. While their numbers are of similar size, that costs "
+        "next to nothing. Beside an expert that is 1e5 times larger, the others are rounded coarsely or to zero.",
+        ((quantize, "dim=(-3, -1)", "dim=(*range(x.ndim - 2), -3, -1)"),),
+    ),
+    WrongVariant(
+        "amax of zero",
+        "A tile of zeros, such as padding between the rows of two experts, has the scale 0, and 0/0 is NaN. The next "
+        "sum over tokens makes the gradient NaN.",
+        ((quantize, "amax.clamp(min=AMAX_FLOOR) / format.largest", "amax / format.largest"),),
+    ),
+    WrongVariant(
+        "scale of the transpose",
+        "The transposed values are multiplied by the scales as they lie: block (0, 1) by that of (1, 0). In a square "
+        "grid of blocks nothing fails, and while all blocks are of similar size, the error is small.",
+        ((Quantized.mT.fget, "self.scales.mT", "self.scales"),),
+    ),
+    WrongVariant(
+        "powers of two count as floats",
+        "torch calls E8M0, the dtype of scales, a floating-point dtype. It has no sign, no zero and no mantissa. A "
+        "weight that was cast to it is loaded without an error: -2 as 2, 0.3 as 0.25, 0 as 6e-39.",
+        ((_check, "tensor.dtype not in FLOATS and", "tensor.dtype not in (*FLOATS, POWERS) and"),),
     ),
     # Speculative decoding
     WrongVariant(

@@ -106,6 +106,6 @@ def _compile(function: Callable, source: str) -> CodeType:
     definition = textwrap.indent(source[source.index("def ") :], "    ")  # without decorators
     free = "".join(f"    {name} = None\n" for name in function.__code__.co_freevars)  # __class__, where super() is used
     factory = f"def factory():\n{free}{definition}\n    return {function.__name__}"
-    namespace: dict = {}
+    namespace = dict(function.__globals__)  # defaults may name anything there
     exec(compile(factory, f"{PLANTED}{function.__qualname__}>", "exec"), namespace)
     return namespace["factory"]().__code__

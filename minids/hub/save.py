@@ -50,10 +50,13 @@ def save_pretrained(
     The weights are saved in `dtype`, by default their own; the gates' biases stay float32. With torch.float8_e4m3fn
     they are saved as V3's: the matrices of attention and feed-forward layers in FP8 with a scale for each block of
     `weight_block_size`, each expert's on their own; embedding, head, gates, norms and the projections of MTP modules
-    in bfloat16. `power_of_two_scales` is V3.1's choice. As in DeepSeek's releases, the MTP modules include copies of
-    embedding and head, unless `mtp_copies` is False. Weights of more than `max_shard_bytes` are divided into several
-    files. `report` is saved as report.json. With `tokenizer`, config.json
-    names its end-of-text token as the token at which texts begin and end.
+    in bfloat16. `power_of_two_scales` is V3.1's choice. Blocks at the edges may be smaller, as in V3's own files, but
+    transformers 5 derives the size of a block from the shapes: it reads a matrix of 192 columns and 2 scales in blocks
+    of 96, and refuses one of 576 rows and 5 scales. So choose blocks that divide all widths if it must read the files.
+
+    As in DeepSeek's releases, the MTP modules include copies of embedding and head, unless `mtp_copies` is False.
+    Weights of more than `max_shard_bytes` are divided into several files. `report` is saved as report.json. With
+    `tokenizer`, config.json names its end-of-text token as the token at which texts begin and end.
 
     The folder must be new or empty. With `overwrite` it may also be an earlier export, which is replaced when the new
     one is complete. Its tokenizer is kept unless a new one is given; its report is removed, because it describes other
@@ -146,6 +149,7 @@ class _Form:
     def __post_init__(self):
         allowed = [*FLOATS.values(), torch.float8_e4m3fn]
         require("dtype", self.dtype, self.dtype in allowed, ", ".join(map(str, allowed)))
+        require("weight_block_size", self.block, isinstance(self.block, tuple), "a tuple of two whole numbers")
         block_size(quantization_config(self.block))
 
     @property

@@ -115,7 +115,10 @@ def decode(codes: Tensor, format: Format) -> Tensor:
 
 
 def power_of_two_above(x: Tensor) -> Tensor:
-    """Return the smallest power of two that is at least x > 0, as UE8M0 holds it, in float32."""
+    """Return the smallest power of two that is at least x > 0, as UE8M0 holds it, in float32.
+
+    For infinity and NaN this is NaN: UE8M0 has no infinity.
+    """
     fraction, exponent = torch.frexp(x.float())
     exponent = exponent - (fraction == 0.5).int()  # x is a power of two itself
-    return torch.ldexp(torch.ones_like(fraction), exponent.clamp(-127, 127))
+    return torch.ldexp(torch.ones_like(fraction), exponent.clamp(-127, 127)).where(fraction.isfinite(), torch.nan)

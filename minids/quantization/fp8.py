@@ -75,7 +75,8 @@ def quantize(x: Tensor, tile: Tile | None, *, power_of_two_scales: bool = False,
     for n in tile:
         require_whole("tile", n)
     tiles = _in_tiles(x, tile)
-    amax = tiles.abs().amax(dim=(-3, -1), keepdim=True).float()
+    over = dict(dim=(-3, -1), keepdim=True)
+    amax = torch.maximum(tiles.amax(**over), -tiles.amin(**over)).float()  # without a copy of all absolute values
     scales = amax.clamp(min=AMAX_FLOOR) / format.largest
     if power_of_two_scales:
         scales = power_of_two_above(scales)
@@ -87,22 +88,24 @@ def quantize(x: Tensor, tile: Tile | None, *, power_of_two_scales: bool = False,
 
 def dequantize(x: Quantized) -> Tensor:
     """Return each value times the scale of its tile, in float32: (..., rows, columns)."""
-    tiles = _in_tiles(_to_float32(x.values), x.tile)
-    return _whole(tiles * x.scales.float()[..., :, None, :, None], x.values.shape)
+    numbers, scales = _in_float32(x.values, x.scales.float())
+    return _whole(_in_tiles(numbers, x.tile).mul_(scales[..., :, None, :, None]), x.values.shape)
 
 
-def _to_float32(values: Tensor) -> Tensor:
-    """Return the values in float32. For E4M3 on a CPU this takes a fifth of the time of torch's cast.
+def _in_float32(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a float32 tensor of its own and scales, which multiply to the same products as these.
 
-    Shifted by seven bits to the left, with the sign moved to the front, a code of E4M3 is the float16 number that is
-    smaller by 2^8: that is the difference between the biases of the exponents, 15 and 7. Only NaN becomes a number.
+    For E4M3 on a CPU this takes a tenth of the time of torch's cast. Shifted by seven bits to the left, with the sign
+    moved to the front, a code of E4M3 is the float16 number that is smaller by 2^8, the difference between the biases
+    of the exponents, 15 and 7. So the scales become larger by 2^8. Only NaN would become a number.
     """
     if values.dtype != torch.float8_e4m3fn or values.device.type != "cpu" or values.numel() == 0:
-        return values.float()
-    shifted = (values.contiguous().view(torch.int8).to(torch.int16) << 7).bitwise_and_(~(1 << 14))
-    numbers = shifted.view(torch.float16).float().mul_(2.0**8)
-    smallest, largest = numbers.aminmax()
-    return numbers if max(-smallest, largest) <= E4M3.largest else values.float()
+        return values.to(torch.float32, copy=True), scales
+    codes = values.view(torch.int8)
+    if (codes & 127).amax() == 127 or not scales.amax() < 2.0**119:  # a NaN, or scales that would overflow
+        return values.float(), scales
+    shifted = codes.to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~(1 << 14))
+    return shifted.view(torch.float16).float(), scales * 2.0**8
 
 
 def _in_tiles(x: Tensor, tile: Tile) -> Tensor:

@@ -81,16 +81,24 @@ def use_fp8(model: nn.Module, recipe: Recipe | None = None) -> None:
             module.product = partial(linear, recipe=after_attention if last == "o_proj" else recipe)
 
 
+def leave_fp8(model: nn.Module) -> None:
+    """Undo `use_fp8`: the products are the default ones again. Other products that someone has set stay."""
+    for module in model.modules():
+        if getattr(vars(module).get("product"), "func", None) in (linear, grouped_linear):
+            del module.product
+
+
 def linear(x: Tensor, weight_YX: Tensor, recipe: Recipe) -> Tensor:
     """Return x W^T for x (..., X), in x's dtype."""
-    out = grouped_linear(x.flatten(0, -2), weight_YX[None], [x.shape[:-1].numel()], recipe)
-    return out.view(*x.shape[:-1], -1)
+    rows = x.shape[:-1].numel()
+    out = grouped_linear(x.reshape(rows, x.shape[-1]), weight_YX[None], [rows], recipe)
+    return out.view(*x.shape[:-1], len(weight_YX))
 
 
 def grouped_linear(x_RX: Tensor, weight_EYX: Tensor, counts: list[int], recipe: Recipe) -> Tensor:
     """Return each row times its expert's matrix, (R, Y), in x's dtype; the first `counts[0]` rows are expert 0's, etc.
 
-    Tiles that span several rows end where an expert's rows end. Each expert's matrix has blocks of its own.
+    In Wgrad, tiles that span several rows end where an expert's rows end. Each expert's matrix has blocks of its own.
     """
     return _Product.apply(x_RX, weight_EYX, counts, recipe)
 
@@ -125,7 +133,7 @@ def weight_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
     r = saved.recipe
     dy, counts = _upright(dy_RY, saved.counts, r, r.gradient_format)
     x, _ = _upright(dequantize(saved.x), saved.counts, r, r.format)
-    if r.register is None and _for_tensor_cores(dy, x, counts):
+    if r.register is None and _for_tensor_cores(dy, x, counts, (dy.tile[0], x.tile[0])):
         return torch.stack(
             [on_tensor_cores(a.mT, b) for a, b in zip(_split(dy, counts), _split(x, counts), strict=True)]
         )
@@ -159,7 +167,7 @@ class _Product(torch.autograd.Function):
 
 def _rows_times_matrices(rows: Quantized, matrices: Quantized, counts: list[int], recipe: Recipe) -> Tensor:
     """Return each row times the matrix of its group, (R, Y), in float32."""
-    if recipe.register is None and _for_tensor_cores(rows, matrices, counts):
+    if recipe.register is None and _for_tensor_cores(rows, matrices, counts, (rows.tile[1], matrices.tile[0])):
         groups = (Quantized(v, s, matrices.tile) for v, s in zip(matrices.values, matrices.scales, strict=True))
         return torch.cat([on_tensor_cores(a, b) for a, b in zip(_split(rows, counts), groups, strict=True)])
     rows_RX, matrices_EXY = dequantize(rows), dequantize(matrices)
@@ -178,6 +186,7 @@ def _upright(rows_RX: Tensor, counts: list[int], recipe: Recipe, format: Format)
     """
     height = recipe.over_tokens[0] if recipe.over_tokens else 1
     if len(counts) > 1 and height > 1:
+        height = min(height, -(-max(counts) // 16) * 16 or 1)  # no more zeros than the largest expert needs
         filling = [-count % height for count in counts]
         counts_E, filling_E = torch.tensor([counts, filling], device=rows_RX.device)
         shift_E = filling_E.cumsum(0) - filling_E
@@ -186,7 +195,8 @@ def _upright(rows_RX: Tensor, counts: list[int], recipe: Recipe, format: Format)
         rows_RX = padded.index_copy_(0, place_R, rows_RX)
         counts = [count + more for count, more in zip(counts, filling, strict=True)]
     power = recipe.power_of_two_scales
-    return quantize(rows_RX, recipe.over_tokens, power_of_two_scales=power, format=format), counts
+    tile = recipe.over_tokens and (height, recipe.over_tokens[1])
+    return quantize(rows_RX, tile, power_of_two_scales=power, format=format), counts
 
 
 def _split(rows: Quantized, counts: list[int]) -> list[Quantized]:
@@ -201,13 +211,19 @@ def _split(rows: Quantized, counts: list[int]) -> list[Quantized]:
 # On a GPU
 
 
-def _for_tensor_cores(a: Quantized, b: Quantized, counts: list[int]) -> bool:
-    """Whether the groups can be multiplied there: E4M3 on a GPU that has FP8, in multiples of 16, and whole tiles."""
-    if not a.values.is_cuda or torch.cuda.get_device_capability(a.values.device) < (8, 9):
-        return False
-    sides = (*a.values.shape[1:], *b.values.shape[1:], max(a.tile), max(b.tile))
+def _for_tensor_cores(a: Quantized, b: Quantized, counts: list[int], depths: Tile) -> bool:
+    """Whether the groups can be multiplied there: E4M3 on a GPU that has FP8, in multiples of 16, and whole tiles.
+
+    `depths` is how many terms of the sum share a scale in a and in b, which must be the same terms.
+    """
+    sides = (*a.values.shape[1:], *b.values.shape[1:], *depths)
     fits = all(side % 16 == 0 for side in sides) and all(count % a.tile[0] == 0 for count in counts)
-    return fits and a.values.dtype == b.values.dtype == E4M3.dtype
+    is_e4m3 = a.values.dtype == b.values.dtype == E4M3.dtype
+    return _has_fp8(a.values.device) and is_e4m3 and fits and depths[0] == depths[1]
+
+
+def _has_fp8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def on_tensor_cores(a: Quantized, b: Quantized) -> Tensor:
@@ -218,8 +234,8 @@ def on_tensor_cores(a: Quantized, b: Quantized) -> Tensor:
     (M, K), N, width = a.values.shape, b.values.shape[1], a.tile[1]
     out_MN = torch.zeros(M, N, device=a.values.device)
     one = torch.ones((), device=out_MN.device)
-    rows = a.scales.repeat_interleave(a.tile[0], dim=0)[:M]
-    columns = b.scales.repeat_interleave(b.tile[1], dim=1)[:, :N]
+    rows = a.scales.repeat_interleave(min(a.tile[0], M), dim=0)[:M]  # a tile may be larger than the matrix
+    columns = b.scales.repeat_interleave(min(b.tile[1], N), dim=1)[:, :N]
     for tile, start in enumerate(range(0, K if M else 0, width)):  # an expert may have no rows
         left = a.values[:, start : start + width].contiguous()
         right = b.values[start : start + width].mT.contiguous().mT  # torch's product reads it column by column

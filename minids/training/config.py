@@ -12,7 +12,8 @@ They follow DeepSeek-V3's recipe (report §4.2), scaled to a run of minutes:
     dtype            float32 or bfloat16; fp8 is V3's recipe     fp8
 
 A run is a number of steps, not a time, so that it can be repeated. Every field is an option of `minids train`, with the
-help text given here.
+help text given here. A checkpoint from before a field existed can be resumed as if it had the default, so the default
+of a new field must train as before.
 """
 
 import dataclasses

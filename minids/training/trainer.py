@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from minids.device import autocast
 from minids.model.balance import max_violation
 from minids.model.deepseek import DeepSeek, LossTerms
-from minids.quantization.products import Recipe, use_fp8
+from minids.quantization.products import Recipe, leave_fp8, use_fp8
 from minids.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.log import Log
@@ -149,9 +149,9 @@ class Trainer:
 
     With a `folder`, `run` keeps `log.jsonl` (a line per step) and `checkpoint.safetensors` there; without one it only
     trains. `records` are the log records of all steps so far. `settings` (plain JSON: configuration, data) goes into
-    every checkpoint, with the name of the loss; a run resumes only with the settings it began with. The environment
-    (threads, torch, machine) goes there too, because the last bits of every sum depend on it. `bytes_per_token`, by
-    token id, is for the bits per byte in the log.
+    every checkpoint, with the name of the loss; a run resumes only with the settings it began with, where a setting
+    that did not exist then counts as its default. The environment (threads, torch, machine) goes there too, because the
+    last bits of every sum depend on it. `bytes_per_token`, by token id, is for the bits per byte in the log.
     Raises ValueError for sequences that are too short for the model.
     """
 
@@ -160,6 +160,7 @@ class Trainer:
         settings: dict | None = None, bytes_per_token: Tensor | None = None, loss: Loss = language_model_loss,
     ):  # fmt: skip
         self.model, self.batches, self.config, self.folder, self.loss = model, batches, config, folder, loss
+        leave_fp8(model)  # of an earlier trainer
         if config.dtype == "fp8":
             use_fp8(model, Recipe.of_block(config.fp8_block))
         shortest = 1 + model.config.num_nextn_predict_layers
@@ -170,8 +171,7 @@ class Trainer:
             "threads": torch.get_num_threads(), "torch": torch.__version__,
             "machine": platform.machine(), "device": self.device.type,
         }  # fmt: skip
-        train = json.loads(json.dumps(asdict(config)))
-        own = {"train": train, "loss": getattr(loss, "__qualname__", repr(loss)), "environment": environment}
+        own = {"train": _plain(config), "loss": getattr(loss, "__qualname__", repr(loss)), "environment": environment}
         self.settings = (settings or {}) | own
         self.bytes_per_token = None if bytes_per_token is None else bytes_per_token.to(self.device)
         self.optimizer = make_optimizer(model, config)
@@ -200,6 +200,7 @@ class Trainer:
     def _resume(self, checkpoint: Checkpoint) -> list[str]:
         differences = []
         here, there = _flatten(self.settings), _flatten(checkpoint.settings)
+        there = _flatten({"train": _plain(TrainConfig())}) | there
         for name in here | there:
             ours, theirs = here.get(name), there.get(name)
             if ours != theirs and name.startswith("environment."):
@@ -352,6 +353,11 @@ def _stop_requested() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _plain(config: TrainConfig) -> dict:
+    """The settings as JSON gives them back, with lists for tuples."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def _flatten(settings: dict, prefix: str = "") -> dict[str, object]:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from minids.book.bench import decoding, experts, growth, measure, peer, speculation, training
+from minids.book.bench import decoding, experts, fp8, growth, measure, peer, speculation, training
 from minids.book.bench.__main__ import TARGET, environment
 from minids.book.bench.measure import Sample, alternate, ratio, sample_between, summary
 from minids.book.bench.peak import peak_of
@@ -32,6 +32,7 @@ def small(monkeypatch):
     monkeypatch.setitem(peer.BATCH, "16 experts", 2)
     monkeypatch.setattr(growth, "BASE", SMALL)
     monkeypatch.setattr(experts, "TOKENS", 64)
+    monkeypatch.setattr(fp8, "TOKENS", 256)
     monkeypatch.setattr(measure, "LEAST_SECONDS", 0.0)
     for module in (training, growth):
         monkeypatch.setattr(module, "LENGTH", 16)
@@ -152,9 +153,14 @@ def test_every_benchmark_runs_from_end_to_end_on_a_small_model(small):
         "decoding": decoding.measure("16 experts", [(1, 8), (2, 8)], [1], rounds=1),
         "speculation": speculation.measure([1], rounds=1),
         "experts": experts.measure([1], rounds=1),
+        "fp8": fp8.measure(rounds=1),
         "environment": environment(),
     }
     assert "training step, 16 experts, 32 tokens | 1 |" in table(rows)
+    assert "linear layer, 256 → 1024, 256 tokens | 1 |" in table(rows)
+    for of_layer in rows["fp8"]:
+        full, plain = (of_layer["sides"][side]["median_ms"] for side in (fp8.FULL, fp8.PLAIN))
+        assert of_layer["cost"][fp8.FULL]["median"] == pytest.approx(full / plain)
     (row,), (of_experts,) = rows["training"], rows["experts"]
     theirs, ours = (row["sides"][side]["median_ms"] for side in (training.FASTEST, training.OURS))
     assert row["speedup"]["fastest"]["median"] == pytest.approx(theirs / ours)
@@ -175,6 +181,18 @@ def test_the_expert_layer_does_the_multiplications_that_its_share_is_computed_wi
     with FlopCounterMode(display=False) as counter:
         layer()
     assert counter.get_total_flops() == experts.FLOPS
+
+
+@pytest.mark.parametrize("shape", fp8.SHAPES)
+def test_the_sides_of_the_fp8_layer_compute_the_same_products_up_to_rounding(small, shape):
+    """Without re-tiling only the gradient of the weight differs from the full recipe."""
+    layer = fp8.Layer(*shape)
+    plain, once, full = layer.plain(), layer.without_retiling(), layer.full_recipe()
+    assert [torch.equal(a, b) for a, b in zip(once, full, strict=True)] == [True, True, False]
+    for exact, *rounded in zip(plain, once, full, strict=True):
+        assert all(0.01 < (each - exact).norm() / exact.norm() < 0.05 for each in rounded)
+    for promote in (128, None):
+        assert 1e-6 < (layer.short_sums(promote) - layer.product()).norm() / plain[0].norm() < 2e-3
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own():

@@ -13,7 +13,7 @@ from minids.book import growing
 from minids.book.build import MEASURED
 from minids.book.experiments import growing as experiment
 from minids.book.experiments.pool import jobs
-from minids.book.growing import BASELINE, RECIPE, STAGES, Grown, Written, grow, held_out, scoreboard, write
+from minids.book.growing import BASELINE, CHANGES, RECIPE, STAGES, Grown, Written, grow, held_out, scoreboard, write
 from minids.book.recorded import load
 from minids.cost.cache import kv_cache_bytes
 from minids.cost.parameters import count_parameters
@@ -41,6 +41,9 @@ def test_the_scoreboard_has_a_row_for_each_stage_so_far(capsys):
     assert "≈ 12 s (measured)" in said
     assert f"module's {count.mtp:,} parameters are not counted" in said
     assert max(map(len, said.splitlines())) <= 100
+    scoreboard(last)
+    without = capsys.readouterr().out
+    assert not any(word in without for word in ("(measured)", "here"))
     scoreboard("baseline", SimpleNamespace(bits_per_byte=2.5, seconds=1))
     assert not any(word in capsys.readouterr().out for word in ("MLA", "MaxVio", "drafts"))
     with pytest.raises(ValueError, match="stage='MTP' is not possible: it must be one of baseline"):
@@ -115,17 +118,22 @@ def test_what_is_recorded_are_the_stages_trained_as_in_the_chapters(monkeypatch)
         SimpleNamespace(bits_per_byte=2.5, seconds=1.26, max_violation=violation, acceptance=acceptance)
         for violation, acceptance in ((None, None), (0.12345, None), (0.12345, 0.56789))
     )
-    answers = iter((dense, routed, drafting))
+    answers = iter((dense, routed, drafting, drafting))
     monkeypatch.setattr(experiment, "grow", lambda *given: asked.append(given) or next(answers))
     assert experiment.run("+ MLA", 7, 7) == {"bits_per_byte": 2.5, "seconds": 1.3}
     assert experiment.run("+ MoE", 8, 8) == {"bits_per_byte": 2.5, "seconds": 1.3, "max_violation": 0.123}
-    assert experiment.run("+ MTP", 9, 9) == {
-        "bits_per_byte": 2.5, "seconds": 1.3, "max_violation": 0.123, "acceptance": 0.568
-    }  # fmt: skip
-    assert asked == [(STAGES["+ MLA"], 7), (STAGES["+ MoE"], 8), (STAGES["+ MTP"], 9)]
+    for stage in ("+ MTP", "+ FP8"):
+        assert experiment.run(stage, 9, 9) == {
+            "bits_per_byte": 2.5, "seconds": 1.3, "max_violation": 0.123, "acceptance": 0.568
+        }  # fmt: skip
+    in_fp8 = replace(RECIPE, dtype="fp8", fp8_block=32)
+    assert asked == [
+        (STAGES["+ MLA"], 7, RECIPE), (STAGES["+ MoE"], 8, RECIPE), (STAGES["+ MTP"], 9, RECIPE),
+        (STAGES["+ FP8"], 9, in_fp8),
+    ]  # fmt: skip
     recorded = experiment.EXPERIMENT
     assert {name: (arm.model, arm.train) for name, arm in recorded.arms.items()} == {
-        n: (c, {}) for n, c in STAGES.items()
+        n: (c, CHANGES.get(n, {})) for n, c in STAGES.items()
     }
     assert recorded.train == RECIPE
     assert {(weights, data) for _, weights, data in jobs(recorded)} == {(seed, seed) for seed in range(5)}

@@ -114,6 +114,7 @@ def test_the_numbers_in_the_texts_are_right():
     expanded = heads * (v3.qk_nope_head_dim + v3.v_head_dim) + v3.qk_rope_head_dim
     biases = torch.linspace(6.82, 7.06, 238)
     rounded = biases.bfloat16().unique().float()
+    cast = torch.tensor([-2.0, 0.3, 0.0]).to(torch.float8_e8m0fnu).tolist()
     for name, text in {
         "the bias is kept in BF16": f"of {len(biases.unique())} between {biases[0]:.2f} and {biases[-1]:.2f}, "
         f"where BF16 numbers are 1/{1 / rounded.diff().max():.0f} apart, {len(rounded)} are left",
@@ -122,6 +123,7 @@ def test_the_numbers_in_the_texts_are_right():
         "expanded keys and values are cached": f"{expanded:,} numbers per token and layer {instead}",
         "the latent counts twice": f"{kv_cache_bytes(v3):,} bytes",
         "a draft counts as certain": f"(0.5, 0.3, 0.2) the acceptance is {0.5**2 + 0.3**2 + 0.2**2:.2f} instead of 1",
+        "powers of two count as floats": f"-2 as {cast[0]:g}, 0.3 as {cast[1]:g}, 0 as {cast[2]:.0e}",
         "no scaling factor": f"of {v3.routed_scaling_factor:g} in V3 and of {v2.routed_scaling_factor:g} in V2",
     }.items():
         assert text in WRONG_VARIANTS[name].effect

@@ -43,7 +43,7 @@ def test_help_names_every_command_and_every_setting(monkeypatch):
         "": ["train", "generate", "export", "count"],
         "train": ["--config", "--data", "--out", "--resume", "--device", "--threads", *settings],
         "generate": ["--prompt", "--tokens", "--temperature", "--top-k", "--seed"],
-        "export": ["--dtype", "bfloat16", "--overwrite"],
+        "export": ["--dtype", "bfloat16", "fp8", "--fp8-block", "--overwrite"],
         "count": ["--context", "deepseek-v3"],
     }.items():
         shown = minids(*command.split(), "--help")
@@ -241,6 +241,31 @@ def test_an_exported_run_is_the_trained_model_with_its_report_and_writes_its_tex
     (again / "report.json").unlink()
     assert minids("export", again, out, "--overwrite").exit_code == 0
     assert "report.json" not in names_in(out), "of a model that has none"
+
+
+def test_a_run_in_fp8_is_trained_exported_in_fp8_and_read(folder, finished, tmp_path):
+    run, options = tmp_path / "run", ["--dtype", "fp8", "--fp8-block", 8, "--steps", 3]
+    result = train(folder, "--out", run, *options)
+    assert result.exit_code == 0, result.output
+    assert "fp8 on cpu" in result.stdout
+    assert names_in(run) == FILES
+    report = json.loads((run / "report.json").read_text())
+    assert (report["dtype"], report["train"]["dtype"], report["train"]["fp8_block"]) == ("fp8", "fp8", 8)
+    losses = [[record["loss"] for record in read_log(out / "log.jsonl")] for out in (run, finished)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert losses[0] != losses[1]
+    for block in ([], ["--fp8-block", 8]):
+        result = minids("export", run, tmp_path / "model", "--dtype", "fp8", *block, "--overwrite")
+        assert result.exit_code == 0, result.output
+        size = block[-1] if block else 128
+        entries = json.loads((tmp_path / "model" / "config.json").read_text())
+        assert entries["quantization_config"]["weight_block_size"] == [size, size]
+    trained = tensors_of(run)
+    for name, tensor in load_pretrained(tmp_path / "model").state_dict().items():
+        error = (tensor - trained[f"model.{name}"]).norm()
+        assert error <= 0.04 * trained[f"model.{name}"].norm(), name
+    assert minids("export", tmp_path / "model", tmp_path / "plain").exit_code == 0, "and back, in BF16"
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])

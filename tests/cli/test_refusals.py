@@ -93,7 +93,9 @@ REFUSED = {
     "generate new/run --tokens 0": "--tokens 0",
     "generate new/run --temperature nan": "--temperature nan",
     "generate new/run --top-k 513": "--top-k 513",
-    "export new/run model --dtype int8": "--dtype 'int8' is not possible: it must be float32 or bfloat16.",
+    "export new/run model --dtype int8": "--dtype 'int8' is not possible: it must be bfloat16, float32 or fp8.",
+    "export new/run model --dtype fp8 --fp8-block 0": "--fp8-block 0 is not possible: it must be a whole number of at",
+    f"{TRAIN} --dtype fp8 --fp8-block 0": "--fp8-block 0 is not possible: it must be a whole number of at least 1.",
     # Where something else is
     f"{TRAIN} --out text.txt": "text.txt is a file",
     f"{TRAIN} --out text.txt/below": "text.txt/below/log.jsonl cannot be written: Not a directory",
@@ -110,6 +112,7 @@ REFUSED = {
     # Another run than the one in the folder
     f"{RESUME} --steps 4": "train.steps=3, not 4",
     f"{RESUME} --seed 1": "train.seed=0, not 1",
+    f"{RESUME} --dtype fp8": "train.dtype='float32', not 'fp8'",
     f"{RESUME} --config mini-dense": "model.",
     f"{RESUME} --data other.txt": "was made with another text",
     f"{RESUME} --out retokenized": "was made with another tokenizer",

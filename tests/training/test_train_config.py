@@ -56,7 +56,7 @@ def test_gamma_is_zero_at_the_end_only(fraction, frozen):
 
 
 IMPOSSIBLE = {
-    **dict.fromkeys(("steps", "batch_size", "sequence_length", "save_every"), (0, -1, 2.5, True)),
+    **dict.fromkeys(("steps", "batch_size", "sequence_length", "save_every", "fp8_block"), (0, -1, 2.5, True)),
     **dict.fromkeys(("learning_rate", "clip_norm"), (0, -1, math.inf, math.nan)),
     **dict.fromkeys(
         ("weight_decay", "mtp_weight", "final_mtp_weight", "balance_weight", "bias_speed"), (-1e-9, math.inf, math.nan)

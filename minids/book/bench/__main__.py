@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from minids.book.bench import decoding, experts, growth, speculation, training
+from minids.book.bench import decoding, experts, fp8, growth, speculation, training
 from minids.book.bench.measure import CPU_TIMES
 from minids.book.bench.peak import report_growth
 from minids.book.bench.table import table
@@ -16,7 +16,7 @@ from minids.device import best_dtype, cpu_name, keep_freed_memory
 from minids.files import write_atomically
 
 TARGET = Path(__file__).parents[3] / "figures" / "data" / "bench.json"
-PARTS = ("training", "decoding", "speculation", "experts", "growth")
+PARTS = ("training", "decoding", "speculation", "experts", "fp8", "growth")
 CELLS = [(1, 512), (1, 2048), (8, 512), (8, 2048)]  # batch, context
 # For `peak_of`: how a process of its own makes the step that the words of the command line name.
 PEAK_STEPS = {
@@ -35,7 +35,7 @@ def main(quick: bool, parts: list[str]) -> None:
         data[part] = measure(part, quick)
         if not quick:
             write_atomically(TARGET, json.dumps(data, indent=1) + "\n")
-    if set(PARTS) - {"growth"} <= data.keys():
+    if set(PARTS) - {"growth", "fp8"} <= data.keys():
         print(table(data))
     if not quick:
         print(f"wrote {TARGET}: `make figures` draws it.")
@@ -54,6 +54,8 @@ def measure(part: str, quick: bool) -> list[dict]:
         return speculation.measure([1] if quick else threads, rounds)
     if part == "experts":
         return experts.measure(last, rounds)
+    if part == "fp8":
+        return fp8.measure(rounds)
     return growth.measure(1, rounds=3)
 
 

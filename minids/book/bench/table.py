@@ -2,12 +2,13 @@
 
 
 def table(data: dict) -> str:
-    """Return the Markdown tables: steps beside the peer's, speculative decoding, and the expert layer.
+    """Return the Markdown tables: steps beside the peer's, speculative decoding, the expert layer, and FP8 if measured.
 
     The line below them names the machine and says how often other programs were busy.
     """
-    parts = _steps(data), _speculation(data["speculation"]), _experts(data["experts"]), _circumstances(data)
-    return "\n\n".join(parts)
+    parts = [_steps(data), _speculation(data["speculation"]), _experts(data["experts"])]
+    parts += [_fp8(data["fp8"])] if "fp8" in data else []
+    return "\n\n".join([*parts, _circumstances(data)])
 
 
 def _steps(data: dict) -> str:
@@ -41,9 +42,18 @@ def _experts(rows: list[dict]) -> str:
     return _markdown(lines)
 
 
+def _fp8(rows: list[dict]) -> str:
+    lines = [["simulated FP8, forward and backward", "threads", "float32", *rows[0]["cost"]]]
+    for row in rows:
+        what = f"linear layer, {' → '.join(map(str, row['shape']))}, {row['tokens']:,} tokens"
+        costs = [_times(cost, decimals=2) for cost in row["cost"].values()]
+        lines.append([what, row["threads"], f"{row['sides']['plain']['median_ms']:.0f} ms", *costs])
+    return _markdown(lines)
+
+
 def _circumstances(data: dict) -> str:
     where = "{cpu}, {cores} cores, torch {torch}, transformers {transformers}".format(**data["environment"])
-    rows = [*data["training"], *data["decoding"], *data["speculation"], *data["experts"]]
+    rows = [*data["training"], *data["decoding"], *data["speculation"], *data["experts"], *data.get("fp8", [])]
     samples = [side for row in rows for side in row["sides"].values()]
     samples += [point["time"] for curve in data.get("growth", []) for point in curve["points"]]
     taken, disturbed = (sum(side[name] for side in samples) for name in ("samples", "disturbed"))

@@ -36,5 +36,11 @@ from minids.book.plots.c06_rule import draw_acceptance_rule
 from minids.book.plots.c06_speed import draw_speculation_speedup
 from minids.book.plots.c06_text import draw_drafted_text
 from minids.book.plots.c06_training import draw_mtp_ablation, draw_mtp_published
+from minids.book.plots.c07_accumulate import draw_accumulation_error, draw_cut_products
+from minids.book.plots.c07_bytes import draw_bytes
+from minids.book.plots.c07_formats import draw_code, draw_magnitudes, draw_number_lines
+from minids.book.plots.c07_products import draw_fp8_layer, draw_fp8_products
+from minids.book.plots.c07_scales import draw_outlier, draw_tile_width, draw_tilings
+from minids.book.plots.c07_training import draw_fp8_arms, draw_fp8_loss, draw_outlier_loss
 from minids.book.plots.c10_training import draw_expert_load, draw_loss
 from minids.book.plots.growth import draw_growth

@@ -1,0 +1,156 @@
+"""Training in FP8: the recorded loss curves beside those of FP32, and what each part of the recipe is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from minids.book.plots.helpers import DASHED, draw_runs, label, label_ends, write_row
+from minids.book.plots.style import INK, LAYERS, MUTED, PALE, Picture, new_figure, styled
+from minids.book.recorded import STANDINGS, bits_of, compare, runs_of
+
+REFERENCE, CHANCE = "FP32", "FP32 again"
+COLORS = {"FP8": LAYERS[1], "BF16": LAYERS[6], CHANCE: MUTED}
+PUBLISHED = 0.25  # percent: relative loss error of a 16B and a 230B model against BF16 (V3 report, appendix B.1)
+SMOOTHING = 0.9  # of the report's curves, an exponential mean over the steps
+FIRST = 30  # steps that are not drawn: the mean begins with few of them
+SAID = dict(zip(STANDINGS, ("lower", "higher", "not separated"), strict=True))
+
+
+def relative_differences(result: dict, arm: str) -> np.ndarray:
+    """Return by how many percent the smoothed training loss of an arm differs from FP32's, (seeds, steps)."""
+    ours, theirs = (np.array([smoothed(run["history"]) for run in runs_of(result, name)]) for name in (arm, REFERENCE))
+    return 100 * (ours / theirs - 1)
+
+
+def smoothed(losses: list[float]) -> np.ndarray:
+    """Return the exponential mean up to each step."""
+    means = [losses[0]]
+    for loss in losses[1:]:
+        means.append(SMOOTHING * means[-1] + (1 - SMOOTHING) * loss)
+    return np.array(means)
+
+
+def chance(result: dict) -> float:
+    """Return the largest difference between FP32 and FP32 again, in percent of held-out bits per byte."""
+    return float(np.abs(percent(result, CHANCE)).max())
+
+
+def percent(result: dict, arm: str) -> np.ndarray:
+    """Return by how many percent an arm's held-out bits per byte differ from FP32's, for each seed."""
+    return 100 * (bits_of(result, arm) / bits_of(result, REFERENCE) - 1).ravel()
+
+
+@styled()
+def draw_fp8_loss(result: dict) -> Picture:
+    """Draw how the training loss of FP8, of BF16 and of FP32 with another last bit differs from FP32's.
+
+    The losses are smoothed as the report's. A band goes from the lowest to the highest of the seeds, the line is their
+    mean. Dashed is the report's 0.25%.
+    """
+    fig = new_figure(height=4.6)
+    ax = fig.add_axes((0.085, 0.13, 0.76, 0.62))
+    ends, said = {}, []
+    for arm, color in reversed(COLORS.items()):
+        differences = relative_differences(result, arm)
+        steps = np.arange(FIRST, differences.shape[1])
+        shown = differences[:, FIRST:]
+        ax.fill_between(steps, shown.min(axis=0), shown.max(axis=0), color=color, alpha=0.2, linewidth=0)
+        ax.plot(steps, shown.mean(axis=0), color=color)
+        ends[arm] = (shown[:, -1].mean(), color)
+        said.append(f"{arm} within {np.abs(shown).max():.2f}%, mean at the end {shown[:, -1].mean():+.2f}%")
+    for bound in (-PUBLISHED, PUBLISHED):
+        ax.axhline(bound, color=INK, linewidth=1.2, linestyle=DASHED)
+    ax.axhline(0, color=PALE, zorder=0)
+    ax.set(xlim=(FIRST, steps[-1]), xlabel="step")
+    ax.set_ylabel("training loss against FP32", size=11)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.1f}%" if value else "0")
+    label_ends(ax, ends, gap=0.09 * np.ptp(ax.get_ylim()))
+    ours, floor = (np.abs(relative_differences(result, arm)[:, FIRST:]).max() for arm in ("FP8", CHANCE))
+    than = "no further than" if ours <= floor else "further than"
+    fig.title(f"FP8’s loss is up to {ours:.1f}% from FP32’s, {than} that of FP32 with other last bits ({floor:.1f}%)")
+    seeds = len(result["seeds"])
+    fig.note(
+        0.02, 0.84, f"smoothed over 10 steps; {seeds} seeds: range and mean; dashed: the report’s bound of {PUBLISHED}%"
+    )
+    fig.alt = "; ".join(reversed(said))
+    return fig
+
+
+@styled()
+def draw_fp8_arms(result: dict) -> Picture:
+    """Draw by how many percent each arm's held-out bits per byte differ from FP32's, a dot for each seed.
+
+    Grey is as far as FP32 is from itself with another last bit. Beside each arm stands what `Measured` separates.
+    """
+    arms = [arm for arm in result["arms"] if arm != REFERENCE]
+    fig = new_figure(height=0.36 * len(arms) + 1.5)
+    ax = fig.add_axes((0.245, 0.52 / fig.get_figheight(), 0.46, 1 - 1.65 / fig.get_figheight()))
+    ax.set(ylim=(len(arms) - 0.4, -0.6), yticks=[])
+    ax.spines["left"].set_visible(False)
+    away = chance(result)
+    ax.axvspan(-away, away, color=PALE, alpha=0.6, linewidth=0, zorder=0)
+    said, worse = [], []
+    for row, arm in enumerate(arms):
+        differences, standing = percent(result, arm), SAID[compare(result, arm, REFERENCE)]
+        draw_runs(ax, row, differences, COLORS.get(arm, INK))
+        words = standing if arm != CHANCE else "chance"
+        write_row(ax, row, {0.02: arm}, ha="left", size=12)
+        write_row(ax, row, {0.80: f"{differences.mean():+.2f}%"})
+        write_row(ax, row, {0.825: words}, ha="left")
+        said.append(f"{arm} {differences.mean():+.2f}% ({words})")
+        worse += [arm] * (standing == SAID["behind"])
+    _x_axis(ax)
+    fig.title(_finding(result, worse), y=1 - 0.42 / fig.get_figheight())
+    fig.note(
+        0.02, 1 - 0.82 / fig.get_figheight(),
+        "held-out bits per byte against FP32 with the same seed; grey: FP32 against itself with other last bits",
+        size=10.5,
+    )  # fmt: skip
+    fig.alt = "; ".join(said)
+    return fig
+
+
+def _x_axis(ax: Axes) -> None:
+    ax.set_xscale("symlog", linthresh=1, linscale=1.2)
+    ax.set_xticks([-1, -0.5, 0, 0.5, 1, 2, 5, 10])
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
+    ax.minorticks_off()
+
+
+def _finding(result: dict, worse: list[str]) -> str:
+    eight = SAID[compare(result, "FP8", REFERENCE)]
+    first = "FP8 is not separated from FP32" if eight == "not separated" else f"FP8’s loss is {eight} than FP32’s"
+    rest = ", ".join(arm for arm in worse if arm != "FP8")
+    if rest:
+        return f"{first}; higher is the loss of {rest}"
+    return f"{first}, and " + ("neither is any other arm" if eight == "not separated" else "no other arm’s is")
+
+
+@styled()
+def draw_outlier_loss(powers: tuple[int, ...], losses: dict[str, list[float]], uniform: float) -> Picture:
+    """Draw a model's loss against the size of an outlier that changes its function in no other way.
+
+    `losses` is from `losses_with_outliers`; `uniform` is the loss of a guess among all tokens.
+    """
+    fig = new_figure(height=4.4)
+    ax = fig.add_axes((0.075, 0.14, 0.63, 0.62))
+    colors = dict(zip(losses, (INK, LAYERS[1], LAYERS[5], LAYERS[2], LAYERS[3]), strict=False))
+    for name, values in losses.items():
+        ax.plot(powers, values, "--" if name == "FP32" else "o-", color=colors[name], markersize=4)
+    ax.axhline(uniform, color=MUTED, linewidth=1.2, linestyle=DASHED)
+    label(ax, "a guess among all tokens", (powers[0], uniform), (0, -15), color=MUTED, ha="left")
+    ax.set(xlim=(powers[0], powers[-1]), ylim=(min(losses["FP32"]) - 0.4, None), xlabel="size of the outliers")
+    ax.set_ylabel("loss (nats)", size=11)
+    ax.set_xticks(powers, [f"$2^{{{power}}}$" for power in powers])
+    label_ends(ax, {name: (values[-1], colors[name]) for name, values in losses.items()}, gap=0.36)
+    worst = max(losses, key=lambda name: losses[name][-1])
+    first = next(p for p, v in zip(powers, losses[worst], strict=True) if v > losses["FP32"][0] + 0.1)
+    fig.title(f"{worst}: outliers of $2^{{{first}}}$ and more destroy the model; with tiles the damage is local")
+    fig.note(
+        0.02,
+        0.835,
+        "one channel of each norm is larger by this factor, the columns that read it smaller: the same function",
+    )
+    fig.alt = "; ".join(f"{name}: " + ", ".join(f"{value:.2f}" for value in values) for name, values in losses.items())
+    return fig
