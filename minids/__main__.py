@@ -6,7 +6,9 @@ Each command imports the part of the library that it calls only when it runs, so
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -84,11 +86,9 @@ def export(
     folder: Annotated[str, typer.Argument(help="The new folder to write.")],
     dtype: Annotated[str, typer.Option(help="bfloat16, float32, or fp8: in blocks, as V3.")] = "bfloat16",
     fp8_block: Annotated[
-        int,
-        typer.Option(
-            help="With dtype fp8: side of a block. transformers needs one that divides all widths: mini's 16."
-        ),
-    ] = 128,
+        int | None,
+        typer.Option(help="With dtype fp8: side of a block. Default: that of a run trained in fp8, else 128."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in this folder.")] = False,
 ):
     """Write a trained model in the released layout, which load_pretrained, transformers and other tools read."""
@@ -96,21 +96,41 @@ def export(
         with killed_by_ctrl_c():
             import torch
 
-            from minids.hub.save import save_pretrained
+            from minids.hub.save import save_pretrained, transformers_reads
             from minids.training.run import load_run
         require("dtype", dtype, dtype in DTYPES, "bfloat16, float32 or fp8")
-        require_whole("fp8_block", fp8_block)
+        if fp8_block is not None:
+            require("fp8_block", fp8_block, dtype == "fp8", "left out unless the dtype is fp8")
+            require_whole("fp8_block", fp8_block)
         source, target = find_run(path_of("run", run)), path_of("folder", folder)
         model, tokenizer = load_run(source)
+        side = fp8_block or _block_of_training(source)
         report = read_json(source / "report.json") if (source / "report.json").exists() else None
         save_pretrained(
             model, target, tokenizer=tokenizer, report=report, overwrite=overwrite,
             dtype=torch.float8_e4m3fn if dtype == "fp8" else getattr(torch, dtype),
-            weight_block_size=(fp8_block, fp8_block),
+            weight_block_size=(side, side) if dtype == "fp8" else None,
         )  # fmt: skip
         files = sorted(target.iterdir())
         size = sum(file.stat().st_size for file in files)
         typer.echo(f"{target}/: {', '.join(file.name for file in files)}; {size / 1e6:.1f} MB")
+        if dtype == "fp8" and not transformers_reads(model, side):
+            fitting = [f"--fp8-block {n}" for n in (128, 64, 32, 16) if transformers_reads(model, n)]
+            typer.echo(
+                f"transformers (5.23) derives blocks from the shapes of matrices and misreads these of {side}: "
+                f"for it, export with {[*fitting, '--dtype bfloat16'][0]}."
+            )
+
+
+def _block_of_training(source: Path) -> int:
+    """Return the block of a run that was trained in FP8; 128 for another run, and for a model."""
+    from minids.tensors import open_tensors
+
+    path, train = source / "checkpoint.safetensors", {}
+    if path.exists():
+        with open_tensors(path, "there is no checkpoint to read") as file:
+            train = json.loads(file.metadata()["settings"]).get("train", {})
+    return train["fp8_block"] if train.get("dtype") == "fp8" else 128
 
 
 @app.command()

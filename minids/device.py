@@ -46,7 +46,8 @@ def choose_device(name: str | None = None) -> torch.device:
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
     """Return a context manager in which matrix products run in bfloat16, if `dtype` is "bfloat16".
 
-    With "float32" and "fp8" it changes nothing: the products of a model in FP8 are its own (quantization/products.py).
+    With "float32" and "fp8" products stay in float32, also within another autocast: those of a model in FP8 are its own
+    (quantization/products.py).
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import torch
 from matplotlib.text import Text
+from torch import Tensor
 
 from minids.book import plots
 from minids.book.claims import ARTICLES, all_claims
@@ -19,6 +20,8 @@ from minids.cost.published import LOSS_FREE, REPORTS
 from minids.hub.reference import reference
 from minids.inference.generate import generate
 from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+from minids.quantization.products import use_fp8
 
 DOMAINS = ("prose", "code", "arithmetic")
 RELEASED = list(REPORTS)
@@ -146,6 +149,26 @@ def drafted(prompt: str, temperature: float):
     return generate(model, tokenizer.encode(prompt), 60, temperature=temperature, speculative=True), tokenizer
 
 
+def magnitudes() -> dict[str, Tensor]:
+    """A few thousand numbers of each of three kinds, of the sizes that they have in a model."""
+    dice = torch.Generator().manual_seed(0)
+    sizes = {"weights W": 0.05, "activations x": 1.0, "gradients dy": 1e-5}
+    return {kind: size * torch.randn(50, 200, generator=dice) for kind, size in sizes.items()}
+
+
+def in_fp8() -> DeepSeek:
+    model = DeepSeek(ModelConfig.preset("tiny"))
+    use_fp8(model)
+    return model
+
+
+def register_errors() -> dict:
+    """Errors of sums of 1,024, 4,096 and 16,384 products: median and largest, by data, reading and promotion."""
+    names = {"never": 1e-3, "512": 3e-4, "128": 8e-5, "32": 3e-5, "FP32": 1e-7, "operands": 0.026, "nearest": 1e-4}
+    found = {name: [(size * grown, 5 * size * grown) for grown in (1, 2, 4)] for name, size in names.items()}
+    return {data: dict.fromkeys(("sums", "products"), found) for data in ("normal", "positive")}
+
+
 ARGUMENTS = {  # of draw_NAME, by name and variant
     "architecture": {"all": (), "3": (3,), "12": (12,)},
     "parameters": {f"{n}, {price}": (c, price) for n, c in PRESETS.items() for price in (None, 2.0)},
@@ -217,6 +240,22 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "acceptance_by_domain": {"with untrained": accepted(*DOMAINS, "untrained"), "two": accepted(*DOMAINS[:2])},
     "drafted_text": {"prose": drafted("Return the", 0.7), "code": drafted("def add(self, other):\n    ", 0)},
     "speculation_speedup": {f"{a}, {k}": (a, 0.05, 1.05, k) for a in (0, 0.85, 1) for k in (1, 2, 4)},
+    "code": {f"{code}, {name}": (code, name) for code in (0, 69, 126, 127, 252) for name in ("E4M3", "E5M2")},
+    "number_lines": {"all": ()},
+    "magnitudes": {str(power): (magnitudes(), power) for power in (-8, 0, 14, 26)},
+    "outlier": {"1e5": (), "1e6": (1_000_000, 0, 383)},
+    "tile_width": {"all": ()},
+    "tilings": {"two": (dict(zip(("own\ntensor", "made\nlarger"), magnitudes().values(), strict=False)),)},
+    "fp8_products": {name: (name, 7, 0) for name in ("Fprop", "Dgrad", "Wgrad", "Wgrad, not re-tiled")},
+    "fp8_layer": {"reference": (in_fp8(),)},
+    "cut_products": {f"{e}, {reading}": (e, reading) for e in (8, 12, 16) for reading in ("products", "sums")},
+    "accumulation_error": {"normal": ([1024, 4096, 16384], register_errors())},
+    "fp8_loss": {"recorded": (load("fp8"),)},
+    "fp8_arms": {"recorded": (load("fp8"),)},
+    "outlier_loss": {
+        "three": ((0, 8, 16), {"FP32": [3.7] * 3, "tiles": [3.7, 3.7, 4.1], "one scale": [3.8, 4.6, 8.4]}, 7.6)
+    },
+    "bytes": {"V3": (V3, PRESETS["mini"])},
     "loss": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),
         "own text": run(domains=("text",)), "equal": run(held_out=(1.5,) * 3), "above": run(held_out=(4.1, 3.9, 6.0)),

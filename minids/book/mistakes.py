@@ -232,7 +232,7 @@ _GALLERY = (
         "amax of zero",
         "A tile of zeros, such as padding between the rows of two experts, has the scale 0, and 0/0 is NaN. The next "
         "sum over tokens makes the gradient NaN.",
-        ((quantize, "amax.clamp(min=AMAX_FLOOR) / format.largest", "amax / format.largest"),),
+        ((quantize, "amax.clamp(min=floor) / format.largest", "amax / format.largest"),),
     ),
     WrongVariant(
         "scale of the transpose",

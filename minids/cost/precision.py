@@ -50,7 +50,7 @@ def total(parts: Iterable[Bytes]) -> Bytes:
     return Bytes(sum(part.bf16 for part in parts), sum(part.fp8 for part in parts))
 
 
-def row_bytes(width: int, bits: int = E4M3_BITS, tile: int = FP8_TILE) -> float:
+def _row_bytes(width: int, bits: int = E4M3_BITS, tile: int = FP8_TILE) -> float:
     """Return the bytes of a row of numbers of some bits, and of a scale for each tile of it."""
     return width * bits / 8 + SCALE * -(-width // tile)
 
@@ -89,7 +89,7 @@ def activation_bytes(config: ModelConfig, layer_index: int, tile: int = FP8_TILE
     c, h = config, config.hidden_size
 
     def kept(width: int, times: int = 1, bits: int = E4M3_BITS) -> Bytes:
-        return Bytes(times * BF16 * width, times * row_bytes(width, bits, tile))
+        return Bytes(times * BF16 * width, times * _row_bytes(width, bits, tile))
 
     if not c.uses_mla:
         attention = {"q_proj, k_proj, v_proj": kept(h)}
@@ -112,11 +112,6 @@ def activation_bytes(config: ModelConfig, layer_index: int, tile: int = FP8_TILE
     return out
 
 
-def activation_bytes_of_model(config: ModelConfig, tile: int = FP8_TILE) -> Bytes:
-    """Return the same, summed over the layers of the main model."""
-    return total(total(activation_bytes(config, i, tile).values()) for i in range(config.num_hidden_layers))
-
-
 def communication_bytes(config: ModelConfig, tile: int = FP8_TILE) -> dict[str, Bytes]:
     """Return what one copy of a token takes to an expert and back, in the forward pass; the backward takes as much.
 
@@ -124,7 +119,7 @@ def communication_bytes(config: ModelConfig, tile: int = FP8_TILE) -> dict[str, 
     """
     require("n_routed_experts", config.n_routed_experts, config.uses_moe, "a number")
     h = config.hidden_size
-    return {"dispatch": Bytes(BF16 * h, row_bytes(h, tile=tile)), "combine": Bytes(BF16 * h, BF16 * h)}
+    return {"dispatch": Bytes(BF16 * h, _row_bytes(h, tile=tile)), "combine": Bytes(BF16 * h, BF16 * h)}
 
 
 def most_copies(config: ModelConfig) -> dict[str, int]:

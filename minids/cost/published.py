@@ -58,6 +58,7 @@ REPORTS = {
 DOLLARS_PER_HOUR = 2.0  # of an H800, as the V3 report assumes (table 1)
 CLUSTER = 2048  # H800s that trained V3 (§3.1)
 H800_BF16_FLOPS = 989.4e12  # dense BF16 operations per second, NVIDIA's data sheet of the H100 SXM; FP8 doubles it
+H800_FP32_FLOPS = 67e12  # on the CUDA cores, from the same data sheet
 H800_BYTES_PER_SECOND = 3.35e12  # of its memory, the same data sheet
 
 

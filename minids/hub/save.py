@@ -39,7 +39,7 @@ def save_pretrained(
     tokenizer: Tokenizer | None = None,
     report: dict | None = None,
     dtype: torch.dtype | None = None,
-    weight_block_size: tuple[int, int] = (128, 128),
+    weight_block_size: tuple[int, int] | None = None,
     power_of_two_scales: bool = False,
     mtp_copies: bool = True,
     max_shard_bytes: int = 5_000_000_000,
@@ -49,10 +49,12 @@ def save_pretrained(
 
     The weights are saved in `dtype`, by default their own; the gates' biases stay float32. With torch.float8_e4m3fn
     they are saved as V3's: the matrices of attention and feed-forward layers in FP8 with a scale for each block of
-    `weight_block_size`, each expert's on their own; embedding, head, gates, norms and the projections of MTP modules
-    in bfloat16. `power_of_two_scales` is V3.1's choice. Blocks at the edges may be smaller, as in V3's own files, but
-    transformers 5 derives the size of a block from the shapes: it reads a matrix of 192 columns and 2 scales in blocks
-    of 96, and refuses one of 576 rows and 5 scales. So choose blocks that divide all widths if it must read the files.
+    `weight_block_size`, by default 128 x 128, each expert's on their own; embedding, head, gates, norms and the
+    projections of MTP modules in bfloat16. `power_of_two_scales` is V3.1's choice.
+
+    Blocks at the edges may be smaller, as in V3's own files, but transformers (5.23) derives the size of a block from
+    the shapes: it reads a matrix of 192 columns and 2 scales in blocks of 96, and refuses one of 576 rows and 5 scales.
+    So choose blocks for which `transformers_reads` if it must read the files. It needs `accelerate` to read FP8.
 
     As in DeepSeek's releases, the MTP modules include copies of embedding and head, unless `mtp_copies` is False.
     Weights of more than `max_shard_bytes` are divided into several files. `report` is saved as report.json. With
@@ -60,8 +62,8 @@ def save_pretrained(
 
     The folder must be new or empty. With `overwrite` it may also be an earlier export, which is replaced when the new
     one is complete. Its tokenizer is kept unless a new one is given; its report is removed, because it describes other
-    weights. Raises ValueError if the folder holds anything else, and OSError, for example if the disk is full; the
-    folder is then unchanged.
+    weights. Raises ValueError if the folder holds anything else, and for settings of FP8 without FP8; OSError, for
+    example if the disk is full. The folder is then unchanged.
     """
     folder = Path(path)
     remove_leftovers(folder.resolve())
@@ -85,6 +87,16 @@ def save_pretrained(
                 shutil.copyfile(folder / name, temporary / name)
         if report is not None:
             _write_json(temporary / "report.json", report)
+
+
+def transformers_reads(model: DeepSeek, block: int) -> bool:
+    """Return whether transformers (5.23) reads FP8 files of the model in blocks of block x block as they are meant.
+
+    It takes the rows of a matrix, divided by its rows of scales, for the height of a block, and so the columns. So no
+    matrix may end with a smaller block, unless it is the only one.
+    """
+    sides = {side for name, piece in released_tensors(model).items() if is_fp8_matrix(name) for side in piece.shape}
+    return all(side <= block or side % block == 0 for side in sides)
 
 
 def _require_target(folder: Path, overwrite: bool) -> None:
@@ -143,14 +155,21 @@ class _Form:
     """How the weights are stored. Raises ValueError for what weights cannot be stored in."""
 
     dtype: torch.dtype
-    block: tuple[int, int]
+    weight_block_size: tuple[int, int] | None
     power_of_two_scales: bool
 
     def __post_init__(self):
         allowed = [*FLOATS.values(), torch.float8_e4m3fn]
         require("dtype", self.dtype, self.dtype in allowed, ", ".join(map(str, allowed)))
+        for name, default in (("weight_block_size", None), ("power_of_two_scales", False)):
+            value = getattr(self, name)
+            require(name, value, self.is_fp8 or value is default, f"{default} unless dtype is torch.float8_e4m3fn")
         require("weight_block_size", self.block, isinstance(self.block, tuple), "a tuple of two whole numbers")
         block_size(quantization_config(self.block))
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return block_size(None) if self.weight_block_size is None else self.weight_block_size
 
     @property
     def is_fp8(self) -> bool:

@@ -5,8 +5,8 @@ A floating-point code has a sign bit s, exponent bits e and mantissa bits m, rea
     value = (-1)^s · 2^(e - bias) · (1 + m / 2^M)        normal numbers, e > 0
     value = (-1)^s · 2^(1 - bias) · m / 2^M              subnormal numbers, e = 0: equally spaced down to 0
 
-with M mantissa bits and bias = 2^(E - 1) - 1 for E exponent bits. One more exponent bit squares the ratio of largest
-and smallest number; one more mantissa bit halves the distance between neighbours.
+with M mantissa bits and bias = 2^(E - 1) - 1 for E exponent bits. One more exponent bit about squares the ratio
+of largest and smallest number; one more mantissa bit halves the distance between neighbours.
 
     E4M3    1 + 4 + 3 bits    up to 448      no infinity: only the code with all bits set is NaN, so 448 is a number
     E5M2    1 + 5 + 2 bits    up to 57,344   as IEEE: the largest exponent is infinity and NaN. A truncated float16
@@ -14,7 +14,8 @@ and smallest number; one more mantissa bit halves the distance between neighbour
     E2M1    1 + 2 + 1 bits    up to 6        4 bits, without NaN: the numbers of MXFP4, for V4's experts
 
 Rounding is to the nearest number, in the middle between two to the one whose last mantissa bit is 0 (*ties to even*).
-What is larger than the largest number becomes the largest (*saturation*). NaN stays NaN.
+What is larger than the largest number becomes the largest (*saturation*). NaN stays NaN, except
+in the codes of E2M1, which has none: `encode` gives the largest number.
 
 Scales need range and no precision: UE8M0 has 8 exponent bits and nothing else, so it holds the powers of two from
 2^-127 to 2^127 (V3.1; OCP microscaling formats).
@@ -39,7 +40,7 @@ class Format:
     exponent_bits: int
     mantissa_bits: int
     special: str  # "IEEE": the largest exponent is infinity or NaN; "NaN": only its last mantissa is; "none"
-    dtype: torch.dtype  # the smallest of torch's that holds its numbers
+    dtype: torch.dtype  # a type of torch's that holds its numbers and can be cast to
 
     @property
     def bits(self) -> int:
@@ -117,7 +118,8 @@ def decode(codes: Tensor, format: Format) -> Tensor:
 def power_of_two_above(x: Tensor) -> Tensor:
     """Return the smallest power of two that is at least x > 0, as UE8M0 holds it, in float32.
 
-    For infinity and NaN this is NaN: UE8M0 has no infinity.
+    Above 2^127, the largest that there is, this is 2^127, and so below x. For infinity and NaN it is NaN: UE8M0 has no
+    infinity. 0 and negative numbers need no scale; what they give means nothing.
     """
     fraction, exponent = torch.frexp(x.float())
     exponent = exponent - (fraction == 0.5).int()  # x is a power of two itself

@@ -13,8 +13,12 @@ A tile that holds an outlier loses precision in its small numbers, and no other 
     128 x 1      tiles for the same tensors in the product of the weight gradient, whose sum runs over tokens
     128 x 128    blocks for weights: the same block serves W and its transpose
 
-The floor of 1e-4 keeps a tile of zeros from dividing by zero. Scales may be rounded up to powers of two (V3.1, UE8M0):
-then a division by the scale is exact, at the cost of up to one bit of the range.
+The floor keeps a tile of zeros from dividing by zero. 1e-4 is that of the authors' casts, and fits activations and
+weights. Gradients are smaller: under the mean loss of a thousand tokens nearly all of their tiles are below 1e-4, would
+get the same scale, and would underflow with more tokens. So `floor` is an argument.
+
+Scales may be rounded up to powers of two (V3.1, UE8M0): then a division by the scale is exact, at the cost of up to one
+bit of the range.
 
 **Released files** hold two tensors for a matrix of shape (rows, columns):
 
@@ -50,12 +54,17 @@ Tile = tuple[int, int]
 class Quantized:
     """A matrix, or a stack of them, in FP8: `values` (..., rows, columns) and `scales`, one for each tile.
 
-    Tiles at the lower and right edge may be smaller. Each matrix of a stack has tiles of its own.
+    Tiles at the lower and right edge may be smaller. Each matrix of a stack has tiles of its own. Raises ValueError for
+    scales that are not one for each tile of a matrix.
     """
 
     values: Tensor
     scales: Tensor
     tile: Tile
+
+    def __post_init__(self):
+        given, grid = tuple(self.scales.shape[-2:]), scale_shape(self.values.shape[-2:], self.tile)
+        require("shape of the scales", given, given == grid, f"{grid}, one for each tile of {self.tile}")
 
     @property
     def mT(self) -> Quantized:
@@ -63,27 +72,36 @@ class Quantized:
         return Quantized(self.values.mT, self.scales.mT, self.tile[::-1])
 
 
-def quantize(x: Tensor, tile: Tile | None, *, power_of_two_scales: bool = False, format: Format = E4M3) -> Quantized:
+def quantize(
+    x: Tensor, tile: Tile | None, *, power_of_two_scales: bool = False, format: Format = E4M3, floor: float = AMAX_FLOOR
+) -> Quantized:
     """Return x (..., rows, columns) in tiles of rows x columns; None makes one tile of each whole matrix.
 
-    Each number is rounded to the nearest value, ties to even. A NaN or an infinity makes its whole tile NaN. Raises
-    ValueError for a tile that is not two whole numbers of at least 1, and for a tensor without rows and columns.
+    Each number is rounded to the nearest value, ties to even. A NaN or an infinity makes its whole tile NaN. An amax
+    below `floor` counts as `floor`. Raises ValueError for a tile that is not two whole numbers of at least 1, for a
+    tensor without rows and columns, and for what is no `Format`.
     """
     require("dimensions of a tensor to quantise", x.ndim, x.ndim >= 2, "at least 2")
+    require("format", format, isinstance(format, Format), "a Format (formats.py), such as E4M3")
+    require_tile("tile", tile)
     tile = tuple(max(1, n) for n in x.shape[-2:]) if tile is None else tile
-    require("tile", tile, isinstance(tile, tuple) and len(tile) == 2, "two whole numbers, or None")
-    for n in tile:
-        require_whole("tile", n)
     tiles = _in_tiles(x, tile)
     over = dict(dim=(-3, -1), keepdim=True)
     amax = torch.maximum(tiles.amax(**over), -tiles.amin(**over)).float()  # without a copy of all absolute values
-    scales = amax.clamp(min=AMAX_FLOOR) / format.largest
+    scales = amax.clamp(min=floor) / format.largest
     if power_of_two_scales:
         scales = power_of_two_above(scales)
     values = tiles * (1 / scales)
     if format.bits != 8:  # torch casts to neither 12 bits nor 4
         values = round_to(values, format)
     return Quantized(_whole(values.to(format.dtype), x.shape), scales.squeeze((-3, -1)), tile)
+
+
+def require_tile(name: str, tile: Tile | None) -> None:
+    """Raise ValueError for a tile that is not two whole numbers of at least 1, or None."""
+    require(name, tile, tile is None or (isinstance(tile, tuple) and len(tile) == 2), "two whole numbers, or None")
+    for n in tile or ():
+        require_whole(name, n)
 
 
 def dequantize(x: Quantized) -> Tensor:
@@ -95,7 +113,7 @@ def dequantize(x: Quantized) -> Tensor:
 def _in_float32(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     """Return a float32 tensor of its own and scales, which multiply to the same products as these.
 
-    For E4M3 on a CPU this takes a tenth of the time of torch's cast. Shifted by seven bits to the left, with the sign
+    For E4M3 on a CPU this is much faster than torch's cast. Shifted by seven bits to the left, with the sign
     moved to the front, a code of E4M3 is the float16 number that is smaller by 2^8, the difference between the biases
     of the exponents, 15 and 7. So the scales become larger by 2^8. Only NaN would become a number.
     """

@@ -13,15 +13,15 @@ step, and their gradients, in float32; the embedding, the head, the gates, the n
 projection of the MTP modules, as in the released files. The input of the linear layer after attention is kept for
 Wgrad in E5M6 with powers of two as scales (§3.3.3), the inputs of all others in E4M3.
 
-**What is simulated.** On a CPU there are no FP8 products. Each number is rounded to FP8 and multiplied by its scale in
-float32, and the products are summed in float32, or in a simulated register (accumulate.py), on numbers that include
-their scales. So every rounding of FP8 happens, and only the order of the sums and the rounding of value times scale
-(none for powers of two) differ from hardware. On a GPU with FP8 tensor cores those compute the products
+**What is simulated.** On a CPU there are no FP8 products. Each number is rounded to FP8, bit for bit as on hardware,
+and multiplied by its scale in float32. Then the sums are in float32, too: the tensor core's register of 14 bits is
+simulated only with `register` (accumulate.py). It then cuts numbers that include their scales, so it loses the bits
+that the hardware loses only if the scales are powers of two. On a GPU with FP8 tensor cores those compute the products
 (`on_tensor_cores`).
 
 What is left out of the recipe: SwiGLU's inputs are not cached in FP8, and no communication is in FP8. What is not in
-FP8 runs in float32, not in BF16. The experts' gate and up matrices are one stack, so they share blocks if the width of
-an expert is no multiple of the block.
+FP8 runs in float32, not in BF16. Decoding with MLA's absorbed form reads the master weights of `kv_b_proj`. The
+experts' gate and up matrices are one stack, so they share blocks if the width of an expert is no multiple of the block.
 
 The backward pass has two plain functions, `input_grad` and `weight_grad`, as the grouped products have: a pipeline
 schedule can leave the second for later.
@@ -29,7 +29,7 @@ schedule can leave the second for later.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -41,7 +41,7 @@ from minids.model.linear import Linear
 from minids.model.moe import Experts
 from minids.quantization.accumulate import Register, accumulate
 from minids.quantization.formats import E4M3, E5M6, Format
-from minids.quantization.fp8 import Quantized, Tile, dequantize, quantize
+from minids.quantization.fp8 import Quantized, Tile, dequantize, quantize, require_tile
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,14 @@ class Recipe:
     over_tokens: Tile | None = (128, 1)  # of x and dy in Wgrad
     format: Format = E4M3  # of x and W in Fprop, and so in Wgrad and Dgrad
     gradient_format: Format = E4M3  # of dy
-    cached: Format | None = None  # in which x is kept for Wgrad, with powers of two as scales; None: as in Fprop
+    gradient_floor: float = 1e-30  # least amax of a tile of dy: in effect none (see fp8.py)
+    after_attention: Format | None = E5M6  # in which the input of o_proj is kept for Wgrad; None: as in Fprop
     power_of_two_scales: bool = False
     register: Register | None = None  # that sums the products; None is float32
+
+    def __post_init__(self):
+        for name in ("inputs", "weights", "gradients", "over_tokens"):
+            require_tile(name, getattr(self, name))
 
     @classmethod
     def of_block(cls, size: int, **changes) -> Recipe:
@@ -65,20 +70,37 @@ class Recipe:
         tiles = dict(inputs=(1, size), weights=(size, size), gradients=(1, size), over_tokens=(size, 1))
         return cls(**tiles | changes)
 
+    def cast(self, x: Tensor, tile: Tile | None) -> Quantized:
+        """Return an activation or a weight as an operand."""
+        return quantize(x, tile, power_of_two_scales=self.power_of_two_scales, format=self.format)
+
+    def cast_gradient(self, dy: Tensor, tile: Tile | None) -> Quantized:
+        """Return a gradient as an operand."""
+        powers, form = self.power_of_two_scales, self.gradient_format
+        return quantize(dy, tile, power_of_two_scales=powers, format=form, floor=self.gradient_floor)
+
+
+def fp8_layers(model: nn.Module) -> dict[str, Linear | Experts]:
+    """Return by name the layers that V3 multiplies in FP8: not the output head and the projection of MTP modules."""
+    kinds = {name: module for name, module in model.named_modules() if isinstance(module, (Linear, Experts))}
+    return {name: layer for name, layer in kinds.items() if name.rpartition(".")[2] not in ("lm_head", "eh_proj")}
+
 
 def use_fp8(model: nn.Module, recipe: Recipe | None = None) -> None:
-    """Let the linear layers and the experts of a model compute their products by the recipe, by default V3's.
+    """Let the `fp8_layers` of a model compute their products by the recipe, by default V3's.
 
-    Not the output head and the projection of MTP modules, which V3 has in BF16. Parameters stay as they are.
+    Parameters stay as they are. A `Trainer` sets the products when it is made, by its dtype: set another recipe after
+    that. Raises ValueError for a model without any such layer.
     """
-    recipe = recipe or Recipe()
-    after_attention = replace(recipe, cached=E5M6)
-    for name, module in model.named_modules():
-        last = name.rpartition(".")[2]
-        if isinstance(module, Experts):
-            module.product = partial(grouped_linear, recipe=recipe)
-        elif isinstance(module, Linear) and last not in ("lm_head", "eh_proj"):
-            module.product = partial(linear, recipe=after_attention if last == "o_proj" else recipe)
+    recipe, layers = recipe or Recipe(), fp8_layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer or experts of minids that could multiply in FP8.")
+    for name, layer in layers.items():
+        if isinstance(layer, Experts):
+            layer.product = partial(grouped_linear, recipe=recipe)
+        else:
+            kept = recipe.after_attention if name.rpartition(".")[2] == "o_proj" else None
+            layer.product = partial(linear, recipe=recipe, kept=kept)
 
 
 def leave_fp8(model: nn.Module) -> None:
@@ -88,24 +110,29 @@ def leave_fp8(model: nn.Module) -> None:
             del module.product
 
 
-def linear(x: Tensor, weight_YX: Tensor, recipe: Recipe) -> Tensor:
-    """Return x W^T for x (..., X), in x's dtype."""
+def linear(x: Tensor, weight_YX: Tensor, recipe: Recipe, kept: Format | None = None) -> Tensor:
+    """Return x W^T for x (..., X), in x's dtype. `kept` is the format in which x is kept for Wgrad, if another."""
     rows = x.shape[:-1].numel()
-    out = grouped_linear(x.reshape(rows, x.shape[-1]), weight_YX[None], [rows], recipe)
+    out = grouped_linear(x.reshape(rows, x.shape[-1]), weight_YX[None], [rows], recipe, kept)
     return out.view(*x.shape[:-1], len(weight_YX))
 
 
-def grouped_linear(x_RX: Tensor, weight_EYX: Tensor, counts: list[int], recipe: Recipe) -> Tensor:
+def grouped_linear(
+    x_RX: Tensor, weight_EYX: Tensor, counts: list[int], recipe: Recipe, kept: Format | None = None
+) -> Tensor:
     """Return each row times its expert's matrix, (R, Y), in x's dtype; the first `counts[0]` rows are expert 0's, etc.
 
     In Wgrad, tiles that span several rows end where an expert's rows end. Each expert's matrix has blocks of its own.
     """
-    return _Product.apply(x_RX, weight_EYX, counts, recipe)
+    if not torch.is_grad_enabled():
+        return forward(x_RX, weight_EYX, counts, recipe)[0].to(x_RX.dtype)
+    return _Product.apply(x_RX, weight_EYX, counts, recipe, kept)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What the backward pass needs: x and W in 8 bits (x of the layer after attention in 12), and their recipe."""
+    """What the backward pass needs: x and W in 8 bits (or x in E5M6, here in the 16 bits of float16), and the
+    recipe."""
 
     x: Quantized
     weight: Quantized
@@ -113,26 +140,27 @@ class Saved:
     recipe: Recipe
 
 
-def forward(x_RX: Tensor, weight_EYX: Tensor, counts: list[int], recipe: Recipe) -> tuple[Tensor, Saved]:
-    """Return the product y (R, Y), in float32, and what its backward pass needs."""
-    x = quantize(x_RX, recipe.inputs, power_of_two_scales=recipe.power_of_two_scales, format=recipe.format)
-    w = quantize(weight_EYX, recipe.weights, power_of_two_scales=recipe.power_of_two_scales, format=recipe.format)
-    kept = quantize(x_RX, recipe.inputs, power_of_two_scales=True, format=recipe.cached) if recipe.cached else x
-    return _rows_times_matrices(x, w.mT, counts, recipe), Saved(kept, w, counts, recipe)
+def forward(
+    x_RX: Tensor, weight_EYX: Tensor, counts: list[int], recipe: Recipe, kept: Format | None = None
+) -> tuple[Tensor, Saved]:
+    """Return the product y (R, Y), in float32, and what its backward pass needs. What is `kept` in another format has
+    powers of two as scales."""
+    x, w = recipe.cast(x_RX, recipe.inputs), recipe.cast(weight_EYX, recipe.weights)
+    saved_x = quantize(x_RX, recipe.inputs, power_of_two_scales=True, format=kept) if kept else x
+    return _rows_times_matrices(x, w.mT, counts, recipe), Saved(saved_x, w, counts, recipe)
 
 
 def input_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
     """Return the gradient with respect to the rows, (R, X), in float32."""
-    r = saved.recipe
-    dy = quantize(dy_RY, r.gradients, power_of_two_scales=r.power_of_two_scales, format=r.gradient_format)
-    return _rows_times_matrices(dy, saved.weight, saved.counts, r)
+    dy = saved.recipe.cast_gradient(dy_RY, saved.recipe.gradients)
+    return _rows_times_matrices(dy, saved.weight, saved.counts, saved.recipe)
 
 
 def weight_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
     """Return the gradient with respect to the matrices, (E, Y, X), in float32."""
     r = saved.recipe
-    dy, counts = _upright(dy_RY, saved.counts, r, r.gradient_format)
-    x, _ = _upright(dequantize(saved.x), saved.counts, r, r.format)
+    (dy_RY, x_RX), counts, tile = _in_whole_tiles((dy_RY, dequantize(saved.x)), saved.counts, r.over_tokens)
+    dy, x = r.cast_gradient(dy_RY, tile), r.cast(x_RX, tile)
     if r.register is None and _for_tensor_cores(dy, x, counts, (dy.tile[0], x.tile[0])):
         return torch.stack(
             [on_tensor_cores(a.mT, b) for a, b in zip(_split(dy, counts), _split(x, counts), strict=True)]
@@ -148,8 +176,8 @@ def weight_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_RX, weight_EYX, counts, recipe):
-        y_RY, saved = forward(x_RX, weight_EYX, counts, recipe)
+    def forward(ctx, x_RX, weight_EYX, counts, recipe, kept):
+        y_RY, saved = forward(x_RX, weight_EYX, counts, recipe, kept)
         ctx.save_for_backward(saved.x.values, saved.x.scales, saved.weight.values, saved.weight.scales)
         ctx.rest = (saved.x.tile, saved.weight.tile, counts, recipe, x_RX.dtype, weight_EYX.dtype)
         return y_RY.to(x_RX.dtype)
@@ -162,7 +190,7 @@ class _Product(torch.autograd.Function):
         saved = Saved(Quantized(x_values, x_scales, x_tile), Quantized(w_values, w_scales, w_tile), counts, recipe)
         dx = input_grad(dy_RY, saved).to(x_dtype) if ctx.needs_input_grad[0] else None
         dw = weight_grad(dy_RY, saved).to(w_dtype) if ctx.needs_input_grad[1] else None
-        return dx, dw, None, None
+        return dx, dw, None, None, None
 
 
 def _rows_times_matrices(rows: Quantized, matrices: Quantized, counts: list[int], recipe: Recipe) -> Tensor:
@@ -179,24 +207,24 @@ def _rows_times_matrices(rows: Quantized, matrices: Quantized, counts: list[int]
     return out_RY
 
 
-def _upright(rows_RX: Tensor, counts: list[int], recipe: Recipe, format: Format) -> tuple[Quantized, list[int]]:
-    """Return the rows as Wgrad reads them, rounded in tiles along the tokens, and their number for each expert.
+def _in_whole_tiles(
+    tensors: tuple[Tensor, ...], counts: list[int], tile: Tile | None
+) -> tuple[list[Tensor], list[int], Tile | None]:
+    """Return rows in which every expert begins with a new tile, their number for each expert, and the tile.
 
-    An expert begins with a new tile: its rows are filled up with zeros, which add nothing to the sum over tokens.
+    An expert's rows are filled up with zeros, which add nothing to the sum over tokens.
     """
-    height = recipe.over_tokens[0] if recipe.over_tokens else 1
-    if len(counts) > 1 and height > 1:
-        height = min(height, -(-max(counts) // 16) * 16 or 1)  # no more zeros than the largest expert needs
-        filling = [-count % height for count in counts]
-        counts_E, filling_E = torch.tensor([counts, filling], device=rows_RX.device)
-        shift_E = filling_E.cumsum(0) - filling_E
-        place_R = torch.arange(len(rows_RX), device=rows_RX.device) + shift_E.repeat_interleave(counts_E)
-        padded = rows_RX.new_zeros(len(rows_RX) + sum(filling), rows_RX.shape[1])
-        rows_RX = padded.index_copy_(0, place_R, rows_RX)
-        counts = [count + more for count, more in zip(counts, filling, strict=True)]
-    power = recipe.power_of_two_scales
-    tile = recipe.over_tokens and (height, recipe.over_tokens[1])
-    return quantize(rows_RX, tile, power_of_two_scales=power, format=format), counts
+    if len(counts) == 1 or tile is None or tile[0] == 1:
+        return list(tensors), counts, tile
+    height = min(tile[0], -(-max(counts) // 16) * 16 or 1)  # no more zeros than the largest expert needs
+    filling = [-count % height for count in counts]
+    counts_E, filling_E = torch.tensor([counts, filling], device=tensors[0].device)
+    shift_E = filling_E.cumsum(0) - filling_E
+    place_R = torch.arange(sum(counts), device=tensors[0].device) + shift_E.repeat_interleave(counts_E)
+    filled = [
+        rows.new_zeros(sum(counts) + sum(filling), rows.shape[1]).index_copy_(0, place_R, rows) for rows in tensors
+    ]
+    return filled, [count + more for count, more in zip(counts, filling, strict=True)], (height, tile[1])
 
 
 def _split(rows: Quantized, counts: list[int]) -> list[Quantized]:
@@ -223,22 +251,24 @@ def _for_tensor_cores(a: Quantized, b: Quantized, counts: list[int], depths: Til
 
 
 def _has_fp8(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def on_tensor_cores(a: Quantized, b: Quantized) -> Tensor:
     """Return the product (M, N) of a (M, K) and b (K, N) in float32: torch's FP8 product for each tile of K.
 
-    The scales multiply each partial sum, which is then added in float32: this is the promotion every 128 products.
+    The scales multiply each partial sum of at most 128 products, which is then added in float32: the promotion. One
+    call for each tile is no fast kernel; it shows what the hardware computes.
     """
-    (M, K), N, width = a.values.shape, b.values.shape[1], a.tile[1]
+    (M, K), N, step = a.values.shape, b.values.shape[1], min(a.tile[1], 128)
     out_MN = torch.zeros(M, N, device=a.values.device)
     one = torch.ones((), device=out_MN.device)
     rows = a.scales.repeat_interleave(min(a.tile[0], M), dim=0)[:M]  # a tile may be larger than the matrix
     columns = b.scales.repeat_interleave(min(b.tile[1], N), dim=1)[:, :N]
-    for tile, start in enumerate(range(0, K if M else 0, width)):  # an expert may have no rows
-        left = a.values[:, start : start + width].contiguous()
-        right = b.values[start : start + width].mT.contiguous().mT  # torch's product reads it column by column
+    for start in range(0, K if M else 0, step):  # an expert may have no rows
+        tile = start // a.tile[1]
+        left = a.values[:, start : start + step].contiguous()
+        right = b.values[start : start + step].mT.contiguous().mT  # torch's product reads it column by column
         sums = torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True)
         out_MN.addcmul_(sums, rows[:, tile, None] * columns[tile])
     return out_MN

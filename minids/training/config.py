@@ -58,7 +58,9 @@ class TrainConfig:
         "float32, bfloat16 or fp8, for the matrix products. `minids train` uses bfloat16 where it is fast; fp8 is "
         "simulated on a CPU, and slower.",
     )
-    fp8_block: int = _field(128, "With dtype fp8: numbers of a tile, and side of a block, that share a scale.")
+    fp8_block: int = _field(
+        128, "Numbers of a tile, and side of a block, that share a scale. No effect unless dtype is fp8."
+    )
 
     def __post_init__(self):
         require_whole_fields(self, "steps", "batch_size", "sequence_length", "save_every", "fp8_block")

@@ -95,6 +95,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 def keep_moments_in_bfloat16(optimizer: torch.optim.AdamW) -> None:
     """Store both moments in bfloat16 between the steps (V3 report §3.3.3). The update itself is in float32.
 
+    During the update both moments of all parameters exist in float32, so the peak of memory is not halved.
+
     Rounded to 8 significant bits, a moment keeps its old value if a step changes it by less than a 512th. With V3's
     β2 = 0.95 the second moment falls by up to a 20th per step. With the usual β2 = 0.999 it could not fall at all.
     """
@@ -152,7 +154,9 @@ class Trainer:
     every checkpoint, with the name of the loss; a run resumes only with the settings it began with, where a setting
     that did not exist then counts as its default. The environment (threads, torch, machine) goes there too, because the
     last bits of every sum depend on it. `bytes_per_token`, by token id, is for the bits per byte in the log.
-    Raises ValueError for sequences that are too short for the model.
+    With dtype fp8 the model's products follow V3's recipe, with another dtype they are plain, whatever `use_fp8` set
+    before: set another recipe after the trainer is made. Raises ValueError for sequences that are too short for the
+    model, and for fp8 on mps.
     """
 
     def __init__(
@@ -160,13 +164,15 @@ class Trainer:
         settings: dict | None = None, bytes_per_token: Tensor | None = None, loss: Loss = language_model_loss,
     ):  # fmt: skip
         self.model, self.batches, self.config, self.folder, self.loss = model, batches, config, folder, loss
-        leave_fp8(model)  # of an earlier trainer
-        if config.dtype == "fp8":
-            use_fp8(model, Recipe.of_block(config.fp8_block))
         shortest = 1 + model.config.num_nextn_predict_layers
         length = config.sequence_length
         require("sequence_length", length, length >= shortest, f"at least {shortest} for this model")
         self.device = model.embed_tokens.weight.device
+        in_fp8 = config.dtype == "fp8"
+        require("dtype", config.dtype, not (in_fp8 and self.device.type == "mps"), "float32 or bfloat16 on mps")
+        leave_fp8(model)  # of an earlier trainer
+        if in_fp8:
+            use_fp8(model, Recipe.of_block(config.fp8_block))
         environment = {
             "threads": torch.get_num_threads(), "torch": torch.__version__,
             "machine": platform.machine(), "device": self.device.type,

@@ -89,6 +89,8 @@ def test_the_curve_of_fp8_is_held_against_chance(most, than):
 
 
 def test_the_outliers_that_destroy_a_model_are_in_the_title():
-    losses = {"FP32": [3.0, 3, 3], "tiles": [3, 3.02, 3.5], "one scale": [3, 4, 9]}
+    losses = {"FP32": [3.0, 3, 3], "wide tiles": [3, 3.5, 4], "tiles": [3, 3.02, 3.5], "one scale": [3, 4, 9]}
     said = title(draw_outlier_loss((0, 10, 20), losses, math.log(512)))
-    assert said == "one scale: outliers of $2^{10}$ and more destroy the model; with tiles the damage is local"
+    assert said == "one scale: outliers of $2^{10}$ destroy the model; tiles lose 0.50 nats at the largest"
+    harmless = {"FP32": [3.0, 3], "tiles": [3.0, 3.05]}
+    assert title(draw_outlier_loss((0, 10), harmless, 6)) == "No outlier up to $2^{10}$ costs any of them 0.1 nats"

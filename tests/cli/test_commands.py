@@ -254,12 +254,16 @@ def test_a_run_in_fp8_is_trained_exported_in_fp8_and_read(folder, finished, tmp_
     losses = [[record["loss"] for record in read_log(out / "log.jsonl")] for out in (run, finished)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
     assert losses[0] != losses[1]
-    for block in ([], ["--fp8-block", 8]):
-        result = minids("export", run, tmp_path / "model", "--dtype", "fp8", *block, "--overwrite")
+    for source, block, size, misread in (
+        (finished, [], 128, False), (finished, ["--fp8-block", 16], 16, True), (run, [], 8, False),
+    ):  # fmt: skip
+        result = minids("export", source, tmp_path / "model", "--dtype", "fp8", *block, "--overwrite")
         assert result.exit_code == 0, result.output
-        size = block[-1] if block else 128
         entries = json.loads((tmp_path / "model" / "config.json").read_text())
         assert entries["quantization_config"]["weight_block_size"] == [size, size]
+        told = f"misreads these of {size}: for it, export with --fp8-block 128.\n"
+        assert result.output.count("\n") == 1 + misread
+        assert result.output.endswith(told) == misread
     trained = tensors_of(run)
     for name, tensor in load_pretrained(tmp_path / "model").state_dict().items():
         error = (tensor - trained[f"model.{name}"]).norm()

@@ -95,6 +95,7 @@ REFUSED = {
     "generate new/run --top-k 513": "--top-k 513",
     "export new/run model --dtype int8": "--dtype 'int8' is not possible: it must be bfloat16, float32 or fp8.",
     "export new/run model --dtype fp8 --fp8-block 0": "--fp8-block 0 is not possible: it must be a whole number of at",
+    "export new/run model --fp8-block 16": "--fp8-block 16 is not possible: it must be left out unless",
     f"{TRAIN} --dtype fp8 --fp8-block 0": "--fp8-block 0 is not possible: it must be a whole number of at least 1.",
     # Where something else is
     f"{TRAIN} --out text.txt": "text.txt is a file",

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from minids.cost.parameters import released_bytes, released_numbers
 from minids.hub.load import load_pretrained
 from minids.hub.names import released_tensors
-from minids.hub.save import save_pretrained
+from minids.hub.save import save_pretrained, transformers_reads
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 
@@ -162,7 +162,9 @@ def test_a_matrix_of_zeros_is_stored_as_zeros_with_a_finite_scale(tmp_path):
 
 
 def test_saved_again_a_loaded_model_keeps_every_bit(tmp_path):
-    """Because a block's largest value is 448: 448 times its scale, divided by 448, is rounded to the same scale.
+    """A block's largest value is 448, and 448 times its scale is divided by 448 again.
+
+    This gives the same scale because the scale is itself a quotient by 448: not every number comes back.
 
     With powers of two it may be 224. Then the scale is halved and the values double: the same numbers.
     """
@@ -226,7 +228,7 @@ def test_scales_of_another_dtype_are_refused(model, tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    "block", [128, [128, 128], None, "ab", (128,), (128, 128, 1), (0, 128), (128, -1), (128.0, 128), (True, 128)]
+    "block", [128, [128, 128], "ab", (128,), (128, 128, 1), (0, 128), (128, -1), (128.0, 128), (True, 128)]
 )
 def test_blocks_of_impossible_size_are_not_saved(model, tmp_path, block):
     (tmp_path / "model").mkdir()
@@ -250,10 +252,11 @@ def our_weights(folder: Path) -> dict[str, Tensor]:
     return {hf_name(name): tensor for name, tensor in loaded.items()}
 
 
-@pytest.mark.parametrize("power_of_two_scales", [False, True])
-def test_where_the_blocks_divide_the_widths_transformers_reads_the_same_weights(tmp_path, power_of_two_scales):
+@pytest.mark.parametrize(("block", "power_of_two_scales"), [((8, 16), False), ((8, 8), True), ((32, 32), False)])
+def test_where_the_blocks_divide_the_widths_transformers_reads_the_same_weights(tmp_path, block, power_of_two_scales):
+    """A side that is smaller than the block has one block, of that side."""
     folder, model = tmp_path / "model", random_model(SMALL)
-    save_fp8(model, folder, (8, 16), power_of_two_scales=power_of_two_scales)
+    save_fp8(model, folder, block, power_of_two_scales=power_of_two_scales)
     assert_same(our_weights(folder), their_weights(folder))
     loaded, twin = load_pretrained(folder), load_twin(folder).float()
     modules = load_mtp(twin).state_dict()
@@ -285,6 +288,7 @@ def test_where_they_do_not_transformers_takes_the_blocks_for_smaller_ones_and_we
     """If this fails with a later transformers that reads the configuration, the docstring of save_pretrained can go."""
     tensors = save_fp8(random_model(SMALL), tmp_path / "model", (16, 16))  # 24 rows, of kv_a_proj, have 2 scales
     ours, theirs = our_weights(tmp_path / "model"), their_weights(tmp_path / "model")
+    assert [transformers_reads(random_model(SMALL), block) for block in (8, 16, 32)] == [True, False, True]
     different = {name for name in ours if not torch.equal(ours[name], theirs[name])}
     assert different == {f"model.layers.{i}.self_attn.kv_a_proj_with_mqa.weight" for i in (0, 1)}
     for name in different:

@@ -188,6 +188,10 @@ REFUSALS = [  # what is done to an export, options for saving there, the beginni
     (become_a_file, {}, "{folder} is a file: "),
     *[(NO_CHANGE, dict(dtype=dtype), f"dtype={dtype!r} is not possible: it must be torch.float32, ")
       for dtype in (torch.int8, torch.float64, torch.float8_e8m0fnu, torch.float8_e5m2, "float32")],
+    *[(NO_CHANGE, dict(dtype=dtype, **fp8), f"{words} unless dtype is torch.float8_e4m3fn.")
+      for dtype in (None, torch.bfloat16) for fp8, words in (
+          (dict(weight_block_size=(128, 128)), "weight_block_size=(128, 128) is not possible: it must be None"),
+          (dict(power_of_two_scales=True), "power_of_two_scales=True is not possible: it must be False"))],
     (NO_CHANGE, dict(tokenizer=Tokenizer.train([Path(__file__).read_text()], 301)), "the tokenizer has 301 tokens: "),
 ]  # fmt: skip
 

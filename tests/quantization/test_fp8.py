@@ -1,5 +1,7 @@
 """FP8 with scales. Oracles: the authors' casts, restated; a loop over blocks; the dequantisation of transformers."""
 
+from functools import partial
+
 import pytest
 import torch
 from configurations import examples
@@ -24,14 +26,16 @@ def numbers(kind: str, *shape: int) -> Tensor:
     return (x * factor).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
 
 
-def cast(x: Tensor, tile: tuple[int, int] | None, powers: bool, way: str = "DeepGEMM") -> Quantized:
+def cast(
+    x: Tensor, tile: tuple[int, int] | None, powers: bool, way: str = "DeepGEMM", floor: float = 1e-4
+) -> Quantized:
     """DeepGEMM's per_token_cast_to_fp8 and per_block_cast_to_fp8, for any tile; and how two others scale."""
     rows, columns = x.shape
     down, across = tile or x.shape
     padded = x.new_zeros(-(-rows // down) * down, -(-columns // across) * across)
     padded[:rows, :columns] = x
     view = padded.view(-1, down, padded.shape[1] // across, across).float()
-    amax = view.abs().amax(dim=(1, 3), keepdim=True).clamp(1e-4)
+    amax = view.abs().amax(dim=(1, 3), keepdim=True).clamp(floor)
     scale = amax / 448.0
     if powers:
         bits = scale.view(torch.int32)
@@ -48,11 +52,11 @@ def assert_same(ours: Quantized, theirs: Quantized) -> None:
 
 
 @examples(100)
-@given(kinds, sides, sides, tiles, switches)
-def test_values_and_scales_are_those_of_deepgemms_casts(kind, rows, columns, tile, powers):
+@given(kinds, sides, sides, tiles, switches, st.sampled_from([1e-30, 10.0]))
+def test_values_and_scales_are_those_of_deepgemms_casts(kind, rows, columns, tile, powers, floor):
     x = numbers(kind, rows, columns)
-    ours = quantize(x, tile, power_of_two_scales=powers)
-    assert_same(ours, cast(x, tile, powers))
+    assert_same(quantize(x, tile, power_of_two_scales=powers, floor=floor), cast(x, tile, powers, floor=floor))
+    assert_same(ours := quantize(x, tile, power_of_two_scales=powers), cast(x, tile, powers))
     assert ours.scales.shape == scale_shape(x.shape, tile or (rows, columns))
 
 
@@ -68,19 +72,19 @@ def test_the_authors_three_casts_differ_by_one_code_near_ties_and_not_with_power
         assert set(steps.unique().tolist()) == {-1, 0, 1}
 
 
-@examples(30)
-@given(kinds, sides, sides, tiles, switches)
-def test_each_matrix_of_a_stack_has_its_own_tiles_and_a_transposed_one_the_transposed(
-    kind, rows, columns, tile, powers
-):
-    x = numbers(kind, 2, 3, rows, columns) * torch.tensor([1, 1e-5, 1e5])[:, None, None]  # the experts of two layers
-    ours = quantize(x, tile, power_of_two_scales=powers)
-    for i, j in ((0, 0), (0, 1), (1, 2)):
-        one = Quantized(ours.values[i, j], ours.scales[i, j], ours.tile)
-        assert_same(one, quantize(x[i, j], tile, power_of_two_scales=powers))
-        assert torch.equal(dequantize(ours)[i, j], dequantize(one))
-    assert_same(quantize(x.mT, tile and tile[::-1], power_of_two_scales=powers), ours.mT)
-    assert torch.equal(dequantize(ours.mT), dequantize(ours).mT)
+@pytest.mark.kills("experts flattened before quantising", shape=(48, 32), tile=(24, 16))
+@pytest.mark.kills("scale of the transpose", shape=(48, 32), tile=(24, 16))
+@pytest.mark.parametrize(
+    ("shape", "tile"), [((48, 32), (24, 16)), ((130, 9), (16, 8)), ((40, 129), (1, 128)), ((5, 3), None)]
+)
+def test_each_matrix_of_a_stack_has_its_own_tiles_and_a_transposed_one_the_transposed(shape, tile):
+    x = numbers("normal", 2, 3, *shape) * torch.tensor([1, 1e-5, 1e5])[:, None, None]  # the experts of two layers
+    for powers in (False, True):
+        ours = quantize(x, tile, power_of_two_scales=powers)
+        alone = [dequantize(quantize(one, tile, power_of_two_scales=powers)) for one in x.flatten(0, 1)]
+        assert torch.equal(dequantize(ours).flatten(0, 1), torch.stack(alone))
+        assert_same(quantize(x.mT, tile and tile[::-1], power_of_two_scales=powers), ours.mT)
+        assert torch.equal(dequantize(ours.mT), dequantize(ours).mT)
 
 
 @examples(50)
@@ -125,40 +129,30 @@ def test_a_tile_larger_than_the_matrix_needs_no_more_memory_than_the_matrix(shap
     assert torch.equal(dequantize(huge.mT), dequantize(huge).mT)
 
 
-def test_130_rows_with_2_rows_of_scales_are_blocks_of_128_and_of_2():
-    values, scales = torch.ones(130, 1000).to(FP8), torch.exp2(torch.arange(16.0)).view(2, 8)
-    for stored in (scales, scales.to(torch.float8_e8m0fnu)):
-        ours = dequantize(Quantized(values, stored, block_size(None)))
-        assert ours[[0, 127, 128, 129], 0].tolist() == [1, 1, 2**8, 2**8], "with two blocks of 65: 1, 2^8, 2^8, 2^8"
-        assert ours[0, [0, 127, 128, 895, 896]].tolist() == [1, 1, 2, 2**6, 2**7], "not in blocks of 125"
+V3 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [16, 8]}
 
 
-def test_what_cannot_be_a_tile_or_a_matrix_is_refused():
-    for tile in ((0, 1), (1.0, 1), (1, 2, 3), [1, 2], 128, (True, 1), (1, -1)):
-        with pytest.raises(ValueError, match="tile="):
-            quantize(torch.randn(2, 2), tile)
-    with pytest.raises(ValueError, match="dimensions of a tensor to quantise=1 is not possible"):
-        quantize(torch.randn(4), None)
+@pytest.mark.parametrize("entry", [None, {}, {"quant_method": "fp8"}, V3])
+def test_the_configuration_says_how_large_a_block_is(entry):
+    assert block_size(entry) == ((16, 8) if entry is V3 else (128, 128))
 
 
-@pytest.mark.parametrize(
-    ("entry", "block"),
-    [(None, (128, 128)), ({}, (128, 128)), ({"quant_method": "fp8"}, (128, 128)),
-     ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [16, 8]}, (16, 8))],
-)  # fmt: skip
-def test_the_configuration_says_how_large_a_block_is(entry, block):
-    assert block_size(entry) == block
+ONES = torch.ones(4, 6)
+TILES = [(0, 1), (1.0, 1), (1, 2, 3), [1, 2], 128, (True, 1), (1, -1)]
+BLOCKS = [None, 128, [128], [128, 128, 1], [0, 128], [128, -1], [128.0, 128.0], ["128", "128"]]
+REFUSED = [  # what the sentence begins with
+    *[("tile=", partial(quantize, ONES, tile)) for tile in TILES],
+    ("dimensions of a tensor to quantise=1 ", partial(quantize, torch.ones(4), None)),
+    *[("format=", partial(quantize, ONES, None, format=format)) for format in (FP8, "E4M3", None)],
+    *[("shape of the scales=", partial(Quantized, ONES.to(FP8).to(device), torch.ones(shape), (2, 4)))
+      for shape in ((2, 3), (4, 6), (2,), (0,)) for device in ("cpu", "meta")],
+    *[("weight_block_size=", partial(block_size, V3 | {"weight_block_size": size})) for size in BLOCKS],
+    *[("quantization_config .* is not supported: it must be fp8 in e4m3, or absent", partial(block_size, entry))
+      for entry in ({"quant_method": "awq", "bits": 4}, V3 | {"fmt": "e5m2"}, {"bits": 4}, "fp8", [1])],
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "entry", [{"quant_method": "awq", "bits": 4}, {"quant_method": "fp8", "fmt": "e5m2"}, {"bits": 4}, "fp8", [1]]
-)
-def test_another_format_is_refused(entry):
-    with pytest.raises(ValueError, match="is not supported: it must be fp8 in e4m3, or absent"):
-        block_size(entry)
-
-
-@pytest.mark.parametrize("size", [None, 128, [128], [128, 128, 1], [0, 128], [128, -1], [128.0, 128.0], ["128", "128"]])
-def test_a_block_of_impossible_size_is_refused(size):
-    with pytest.raises(ValueError, match="weight_block_size="):
-        block_size({"quant_method": "fp8", "weight_block_size": size})
+@pytest.mark.parametrize(("words", "act"), REFUSED)
+def test_what_cannot_be_a_tile_a_matrix_or_its_scales_is_refused(words, act):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        act()

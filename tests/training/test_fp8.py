@@ -1,6 +1,7 @@
 """Training in FP8: its products, its optimizer against AdamW written out, and runs that stop and go on."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from minids.device import autocast
 from minids.hub.load import load_pretrained
 from minids.hub.names import is_fp8_matrix, released_tensors
 from minids.hub.save import save_pretrained
-from minids.quantization.products import Recipe, grouped_linear, linear, use_fp8
+from minids.quantization.products import Recipe, use_fp8
 from minids.training.checkpoint import load_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.log import read_log
@@ -34,42 +35,6 @@ FP8 = dict(dtype="fp8", fp8_block=16)
 # The products
 
 
-@pytest.mark.kills("experts flattened before quantising")
-def test_an_expert_is_rounded_as_if_the_others_were_not_there():
-    """One of them is 1e5 times larger than the rest: with a scale in common, theirs would all be zero."""
-    torch.manual_seed(0)
-    x, dy, weight, counts = torch.randn(12, 32), torch.randn(12, 16), torch.randn(3, 16, 32), [4, 5, 3]
-
-    def products(weight):
-        rows, matrices = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        out = grouped_linear(rows, matrices, counts, Recipe.of_block(16))
-        out.backward(dy)
-        return torch.cat([out.detach(), rows.grad], dim=1), matrices.grad
-
-    (rows, gradient), (rows_beside, gradient_beside) = (
-        products(weight),
-        products(weight * torch.tensor([1, 1e5, 1])[:, None, None]),
-    )
-    others = [*range(4), *range(9, 12)]
-    assert torch.equal(rows_beside[others], rows[others])
-    assert torch.equal(gradient_beside, gradient)
-    assert not torch.equal(rows_beside, rows)
-
-
-@pytest.mark.kills("scale of the transpose")
-def test_the_blocks_of_a_matrix_serve_its_transpose_each_with_its_own_scale():
-    """Two by two blocks of very different size, so that a wrong scale is wrong by orders of magnitude."""
-    torch.manual_seed(0)
-    size = torch.tensor([[1.0, 1e-3], [30.0, 0.1]]).repeat_interleave(16, 0).repeat_interleave(16, 1)
-    x, weight, dy = torch.randn(8, 32, requires_grad=True), torch.randn(32, 32) * size, torch.randn(8, 32)
-    y = linear(x, weight, Recipe.of_block(16))
-    y.backward(dy)
-    for found, exact in ((y, x @ weight.T), (x.grad, dy @ weight)):
-        for column in (slice(16), slice(16, 32)):  # each half has a size of its own
-            found_C, exact_C = found[:, column].detach(), exact[:, column].detach()
-            assert (found_C - exact_C).norm() < 0.06 * exact_C.norm()
-
-
 def test_the_next_trainer_decides_on_the_products_anew():
     model = small_trainer(**FP8).model
     model.layers[0].mlp.down_proj.product = kept = lambda x, weight: x @ weight.T
@@ -78,35 +43,40 @@ def test_the_next_trainer_decides_on_the_products_anew():
     assert model.layers[0].mlp.down_proj.product is kept
 
 
+def test_on_mps_fp8_is_refused_before_anything_changes():
+    weight = SimpleNamespace(device=torch.device("mps"))
+    model = SimpleNamespace(config=small_config(), embed_tokens=SimpleNamespace(weight=weight))
+    with pytest.raises(ValueError, match=r"^dtype='fp8' is not possible: it must be float32 or bfloat16 on mps"):
+        Trainer(model, None, small_train_config(**FP8))
+
+
 # ---------------------------------------------------------------------------------------------------
 # The optimizer
 
 
 def test_the_moments_are_those_of_adamw_rounded_to_bfloat16_after_each_step():
-    config = TrainConfig(dtype="fp8", learning_rate=0.01, weight_decay=0.1, betas=(0.9, 0.95))
+    """With such betas and gradients the moments are exact in float32, so only BF16 rounds."""
+    config = TrainConfig(dtype="fp8", learning_rate=0.01, weight_decay=0.1, betas=(0.5, 0.5))
     layer, generator = nn.Linear(40, 50), torch.Generator().manual_seed(0)
     weights = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
     optimizer = make_optimizer(layer, config)
     first, second = ({name: torch.zeros_like(p).bfloat16() for name, p in weights.items()} for _ in range(2))
     for step in range(1, 9):
         for name, parameter in layer.named_parameters():
-            g = parameter.grad = torch.randn(parameter.shape, generator=generator)
-            m = 0.9 * first[name].float() + 0.1 * g
-            v = 0.95 * second[name].float() + 0.05 * g * g
+            g = parameter.grad = torch.randint(-99, 100, parameter.shape, generator=generator) / 16
+            m = 0.5 * first[name].float() + 0.5 * g
+            v = 0.5 * second[name].float() + 0.5 * g * g
             decay = 0.1 if parameter.ndim == 2 else 0.0
-            update = (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+            update = (m / (1 - 0.5**step)) / ((v / (1 - 0.5**step)).sqrt() + 1e-8)
             weights[name] = weights[name] * (1 - 0.01 * decay) - 0.01 * update
             first[name], second[name] = m.bfloat16(), v.bfloat16()
         optimizer.step()
         for name, parameter in layer.named_parameters():
             kept = optimizer.state[parameter]
-            assert (kept["exp_avg"].dtype, kept["exp_avg_sq"].dtype) == (torch.bfloat16, torch.bfloat16)
             for ours, expected in ((kept["exp_avg"], first[name]), (kept["exp_avg_sq"], second[name])):
-                assert (ours == expected).float().mean() > 0.98, "all but those that lie between two numbers of BF16"
-                torch.testing.assert_close(ours, expected, rtol=2**-7, atol=1e-6)
-            torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-4, atol=1e-4)
-        first = {name: optimizer.state[p]["exp_avg"].clone() for name, p in layer.named_parameters()}
-        second = {name: optimizer.state[p]["exp_avg_sq"].clone() for name, p in layer.named_parameters()}
+                assert ours.dtype == torch.bfloat16
+                assert torch.equal(ours, expected)
+            torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("beta", "falls"), [(0.95, True), (0.999, False)])
@@ -148,10 +118,10 @@ def test_a_step_in_fp8_is_the_step_of_a_model_told_to_compute_so_with_float32_fo
     assert other["loss"] not in (record["loss"], of_float32["loss"]), "the size of the blocks counts"
 
 
-def test_with_fp8_autocast_changes_nothing():
+def test_with_fp8_products_are_in_float32_also_within_another_autocast():
     x = torch.ones(2, 2)
     for dtype, expected in (("fp8", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        with autocast(torch.device("cpu"), dtype):
+        with torch.autocast("cpu", torch.bfloat16), autocast(torch.device("cpu"), dtype):
             assert (x @ x).dtype == expected
 
 

@@ -23,7 +23,7 @@ LIT = {
     4: {"MoE blocks", "feed-forward", "router", "shared", "routed"},
     5: {"router", "routed"},
     6: {"MTP", "embedding", "head"},
-    7: {"dense blocks", "MoE blocks", "attention", "feed-forward", "shared", "routed", "FP8"},
+    7: {"dense blocks", "MoE blocks", "attention", "latents", "feed-forward", "shared", "routed", "FP8"},
     8: {"dense blocks", "MoE blocks", "DualPipe"},
     9: {"router", "routed", "Expert parallelism"},
     10: EVERYTHING | {"Training"},

@@ -25,10 +25,10 @@ PRODUCTS = ("Fprop", "Dgrad", "Wgrad", ACROSS)
 NAMES = {"F": ("x", "Wᵀ", "y"), "D": ("dy", "W", "dx"), "W": ("dyᵀ", "x", "dW")}  # left times right is result
 SUMMED = {"F": "channels of x", "D": "channels of y", "W": "tokens"}
 FINDINGS = {
-    "Fprop": "Fprop: a tile lies along the sum, so its scale is a common factor",
-    "Dgrad": "Dgrad sums over the outputs: the same blocks of W serve again",
-    "Wgrad": "Wgrad sums over the tokens: now both operands need upright tiles",
-    ACROSS: "Tiles across the sum: every product has scales of its own",
+    "Fprop": f"Fprop: {CHANNELS} products in {CHANNELS // TILE} tiles, with {CHANNELS // TILE} pairs of scales",
+    "Dgrad": f"Dgrad: {OUTPUTS // TILE} tiles along the sum; the same blocks of W serve again",
+    "Wgrad": f"Wgrad sums over {TOKENS} tokens: both operands need tiles along the tokens",
+    ACROSS: f"Tiles across the sum: {TOKENS} products have {TOKENS} pairs of scales",
 }
 TILES = {
     "Fprop": "x: tiles of a token\nW: square blocks",
@@ -194,9 +194,10 @@ def formats_of(model: DeepSeek) -> dict[bool, list[str]]:
     for name, module in model.named_modules():
         if not list(module.parameters(recurse=False)):
             continue
-        recipe = getattr(getattr(module, "product", None), "keywords", {}).get("recipe")
+        options = getattr(getattr(module, "product", None), "keywords", {})  # of products.linear
+        recipe, kept = options.get("recipe"), options.get("kept")
         part = "norms" if isinstance(module, RMSNorm) else name.rpartition(".")[2]
-        part += f" (x kept in {recipe.cached.name})" if recipe and recipe.cached else ""
+        part += f" (x kept in {kept.name})" if kept else ""
         if part not in found[recipe is not None]:
             found[recipe is not None].append(part)
     return found

@@ -49,7 +49,7 @@ def draw_fp8_loss(result: dict) -> Picture:
     mean. Dashed is the report's 0.25%.
     """
     fig = new_figure(height=4.6)
-    ax = fig.add_axes((0.085, 0.13, 0.76, 0.62))
+    ax = fig.add_axes((0.105, 0.13, 0.74, 0.62))
     ends, said = {}, []
     for arm, color in reversed(COLORS.items()):
         differences = relative_differences(result, arm)
@@ -112,8 +112,9 @@ def draw_fp8_arms(result: dict) -> Picture:
 
 
 def _x_axis(ax: Axes) -> None:
-    ax.set_xscale("symlog", linthresh=1, linscale=1.2)
-    ax.set_xticks([-1, -0.5, 0, 0.5, 1, 2, 5, 10])
+    ax.set_xscale("symlog", linthresh=1, linscale=1.4)
+    ax.set_xlim(min(-0.7, 1.2 * ax.dataLim.x0), max(1.2, 1.4 * ax.dataLim.x1))
+    ax.set_xticks([tick for tick in (-1, -0.5, 0, 0.5, 1, 3, 10) if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
     ax.minorticks_off()
 
@@ -144,9 +145,7 @@ def draw_outlier_loss(powers: tuple[int, ...], losses: dict[str, list[float]], u
     ax.set_ylabel("loss (nats)", size=11)
     ax.set_xticks(powers, [f"$2^{{{power}}}$" for power in powers])
     label_ends(ax, {name: (values[-1], colors[name]) for name, values in losses.items()}, gap=0.36)
-    worst = max(losses, key=lambda name: losses[name][-1])
-    first = next(p for p, v in zip(powers, losses[worst], strict=True) if v > losses["FP32"][0] + 0.1)
-    fig.title(f"{worst}: outliers of $2^{{{first}}}$ and more destroy the model; with tiles the damage is local")
+    fig.title(_damage(powers, losses))
     fig.note(
         0.02,
         0.835,
@@ -154,3 +153,13 @@ def draw_outlier_loss(powers: tuple[int, ...], losses: dict[str, list[float]], u
     )
     fig.alt = "; ".join(f"{name}: " + ", ".join(f"{value:.2f}" for value in values) for name, values in losses.items())
     return fig
+
+
+def _damage(powers: tuple[int, ...], losses: dict[str, list[float]]) -> str:
+    """Say from which size on the worst arm is clearly worse than FP32, and what the largest costs the best tiles."""
+    worst = max(losses, key=lambda name: losses[name][-1])
+    worse = [p for p, loss in zip(powers, losses[worst], strict=True) if loss > losses["FP32"][0] + 0.1]
+    if not worse:
+        return f"No outlier up to $2^{{{powers[-1]}}}$ costs any of them 0.1 nats"
+    cost, tiles = min((loss[-1] - losses["FP32"][-1], name) for name, loss in losses.items() if "tiles" in name)
+    return f"{worst}: outliers of $2^{{{worse[0]}}}$ destroy the model; {tiles} lose {cost:.2f} nats at the largest"

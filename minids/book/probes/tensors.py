@@ -1,9 +1,8 @@
 """Collects what the FP8 products of a model read: weights, their inputs x and the gradients dy of their outputs.
 
 One forward and one backward pass of a copy of the model, as in a training step, with every product of a linear layer
-and of the experts observed. Which layers those are, `use_fp8` decides (quantization/products.py): not the output head
-and the projection of MTP modules.
-"""
+and of the experts observed. They are the `fp8_layers` (quantization/products.py): not the output head and the
+projection of MTP modules."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minids.model.deepseek import DeepSeek
-from minids.quantization.products import use_fp8
+from minids.quantization.products import fp8_layers
 from minids.text.batches import Batches, encode_split
 from minids.text.corpus import load_corpus
 from minids.text.tokenizer import Tokenizer
@@ -41,8 +40,6 @@ def operands(model: DeepSeek, tokens: np.ndarray | Tensor) -> dict[str, Operands
     The loss is that of training on these rows of tokens (B, T + 1): a mean over them, so dy is smaller for more tokens.
     """
     model = deepcopy(model).train()  # a gate counts tokens in training mode
-    use_fp8(model)
-    layers = {name: module for name, module in model.named_modules() if "product" in vars(module)}
     inputs: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
 
@@ -56,8 +53,7 @@ def operands(model: DeepSeek, tokens: np.ndarray | Tensor) -> dict[str, Operands
 
         return multiply
 
-    for name, module in layers.items():
-        del module.product  # the class's own again: in float32
+    for name, module in fp8_layers(model).items():
         module.product = observed(name, module, module.product)
     model.loss(torch.as_tensor(tokens).long()).total.backward()
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
