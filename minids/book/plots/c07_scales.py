@@ -162,7 +162,7 @@ def draw_tilings(tensors: dict[str, Tensor]) -> Picture:
              "column")  # fmt: skip
     fig.alt = "; ".join(
         f"{tensor}: ".replace("\n", " ")
-        + ", ".join(f"{tiling} {_percent(lost)} zero, error {_percent(error)}"
+        + ", ".join(f"{tiling} {lost:.1%} zero, error {error:.1%}"
                     for tiling, (lost, error) in zip(TILINGS, row, strict=True))
         for tensor, row in found.items()
     )  # fmt: skip

@@ -36,6 +36,15 @@ def chance(result: dict) -> float:
     return float(np.abs(percent(result, CHANCE)).max())
 
 
+def standing(result: dict, arm: str) -> str:
+    """Return whether an arm's held-out loss is "higher" or "lower" than FP32's, or "not separated".
+
+    It is separated if `Measured` says so and the difference of some seed is larger than what chance alone does.
+    """
+    by_chance = np.abs(percent(result, arm)).max() <= chance(result)
+    return SAID[compare(result, arm, REFERENCE)] if not by_chance else SAID[STANDINGS[2]]
+
+
 def percent(result: dict, arm: str) -> np.ndarray:
     """Return by how many percent an arm's held-out bits per byte differ from FP32's, for each seed."""
     return 100 * (bits_of(result, arm) / bits_of(result, REFERENCE) - 1).ravel()
@@ -64,11 +73,13 @@ def draw_fp8_loss(result: dict) -> Picture:
     ax.axhline(0, color=PALE, zorder=0)
     ax.set(xlim=(FIRST, steps[-1]), xlabel="step")
     ax.set_ylabel("training loss against FP32", size=11)
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.1f}%" if value else "0")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
     label_ends(ax, ends, gap=0.09 * np.ptp(ax.get_ylim()))
-    ours, floor = (np.abs(relative_differences(result, arm)[:, FIRST:]).max() for arm in ("FP8", CHANCE))
-    than = "no further than" if ours <= floor else "further than"
-    fig.title(f"FP8’s loss is up to {ours:.1f}% from FP32’s, {than} that of FP32 with other last bits ({floor:.1f}%)")
+    most = {arm: np.abs(relative_differences(result, arm)[:, FIRST:]).max() for arm in COLORS}
+    fig.title(
+        f"From FP32’s loss, FP8 strays up to {most['FP8']:.1f}%, BF16 {most['BF16']:.1f}%, "
+        f"FP32 with other last bits {most[CHANCE]:.1f}%"
+    )
     seeds = len(result["seeds"])
     fig.note(
         0.02, 0.84, f"smoothed over 10 steps; {seeds} seeds: range and mean; dashed: the report’s bound of {PUBLISHED}%"
@@ -81,7 +92,7 @@ def draw_fp8_loss(result: dict) -> Picture:
 def draw_fp8_arms(result: dict) -> Picture:
     """Draw by how many percent each arm's held-out bits per byte differ from FP32's, a dot for each seed.
 
-    Grey is as far as FP32 is from itself with another last bit. Beside each arm stands what `Measured` separates.
+    Grey is as far as FP32 is from itself with another last bit. Beside each arm stands its `standing`.
     """
     arms = [arm for arm in result["arms"] if arm != REFERENCE]
     fig = new_figure(height=0.36 * len(arms) + 1.5)
@@ -92,14 +103,13 @@ def draw_fp8_arms(result: dict) -> Picture:
     ax.axvspan(-away, away, color=PALE, alpha=0.6, linewidth=0, zorder=0)
     said, worse = [], []
     for row, arm in enumerate(arms):
-        differences, standing = percent(result, arm), SAID[compare(result, arm, REFERENCE)]
+        differences, words = percent(result, arm), standing(result, arm)
         draw_runs(ax, row, differences, COLORS.get(arm, INK))
-        words = standing if arm != CHANCE else "chance"
         write_row(ax, row, {0.02: arm}, ha="left", size=12)
         write_row(ax, row, {0.80: f"{differences.mean():+.2f}%"})
-        write_row(ax, row, {0.825: words}, ha="left")
-        said.append(f"{arm} {differences.mean():+.2f}% ({words})")
-        worse += [arm] * (standing == SAID["behind"])
+        write_row(ax, row, {0.825: "chance" if arm == CHANCE else words}, ha="left")
+        said.append(f"{arm} {differences.mean():+.2f}% ({'chance' if arm == CHANCE else words})")
+        worse += [arm] * (words == SAID["behind"])
     _x_axis(ax)
     fig.title(_finding(result, worse), y=1 - 0.42 / fig.get_figheight())
     fig.note(
@@ -112,19 +122,19 @@ def draw_fp8_arms(result: dict) -> Picture:
 
 
 def _x_axis(ax: Axes) -> None:
-    ax.set_xscale("symlog", linthresh=1, linscale=1.4)
+    ax.set_xscale("symlog", linthresh=1, linscale=2.2)
     ax.set_xlim(min(-0.7, 1.2 * ax.dataLim.x0), max(1.2, 1.4 * ax.dataLim.x1))
-    ax.set_xticks([tick for tick in (-1, -0.5, 0, 0.5, 1, 3, 10) if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]])
+    ax.set_xticks([tick for tick in (-1, -0.5, 0, 0.5, 1, 10) if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
     ax.minorticks_off()
 
 
 def _finding(result: dict, worse: list[str]) -> str:
-    eight = SAID[compare(result, "FP8", REFERENCE)]
+    eight = standing(result, "FP8")
     first = "FP8 is not separated from FP32" if eight == "not separated" else f"FP8’s loss is {eight} than FP32’s"
-    rest = ", ".join(arm for arm in worse if arm != "FP8")
+    rest = ", ".join(f"“{arm}”" for arm in worse if arm != "FP8")
     if rest:
-        return f"{first}; higher is the loss of {rest}"
+        return f"{first}. Higher: {rest}"
     return f"{first}, and " + ("neither is any other arm" if eight == "not separated" else "no other arm’s is")
 
 
@@ -151,7 +161,7 @@ def draw_outlier_loss(powers: tuple[int, ...], losses: dict[str, list[float]], u
         0.835,
         "one channel of each norm is larger by this factor, the columns that read it smaller: the same function",
     )
-    fig.alt = "; ".join(f"{name}: " + ", ".join(f"{value:.2f}" for value in values) for name, values in losses.items())
+    fig.alt = "Loss at the largest outlier: " + ", ".join(f"{name} {values[-1]:.1f}" for name, values in losses.items())
     return fig
 
 
