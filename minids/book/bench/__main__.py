@@ -35,7 +35,7 @@ def main(quick: bool, parts: list[str]) -> None:
         data[part] = measure(part, quick)
         if not quick:
             write_atomically(TARGET, json.dumps(data, indent=1) + "\n")
-    if set(PARTS) - {"growth", "fp8"} <= data.keys():
+    if set(PARTS) - {"growth"} <= data.keys():
         print(table(data))
     if not quick:
         print(f"wrote {TARGET}: `make figures` draws it.")

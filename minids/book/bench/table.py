@@ -2,12 +2,11 @@
 
 
 def table(data: dict) -> str:
-    """Return the Markdown tables: steps beside the peer's, speculative decoding, the expert layer, and FP8 if measured.
+    """Return the Markdown tables: steps beside the peer's, speculative decoding, the expert layer, and FP8.
 
     The line below them names the machine and says how often other programs were busy.
     """
-    parts = [_steps(data), _speculation(data["speculation"]), _experts(data["experts"])]
-    parts += [_fp8(data["fp8"])] if "fp8" in data else []
+    parts = [_steps(data), _speculation(data["speculation"]), _experts(data["experts"]), _fp8(data["fp8"])]
     return "\n\n".join([*parts, _circumstances(data)])
 
 
@@ -53,7 +52,7 @@ def _fp8(rows: list[dict]) -> str:
 
 def _circumstances(data: dict) -> str:
     where = "{cpu}, {cores} cores, torch {torch}, transformers {transformers}".format(**data["environment"])
-    rows = [*data["training"], *data["decoding"], *data["speculation"], *data["experts"], *data.get("fp8", [])]
+    rows = [*data["training"], *data["decoding"], *data["speculation"], *data["experts"], *data["fp8"]]
     samples = [side for row in rows for side in row["sides"].values()]
     samples += [point["time"] for curve in data.get("growth", []) for point in curve["points"]]
     taken, disturbed = (sum(side[name] for side in samples) for name in ("samples", "disturbed"))
