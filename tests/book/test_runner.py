@@ -192,6 +192,7 @@ def test_the_command_lists_what_there_is(capsys):
     runs_of = {name: 3 * len(experiment.arms) for name, experiment in EXPERIMENTS.items()}
     runs_of |= {"growing": 5 * len(STAGES)}
     runs_of |= {name: 4 * len(POOLED[name].arms) for name in ("experts", "balance", "mtp")}
+    runs_of |= {"fp8": 3 * len(POOLED["fp8"].arms)}
     for line, (name, runs) in zip(lines, runs_of.items(), strict=True):
         minutes = load(name)["minutes"]
         assert line.split(":")[0].split() == f"{name} {runs} runs, {minutes:,.0f} minutes of one core".split()

@@ -72,7 +72,6 @@ def draw_fp8_loss(result: dict) -> Picture:
         ax.axhline(bound, color=INK, linewidth=1.2, linestyle=DASHED)
     ax.axhline(0, color=PALE, zorder=0)
     ax.set(xlim=(FIRST, steps[-1]), xlabel="step")
-    ax.set_ylabel("training loss against FP32", size=11)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
     label_ends(ax, ends, gap=0.09 * np.ptp(ax.get_ylim()))
     most = {arm: np.abs(relative_differences(result, arm)[:, FIRST:]).max() for arm in COLORS}
@@ -82,7 +81,9 @@ def draw_fp8_loss(result: dict) -> Picture:
     )
     seeds = len(result["seeds"])
     fig.note(
-        0.02, 0.84, f"smoothed over 10 steps; {seeds} seeds: range and mean; dashed: the report’s bound of {PUBLISHED}%"
+        0.02,
+        0.84,
+        f"training loss against FP32’s; {seeds} seeds: range and mean, smoothed; dashed: the report’s {PUBLISHED}%",
     )
     fig.alt = "; ".join(reversed(said))
     return fig
