@@ -30,8 +30,13 @@ def main() -> None:
 
 
 def figures() -> dict[str, Picture]:
-    """Return every figure by the name of its file, in the order of the book."""
-    v3, mini = ModelConfig.preset("deepseek-v3"), load("miniature")
+    """Return every picture by the name of its file, in the order of the book."""
+    v3 = ModelConfig.preset("deepseek-v3")
+    return the_bill(v3) | attention(v3) | experts() | balance() | multi_token_prediction() | fp8(v3) | training()
+
+
+def the_bill(v3: ModelConfig) -> dict[str, Picture]:
+    """Chapters 0 and 1."""
     return {
         "architecture": plots.draw_architecture(),
         "parameters": plots.draw_parameters(v3),
@@ -39,6 +44,12 @@ def figures() -> dict[str, Picture]:
         "gpu_hours": plots.draw_hours(REPORTS["deepseek-v3"]),
         "models": plots.draw_models(list(REPORTS)),
         "claims": plots.draw_claims(all_claims(), ARTICLES),
+    }
+
+
+def attention(v3: ModelConfig) -> dict[str, Picture]:
+    """Chapters 2 and 3."""
+    return {
         "rope": plots.draw_rope(ModelConfig.preset("deepseek-llm-7b")),
         "caches": plots.draw_caches(["deepseek-llm-7b", "deepseek-llm-67b", "deepseek-moe-16b"]),
         "wall": plots.draw_wall(batch=8),
@@ -53,6 +64,12 @@ def figures() -> dict[str, Picture]:
         "cache_by_kind": plots.draw_cache_kinds(list(REPORTS)),
         "absorption": plots.draw_absorption(v3),
         "attention_ablation": plots.draw_attention_ablation(load("attention")),
+    }
+
+
+def experts() -> dict[str, Picture]:
+    """Chapter 4."""
+    return {
         "experts_split": plots.draw_split(),
         "routing": plots.draw_routing(),
         "gates": plots.draw_gates(),
@@ -60,6 +77,12 @@ def figures() -> dict[str, Picture]:
         "experts_ablation": plots.draw_experts_ablation(load("experts")),
         "experts_published": plots.draw_published_experts(),
         "experts_left_out": plots.draw_without(load("experts")),
+    }
+
+
+def balance() -> dict[str, Picture]:
+    """Chapter 5."""
+    return {
         "load_map": plots.draw_load_map(load("balance")),
         "load_maps": plots.draw_two_load_maps(load("balance")),
         "balance_tradeoff": plots.draw_tradeoff(load("balance")),
@@ -73,11 +96,23 @@ def figures() -> dict[str, Picture]:
         "node_choice": plots.draw_node_choice(),
         "node_limit": plots.draw_nodes(load("balance")),
         "token_dropping": plots.draw_dropping(),
+    }
+
+
+def multi_token_prediction() -> dict[str, Picture]:
+    """Chapter 6."""
+    return {
         "mtp_alignment": plots.draw_mtp_alignment(depth=2),
         "mtp_ablation": plots.draw_mtp_ablation(load("mtp")),
         "mtp_published": plots.draw_mtp_published(),
         "acceptance_rule": plots.draw_acceptance_rule(),
         "speculation_speedup": plots.draw_speculation_speedup(),
+    }
+
+
+def fp8(v3: ModelConfig) -> dict[str, Picture]:
+    """Chapter 7."""
+    return {
         "number_lines": plots.draw_number_lines(),
         "outlier": plots.draw_outlier(),
         "tile_width": plots.draw_tile_width(),
@@ -85,7 +120,14 @@ def figures() -> dict[str, Picture]:
         "cut_products": plots.draw_cut_products(),
         "fp8_loss": plots.draw_fp8_loss(load("fp8")),
         "fp8_arms": plots.draw_fp8_arms(load("fp8")),
-        "fp8_bytes": plots.draw_bytes(ModelConfig.preset("deepseek-v3"), ModelConfig.preset("mini")),
+        "fp8_bytes": plots.draw_bytes(v3, ModelConfig.preset("mini")),
+    }
+
+
+def training() -> dict[str, Picture]:
+    """Chapter 10, and the README."""
+    mini = load("miniature")
+    return {
         "training_loss": plots.draw_loss(mini["log"], mini["runs"][0]["report"]),
         "expert_load": plots.draw_expert_load(mini["log"], ModelConfig.preset("mini").moe_layer_names()),
         "growth": plots.draw_growth(load("bench")["growth"]),

@@ -16,7 +16,8 @@ from minids.text.arithmetic import arithmetic_documents
 from minids.text.batches import Batches
 from minids.text.corpus import Corpus
 from minids.training.config import TrainConfig
-from minids.training.trainer import Loss, Trainer, language_model_loss
+from minids.training.step import Loss, language_model_loss
+from minids.training.trainer import Trainer
 
 
 def small_config(**changes) -> ModelConfig:

@@ -24,7 +24,7 @@ from minids.model.moe import Gate, fill_up
 from minids.model.mtp import MTPModule
 from minids.model.rope import softmax_scale
 from minids.quantization.fp8 import Quantized, quantize
-from minids.training.trainer import language_model_loss
+from minids.training.step import language_model_loss
 
 _ROTATED = "self.heads * self.rope_dim"
 _EXPANDED = "self.heads * (self.nope_dim + self.v_dim)"

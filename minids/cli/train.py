@@ -110,7 +110,8 @@ def _train(run: Run) -> None:
     """Train with a progress bar; exit with a code if the run was stopped or diverged."""
     from tqdm import tqdm
 
-    from minids.training.trainer import TrainingDiverged, TrainingInterrupted
+    from minids.training.step import TrainingDiverged
+    from minids.training.trainer import TrainingInterrupted
 
     trainer, config = run.trainer, run.trainer.config
     tokens_per_step = config.batch_size * config.sequence_length

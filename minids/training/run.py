@@ -31,7 +31,8 @@ from minids.text.tokenizer import Tokenizer
 from minids.training.checkpoint import load_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.report import make_report
-from minids.training.trainer import BatchSource, Loss, Trainer, language_model_loss
+from minids.training.step import Loss, language_model_loss
+from minids.training.trainer import BatchSource, Trainer
 from minids.units import GIB
 
 RESULTS = ("report.json", "loss.png", "experts.png")  # what the command line writes at the end

@@ -22,7 +22,8 @@ from helpers_training import (
 from minids.training.checkpoint import load_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.log import read_log
-from minids.training.trainer import Trainer, TrainingDiverged, TrainingInterrupted
+from minids.training.step import TrainingDiverged
+from minids.training.trainer import Trainer, TrainingInterrupted
 
 
 class Crash(Exception):

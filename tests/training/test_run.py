@@ -11,7 +11,7 @@ from minids.device import peak_bytes
 from minids.hub.reference import REFERENCE
 from minids.text.tokenizer import Tokenizer
 from minids.training.run import load_run, start_run
-from minids.training.trainer import language_model_loss
+from minids.training.step import language_model_loss
 
 CORPUS = small_corpus()
 MODEL, CONFIG = small_config(), small_train_config(steps=2)
