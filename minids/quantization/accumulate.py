@@ -8,12 +8,12 @@ and §3.5.2). The larger the sum has become, the more of the next products is cu
 starts again from zero. The sum has two levels: short runs in 14 bits, and the sum of the runs in FP32. An FP8 product
 needs this addition in any case, because each tile of 128 has its own scale.
 
-How the hardware adds 32 products is not published. Two readings of what the report measured are simulated:
+NVIDIA does not document how the hardware adds 32 products. The authors measured it: the products are shifted to the
+largest exponent, the highest 14 bits of each are used, and the register keeps 14 bits, too. Two readings are simulated:
 
-    "sums"        the 32 products are added exactly; the sum is added to the register, which keeps 14 bits
-    "products"    all 32 products and the register are aligned to the largest of them, and of each the highest 14
-                  bits are kept (the words of §3.5.2: "highest 14 bits of each mantissa product after sign-fill right
-                  shifting")
+    "sums"        milder than the report: the 32 products are added exactly, and only the register is cut off
+    "products"    all 32 products are cut off. The register is aligned with them, which is our guess, and the shift
+                  rounds down ("sign-fill right shifting" in the report's first version)
 
 With K = 4096, random numbers and no promotion, the relative error of the whole product (in the Frobenius norm) is 0.3%
 with the first reading and 4% to 7% with the second. The largest error of a single output, relative to the root mean

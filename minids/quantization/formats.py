@@ -14,8 +14,9 @@ of largest and smallest number; one more mantissa bit halves the distance betwee
     E2M1    1 + 2 + 1 bits    up to 6        4 bits, without NaN: the numbers of MXFP4, for V4's experts
 
 Rounding is to the nearest number, in the middle between two to the one whose last mantissa bit is 0 (*ties to even*).
-What is larger than the largest number becomes the largest (*saturation*). NaN stays NaN, except
-in the codes of E2M1, which has none: `encode` gives the largest number.
+What is larger than the largest number becomes the largest (*saturation*). NaN stays NaN, except in the codes of E2M1,
+which has none: `encode` gives the largest number. The report names E5M6 and says no more: its bias and its infinities
+are those of IEEE formats here.
 
 Scales need range and no precision: UE8M0 has 8 exponent bits and nothing else, so it holds the powers of two from
 2^-127 to 2^127 (V3.1; OCP microscaling formats).

@@ -1,7 +1,8 @@
 """Tensors in FP8: 8-bit numbers with a scale for each tile (V3 report §3.3.2).
 
-E4M3 holds magnitudes from 2^-9 to 448. Weights, activations and gradients lie elsewhere, so each tile of a matrix is
-first divided by a scale of its own, which maps the largest number of the tile, its amax, to 448:
+E4M3 holds magnitudes from 2^-9 to 448. Gradients lie far below, and outliers may lie above. So each tile of a matrix is
+first divided by a scale of its own, which maps the largest number of the tile, its amax, to 448 (*online* scaling: the
+scale is computed from the numbers at hand, not guessed from earlier steps):
 
     scale = max(amax, 1e-4) / 448
     value = round(x / scale)                in E4M3
@@ -13,9 +14,10 @@ A tile that holds an outlier loses precision in its small numbers, and no other 
     128 x 1      tiles for the same tensors in the product of the weight gradient, whose sum runs over tokens
     128 x 128    blocks for weights: the same block serves W and its transpose
 
-The floor keeps a tile of zeros from dividing by zero. 1e-4 is that of the authors' casts, and fits activations and
-weights. Gradients are smaller: under the mean loss of a thousand tokens nearly all of their tiles are below 1e-4, would
-get the same scale, and would underflow with more tokens. So `floor` is an argument.
+The floor keeps a tile of zeros from dividing by zero. 1e-4 is that of the authors' published code, an inference
+kernel and test casts, and fits activations and weights. Gradients are smaller: under the mean loss of a thousand
+tokens nearly all of their tiles are below 1e-4, would get the same scale, and would underflow with more tokens. So
+`floor` is an argument.
 
 Scales may be rounded up to powers of two (V3.1, UE8M0): then a division by the scale is exact, at the cost of up to one
 bit of the range.
@@ -33,7 +35,8 @@ not two blocks of 65:
 
 Values and scales are bit-equal to those of DeepGEMM's casts, which multiply by 1 / scale. V3's inference kernel
 divides by the scale, TileKernels multiplies by 448 / amax: with scales of 32 bits a rare number near the middle of two
-codes falls on the other side. With powers of two all three are equal."""
+codes falls on the other side. With powers of two all three are equal.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Wgrad in E5M6 with powers of two as scales (§3.3.3), the inputs of all others i
 and multiplied by its scale in float32. Then the sums are in float32, too: the tensor core's register of 14 bits is
 simulated only with `register` (accumulate.py). It then cuts numbers that include their scales, so it loses the bits
 that the hardware loses only if the scales are powers of two. On a GPU with FP8 tensor cores those compute the products
-(`on_tensor_cores`).
+(`on_tensor_cores`). To round and multiply back, and to compute in float32, is called *fake quantisation*.
 
 What is left out of the recipe: SwiGLU's inputs are not cached in FP8, and no communication is in FP8. What is not in
 FP8 runs in float32, not in BF16. Decoding with MLA's absorbed form reads the master weights of `kv_b_proj`. The

@@ -55,7 +55,7 @@ def test_one_stroke_for_each_number_and_the_curve_is_the_error_of_torch_s_cast_a
     assert [(strokes[0] == 2.0**-9).sum(), (strokes[0] < 2.0**-6).sum(), strokes[0].max()] == [1, 7, 448]
     x, error = lower.lines[0].get_data()
     np.testing.assert_allclose(np.interp([2.0**-12, 896], x, error), [1, 0.5], rtol=1e-2)
-    assert "E5M2 spans 32 factors of two and E4M3 only 18, but E4M3 rounds 2 times as finely" in title(fig)
+    assert "E5M2 spans 32 factors of two and E4M3 only 18, but E4M3 rounds twice as finely" in title(fig)
     assert_legible(fig)
 
 
@@ -68,7 +68,7 @@ def test_bars_are_shares_of_binades_and_what_is_lost_is_said():
     shown = [{round(bar.get_x() - 0.07): round(bar.get_height(), 3) for bar in ax.patches} for ax in fig.axes]
     assert shown == [{1: 0.333, 5: 0.333, 11: 0.333}, {-8: 0.667, 9: 0.333}]  # 2^12 · 1.5 in the last bar
     assert "gradients dy: none become 0, 66.7% are subnormal, 33.3% saturate" in fig.alt
-    assert f"error {(512 - 448) / 512:.1%}" in title(fig)
+    assert f"33.3% of the gradients dy saturate in E4M3: error {(512 - 448) / 512:.1%}" in title(fig)
     plain = draw_magnitudes(tensors)
     assert "Without a scale, 66.7% of the gradients dy become 0 in E4M3: error 0.0%" in title(plain)
     assert "weights W: 33.3% become 0, 33.3% are subnormal, none saturate" in plain.alt

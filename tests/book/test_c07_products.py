@@ -88,7 +88,7 @@ def test_the_error_s_picture_says_the_numbers_that_it_is_given():
     found = {name: [(10.0 ** (-n - 2), 10.0 ** (-n - 1.5))] * 2 for n, name in enumerate(names)}
     errors = {data: dict.fromkeys(("sums", "products"), found) for data in ("normal", "positive")}
     fig = draw_accumulation_error([1024, 4096], errors, data="positive")
-    assert "128 0.010% to 0.032%" in fig.alt
+    assert "128 0.01% to 0.032%" in fig.alt
     assert "positive" in fig.alt
     assert_legible(fig)
     with pytest.raises(ValueError, match="data"):

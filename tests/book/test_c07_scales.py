@@ -47,6 +47,7 @@ def test_zeros_and_errors_beside_an_outlier_are_those_of_a_loop_over_tiles(size,
     errors = [((result - x)[others].norm() / x[others].norm()).item() for result in found]
     assert shares(title(fig)) == pytest.approx(lost, rel=0.051, abs=1e-6)
     assert shares(fig.alt)[1::2] == pytest.approx(errors, rel=0.051)
+    assert {(*ax.get_xlim(), *ax.get_ylim()) for ax in fig.axes[:3]} == {(0, SIDE, SIDE, 0)}  # marks widen none
     assert_legible(fig)
 
 

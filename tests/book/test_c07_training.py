@@ -73,7 +73,7 @@ def test_differences_are_of_equal_seeds_and_in_percent():
 
 @pytest.mark.parametrize(
     ("arms", "said"),
-    [({"FP8": (0.1, -0.1, 0.2), "FP4": (7, 8, 9)}, "FP8 is not separated from FP32. Higher: “FP4”"),
+    [({"FP8": (0.1, -0.1, 0.2), "FP4": (7, 8, 9)}, "FP8 is not separated from FP32; only “FP4” is higher"),
      ({"FP8": (0.1, -0.1, 0.2)}, "FP8 is not separated from FP32, and neither is any other arm"),
      ({"FP8": (1, 1.1, 1.2)}, "FP8’s loss is higher than FP32’s, and no other arm’s is")],
 )  # fmt: skip
@@ -85,7 +85,7 @@ def test_the_title_says_what_the_runs_separate(arms, said):
 
 def test_the_curve_of_fp8_is_held_against_chance():
     said = title(draw_fp8_loss(made_up(FP8=(0.1, -0.1, 0.7))))
-    assert said == "From FP32’s loss, FP8 strays up to 0.7%, BF16 0.2%, FP32 with other last bits 0.4%"
+    assert said == "FP8 differs from FP32 by up to 0.7%, BF16 by 0.2%, FP32 from itself by 0.4%"
 
 
 def test_what_chance_does_is_called_no_effect():
@@ -96,6 +96,6 @@ def test_what_chance_does_is_called_no_effect():
 def test_the_outliers_that_destroy_a_model_are_in_the_title():
     losses = {"FP32": [3.0, 3, 3], "wide tiles": [3, 3.5, 4], "tiles": [3, 3.02, 3.5], "one scale": [3, 4, 9]}
     said = title(draw_outlier_loss((0, 10, 20), losses, math.log(512)))
-    assert said == "one scale: outliers of $2^{10}$ destroy the model; tiles lose 0.50 nats at the largest"
+    assert said == "With one scale, outliers of $2^{10}$ do harm; tiles lose only 0.5 nats at $2^{20}$"
     harmless = {"FP32": [3.0, 3], "tiles": [3.0, 3.05]}
     assert title(draw_outlier_loss((0, 10), harmless, 6)) == "No outlier up to $2^{10}$ costs any of them 0.1 nats"

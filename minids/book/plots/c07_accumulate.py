@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 
 from minids.book.plots.c07_formats import COLORS
 from minids.book.plots.diagram import Diagram
-from minids.book.plots.helpers import DASHED, label, label_ends, log_scale
-from minids.book.plots.style import INK, LAYERS, MUTED, PALE, Picture, new_figure, styled, tint
+from minids.book.plots.helpers import DASHED, label_ends, log_scale
+from minids.book.plots.style import INK, LAYERS, MUTED, PALE, PAPER, Picture, new_figure, styled, tint
 from minids.quantization.accumulate import INSTRUCTION, Register, accumulate
 from minids.validation import require, require_whole
 
@@ -68,13 +68,15 @@ def draw_cut_products(exponent: int = 15, reading: str = "products", bits: int =
     below = rows[-1][2] - ROW - 10
     rows += [("exact sum", exact, below), ("in the register", kept, below - ROW)]
     for name, value, y in rows:
-        cut = ("·" in name) == (reading == "products") and y < 200 - ROW and name != "in the register"
+        cut = name == "exact sum" or ("·" in name and reading == "products")
         d.text(14, y + 5, name, weight="bold" if name == "in the register" else "normal")
         _bits(d, y, value, window, cut)
         d.text(634, y + 5, _number(value), size=10.5, ha="right")
     high = 200 + ROW if reading == "products" else below + ROW
     d.outline(_left(top), below - ROW - 3, PITCH * bits, high - below + ROW + 2, linewidth=1.6)
-    d.text(_left(top) + 1, 39, f"the {bits} bits of the register", size=10)
+    d.text(_left(top) + 1, 39, f"the {bits} bits of the register", size=10.5)
+    d.ax.add_artist(Rectangle((580, 37), 11, 11, facecolor=tint(LOST, 0.6), edgecolor="none"))
+    d.text(634, 39, "cut off", size=10.5, ha="right")
     d.figure.alt = (
         f"{finding}, reading {reading}, {bits} bits: products "
         f"{', '.join(_number(math.prod(pair)) for pair in FACTORS)}; exact sum {_number(exact)}, kept {_number(kept)}"
@@ -107,7 +109,7 @@ def _bits(d: Diagram, y: float, value: float, window: range, cut: bool) -> None:
 # The error over K
 
 LINES = {"never": INK, "512": "#5B3A8C", "128": COLORS["E4M3"], "32": "#2FA37C"}  # N_C
-APART = {"never": 1.0, "512": 1.07, "128": 0.94, "32": 0.88}  # factors that keep the lines up to the maxima apart
+MAXIMA = {"never": 1.0, "128": 0.92}  # whose maxima are drawn, and factors that keep their lines apart
 OPERANDS = "operands"
 At = tuple[float, float]  # the median of the outputs' errors, and the largest
 
@@ -125,25 +127,29 @@ def draw_accumulation_error(
     """
     require("data", data, data in errors, " or ".join(errors))
     require("lengths", lengths, 4096 in lengths, "some with 4096")
-    fig, at = new_figure(height=4.6), list(lengths).index(4096)
+    fig, at = new_figure(height=4.9), list(lengths).index(4096)
     found = errors[data]
     for reading, left in zip(("sums", "products"), (0.095, 0.575), strict=True):
-        ax = fig.add_axes((left, 0.13, 0.29, 0.58))
+        ax = fig.add_axes((left, 0.125, 0.29, 0.585))
         _errors(ax, lengths, found[reading])
-        ax.plot([4096], [published], marker="*", color=INK, markersize=14, markeredgecolor="white", zorder=5)
-        label(ax, f"published\nlargest: {published:.0%}", (4096, published), (-42, 26), size=10)
-        fig.note(left - 0.075, 0.77, f"cut off: {reading}", weight="bold", color=INK)
+        ax.plot([4096], [published], marker="*", color=PAPER, markersize=15, markeredgecolor=INK, zorder=5)
+        fig.note(left - 0.075, 0.735, f"relative error where {reading} are cut off", weight="bold", color=INK)
     most = max(median for reading in found for median, _ in found[reading]["128"])
     share = f"{most:.1%}" if most > 0.001 else f"{most:.2%}"
-    fig.title(f"Never promoted, errors grow with K; promoted every 128, their median is at most {share}")
-    fig.note(0.02, 0.845, f"{data.capitalize()} numbers, 14 bits. Dots: median of all outputs. Thin lines: up to the "
-             "largest error.")  # fmt: skip
+    fig.title(f"Promoted every 128, the median error is at most {share}; if never, it grows with K", y=0.935)
+    fig.note(0.02, 0.81, f"{data.capitalize()} numbers, 14 bits; error over the root mean square of all outputs. Dots: "
+             "median.\nThin lines: up to the largest (never, every 128). "
+             f"☆: largest in the report, nearly {published:.0%}.", linespacing=1.5)  # fmt: skip
     said = []
     for reading in ("sums", "products"):
-        each = ", ".join(f"{n} {found[reading][n][at][0]:.3%} to {found[reading][n][at][1]:.3%}" for n in LINES)
+        each = ", ".join(f"{n} {' to '.join(map(_two_digits, found[reading][n][at]))}" for n in LINES)
         said.append(f"cut off {reading}: {each}")
     fig.alt = f"Relative error of {data} numbers at K = 4096, median to largest; {'; '.join(said)}"
     return fig
+
+
+def _two_digits(share: float) -> str:
+    return f"{float(f'{100 * share:.2g}'):g}%"
 
 
 def _errors(ax: Axes, lengths: Sequence[int], found: dict[str, list[At]]) -> None:
@@ -152,11 +158,14 @@ def _errors(ax: Axes, lengths: Sequence[int], found: dict[str, list[At]]) -> Non
     for name, color in LINES.items():
         median, most = zip(*found[name], strict=True)
         ax.plot(lengths, median, "o-", color=color, markersize=3.5, linewidth=2.8 if name == "128" else 1.6)
-        ax.vlines([APART[name] * k for k in lengths], median, most, color=color, linewidth=1)
+        if name in MAXIMA:
+            x = [MAXIMA[name] * k for k in lengths]
+            ax.vlines(x, median, most, color=color, linewidth=1)
+            ax.plot(x, most, "_", color=color, markersize=6)
         ends[name if name == "never" else f"every {name}"] = (median[-1], color)
     rounding = [median for median, _ in found[OPERANDS]]
-    ax.plot(lengths, rounding, color=COLORS["E5M2"], linestyle=DASHED, linewidth=1.4)
-    ends["FP8 itself"] = (rounding[-1], COLORS["E5M2"])
+    ax.plot(lengths, rounding, color=MUTED, linestyle=DASHED, linewidth=1.4)
+    ends["FP8 itself"] = (rounding[-1], MUTED)
     log_scale(ax, "x", lambda k: f"{k:,.0f}", lengths, base=2)
     log_scale(ax, "y", lambda e: f"{100 * e:g}%", [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1])
     ax.set(xlim=(0.75 * lengths[0], 1.2 * lengths[-1]), ylim=(6e-6, 2), xlabel="K")

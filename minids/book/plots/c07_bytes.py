@@ -26,8 +26,8 @@ UNITS = (" B", " KB", " MB", " GB", " TB")
 SIDES = ("BF16", "FP8 recipe")
 ROWS = {  # the four quantities, and what is added to each name
     "state": "weights, gradients\nand moments",
-    "kept": "kept for backward,\na token",
-    "sent": "to an expert\nand back, a token",
+    "kept": "kept for backward,\nper token",
+    "sent": "to an expert and\nback, per token",
     "files": "released files",
 }
 

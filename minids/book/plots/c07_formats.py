@@ -112,7 +112,8 @@ def _draw_bits(d: Diagram, one: _Code) -> None:
     numbers = {"sign": one.sign, "exponent": one.exponent, "mantissa": one.mantissa}
     for field, number in numbers.items():
         letter = {"sign": "s", "exponent": "e", "mantissa": "m"}[field]
-        d.text(places[field], 216, f"{field} ${letter} = {number}$" if field != "sign" else f"${letter} = {number}$")
+        d.text(places[field], 221, field)
+        d.text(places[field], 206, f"${letter} = {number}$")
     d.text(x + 14, 249, one.formula(), size=14 if one.is_finite else 11)
 
 
@@ -120,8 +121,8 @@ def _draw_intervals(d: Diagram, one: _Code) -> None:
     """Draw a cell for each exponent: it is an interval of magnitudes, and all but the first are a factor of two."""
     E, bias = one.format.exponent_bits, one.format.bias
     width = (RIGHT - LEFT) / 2**E
-    lower = f"$2^{{{one.format.smallest_exponent}}}$"
-    d.text(LEFT, 184, f"The exponent bits choose an interval; from {lower} on, each is twice as wide as the one before",
+    d.text(LEFT, 181, "The exponent bits choose an interval; after the first two, each is twice as wide as the one "
+           "before",
            color=MUTED)  # fmt: skip
     for exponent in range(2**E):
         x, chosen = LEFT + exponent * width, exponent == one.exponent
@@ -209,10 +210,9 @@ def draw_number_lines() -> Picture:
     for x, y, becomes in ((2.0**-14.8, 0.62, "0"), (2.0**10.6, 0.42, f"{E4M3.largest:.0f}")):
         lower.text(x, y, f"E4M3 gives {becomes}", size=11, color=COLORS["E4M3"], va="center")
     spans = {f.name: np.log2(f.largest / f.smallest) for f in LINES}
-    coarser = 2 ** (E4M3.mantissa_bits - E5M2.mantissa_bits)
     finding = (
         f"E5M2 spans {spans['E5M2']:.0f} factors of two and E4M3 only {spans['E4M3']:.0f}, "
-        f"but E4M3 rounds {coarser} times as finely"
+        "but E4M3 rounds twice as finely"
     )
     fig.title(finding, y=0.945)
     fig.note(0.02, 0.9, "One line for each number. FP32 has BF16’s range and 65,536 numbers where BF16 has one.")
@@ -268,13 +268,16 @@ def draw_magnitudes(tensors: Mapping[str, Tensor], power: int = 0) -> Picture:
         ax.text(0, 1.08, kind, size=12, transform=ax.transAxes, weight="bold")
         ax.text(1, 1.08, _fate(shares[kind]), size=11, transform=ax.transAxes, ha="right")
         ax.tick_params(labelbottom=row == len(tensors) - 1)
-    ax.set_xlabel(f"magnitude times $2^{{{power}}}$; the last bars hold all beyond" if power else "magnitude")
+    ax.set_xlabel(
+        f"magnitude times $2^{{{power}}}$ (each bar: the share within a factor of two; the outermost: all beyond, too)"
+        if power
+        else "magnitude (each bar: the share of the numbers within a factor of two)",
+        size=11,
+    )
     kind = list(tensors)[-1]
     lost = shares[kind]
-    finding = f"{_percent(lost['become 0'])} of the {kind} become 0 in E4M3"
-    if lost["saturate"]:
-        finding += f" and {_percent(lost['saturate'])} saturate"
-    finding += f": error {lost['error']:.1%}"
+    fate = max(("become 0", "saturate"), key=lost.__getitem__)
+    finding = f"{_percent(lost[fate])} of the {kind} {fate} in E4M3: error {lost['error']:.1%}"
     fig.title((f"Times $2^{{{power}}}$, " if power else "Without a scale, ") + finding, y=0.945)
     _draw_key(fig)
     rows = "; ".join(f"{kind}: {_fate(share)}" for kind, share in shares.items())
@@ -333,6 +336,6 @@ def _draw_key(fig: Picture) -> None:
         "normal: 4 significant bits",
         f"above {high}: saturates",
     )
-    for x, power, text in zip((0.03, 0.265, 0.5, 0.765), (-20, -8, 0, 12), texts, strict=True):
+    for x, power, text in zip((0.03, 0.28, 0.505, 0.77), (-20, -8, 0, 12), texts, strict=True):
         fig.add_artist(Rectangle((x, 0.886), 0.016, 0.022, transform=fig.transFigure, **_look(power)))
         fig.text(x + 0.023, 0.887, text, size=11, color=MUTED)

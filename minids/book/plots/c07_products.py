@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from minids.book.plots.c07_formats import COLORS
@@ -26,7 +27,7 @@ NAMES = {"F": ("x", "Wᵀ", "y"), "D": ("dy", "W", "dx"), "W": ("dyᵀ", "x", "d
 SUMMED = {"F": "channels of x", "D": "channels of y", "W": "tokens"}
 FINDINGS = {
     "Fprop": f"Fprop: {CHANNELS} products in {CHANNELS // TILE} tiles, with {CHANNELS // TILE} pairs of scales",
-    "Dgrad": f"Dgrad: {OUTPUTS // TILE} tiles along the sum; the same blocks of W serve again",
+    "Dgrad": f"Dgrad: {OUTPUTS // TILE} tiles along the sum, and W has the same blocks as in Fprop",
     "Wgrad": f"Wgrad sums over {TOKENS} tokens: both operands need tiles along the tokens",
     ACROSS: f"Tiles across the sum: {TOKENS} products have {TOKENS} pairs of scales",
 }
@@ -165,11 +166,11 @@ def _sum(d: Diagram, names: tuple[str, str, str], pair: tuple[Quantized, Quantiz
             said.append(_minus(f"{plain:,.0f} · {scales[0]:.4f} · {scales[1]:.4f}"))
             d.text(middle, 34, said[-1], ha="center", size=10)
             d.text(x - gap / 2, 34, "+" if n else "", ha="center")
-    how = "In a tile the tensor core adds plain FP8 products. The two scales multiply their sum, once, in FP32."
+    how = "Within a tile, tensor cores add FP8 products. Their sum is multiplied by both scales, once, in FP32."
     if group == 1:
         said = [f"{len(a)} products, each with two scales of its own"]
         d.text(start, 34, "FP8 · FP8 · scale · scale  +  FP8 · FP8 · scale · scale  +  …", size=10)
-        how = f"{len(a)} products, {len(a)} pairs of scales: none is a common factor. A tensor core knows no scales."
+        how = f"{len(a)} products, {len(a)} pairs of scales, no common factor: tensor cores cannot scale each product."
     name, value = f"{names[2]}[{row}, {column}]", _minus(f"{total:.3f}")
     d.text(18, 34, f"{name} =")
     d.text(18, 11, f"= {value}", weight="bold")
@@ -266,7 +267,7 @@ def _chips(d: Diagram, y: float, title: str, names: list[str], face: str) -> flo
     d.text(14, y + 4, title, weight="bold")
     x = 126
     for name in names:
-        wide = 6.2 * len(name) + 8
+        wide = TextPath((0, 0), name, size=10).get_extents().width + 12
         if x + wide > 640:
             x, y = 126, y - 21
         d.ax.add_artist(Rectangle((x, y), wide, 16, facecolor=face, edgecolor=LINE, linewidth=0.6, zorder=3))

@@ -85,8 +85,11 @@ def draw_outlier(size: float = 100_000, row: int = 200, column: int = 300) -> Pi
     bar.ax.minorticks_off()
     bar.ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     bar.outline.set_visible(False)
+    first = fig.axes[0]
+    for x, y, name, how in ((1, -0.035, "column", "top"), (-0.03, 0, "row", "bottom")):
+        first.text(x, y, name, size=11, color=MUTED, ha="right", va=how, transform=first.transAxes)
     fig.note(0.373, 0.03, f"shade: relative error of {CELL[0]} × {CELL[1]} numbers together\n"
-             "cross: the outlier; frame: what shares its scale", linespacing=1.5)  # fmt: skip
+             "cross: the outlier; frame or brackets: the numbers with the same scale", linespacing=1.5)  # fmt: skip
     shares = [_percent(lost) for _, lost, _ in said]
     fig.title(f"Outlier of {size:,.0f}: one scale turns {shares[0]} of the others into 0, blocks {shares[1]}, "
               f"tiles {shares[2]}", y=0.925)  # fmt: skip
@@ -107,11 +110,19 @@ def _by_cell(x: Tensor, result: Tensor) -> np.ndarray:
 
 
 def _outline(ax: Axes, tile: Tile, row: int, column: int) -> None:
-    """Mark the outlier by a cross, and frame its tile, unless that is the whole matrix."""
+    """Mark the outlier by a cross and its tile by a frame, or by brackets where a frame would hide it.
+
+    The whole matrix has neither.
+    """
     height, width = tile
     top, left = row // height * height, column // width * width
-    if tile != (SIDE, SIDE):
-        ax.add_artist(Rectangle((left, top - 1), width, height + 2, fill=False, edgecolor=INK, linewidth=1.2))
+    how = {"color": INK, "linewidth": 1.4, "clip_on": False}
+    if height == 1:
+        for x, inwards in ((left, 5), (left + width, -5)):
+            ax.plot([x + inwards, x, x, x + inwards], [row - 9, row - 9, row + 10, row + 10], **how)
+    elif tile != (SIDE, SIDE):
+        ax.add_artist(Rectangle((left, top), width, height, fill=False, **how))
+    ax.set(xlim=(0, SIDE), ylim=(SIDE, 0))
     ax.plot(column + 0.5, row + 0.5, "X", markersize=11, color=PAPER, markeredgecolor=INK, clip_on=False)
 
 
@@ -156,6 +167,7 @@ def draw_tilings(tensors: dict[str, Tensor]) -> Picture:
     name_ticks(ax, "x", list(TILINGS))
     ax.xaxis.tick_top()
     ax.tick_params(axis="x", length=0, labeltop=True, labelbottom=False, labelsize=12)
+    ax.text(-0.01, 1.045, "one scale for each", ha="right", size=11, color=MUTED, transform=ax.transAxes)
     own, made = _percent(shares[:-1, 0].max()), _percent(shares[-1, 0])
     fig.title(f"With one scale, at most {own} become 0, but {made} beside a channel made large", y=1 - 0.34 / height)
     fig.note(0.02, 1 - 0.63 / height, "shade: the share of numbers that become 0; error: relative, of the median "
@@ -191,7 +203,7 @@ def draw_tile_width() -> Picture:
     fig = new_figure(height=4.7)
     said, at = [], {n: WIDTHS.index(n) for n in (16, 128)}
     for i, (format, top) in enumerate(((E4M3, 0.03), (E2M1, 1.0))):
-        ax = fig.add_axes((0.075 + 0.5 * i, 0.27, 0.27, 0.5))
+        ax = fig.add_axes((0.075 + 0.49 * i, 0.24, 0.275, 0.5))
         even, large = width_errors(format, False), width_errors(format, True)
         color = COLORS[format.name]
         ax.plot(WIDTHS, even, color=color)
@@ -207,14 +219,15 @@ def draw_tile_width() -> Picture:
         ax.set(xlim=(WIDTHS[0], WIDTHS[-1]), ylim=(0, 1.03 * top))
         ax.yaxis.set_major_locator(MultipleLocator(0.01 if format is E4M3 else 0.2))
         ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        label_ends(ax, ends, gap=0.085 * top)
-        fig.note(0.02 + 0.5 * i, 0.815, f"{format.name}, {format.bits} bits", size=12, color=INK, weight="bold")
+        label_ends(ax, ends, gap=0.085 * top, size=11)
+        fig.note(0.02 + 0.49 * i, 0.78, f"{format.name}, {format.bits} bits", size=12, color=INK, weight="bold")
         said.append(f"{format.name}: " + ", ".join(
             f"tiles of {n} {_percent(even[place])}, with large channels {_percent(large[place])}"
             for n, place in at.items()))  # fmt: skip
-    fig.note(0.02, 0.025, "columns of a tile, and what scales of 32 bits cost for each number\n"
-             "relative error of normal numbers; dashed: 1% of the channels are 100 times larger, error of the others",
-             linespacing=1.5)  # fmt: skip
+    fig.note(0.02, 0.86, "relative error of normal numbers; dashed: of the others, beside 1% of channels 100 times "
+             "larger")  # fmt: skip
+    fig.note(0.02, 0.03, "columns of a tile, and what scales of 32 bits cost for each number; grey: scales are powers "
+             "of two")  # fmt: skip
     eight, four = (
         " → ".join(_percent(width_errors(format, True)[at[n]]) for n in (128, 16)) for format in (E4M3, E2M1)
     )

@@ -54,17 +54,21 @@ def percent(result: dict, arm: str) -> np.ndarray:
 def draw_fp8_loss(result: dict) -> Picture:
     """Draw how the training loss of FP8, of BF16 and of FP32 with another last bit differs from FP32's.
 
-    The losses are smoothed as the report's. A band goes from the lowest to the highest of the seeds, the line is their
-    mean. Dashed is the report's 0.25%.
+    The losses are smoothed as the report's. Thin lines and the grey area end at the lowest and the highest of
+    the seeds, the thick line is their mean. Dashed is the report's 0.25%.
     """
     fig = new_figure(height=4.6)
-    ax = fig.add_axes((0.105, 0.13, 0.74, 0.62))
+    ax = fig.add_axes((0.105, 0.13, 0.74, 0.67))
     ends, said = {}, []
     for arm, color in reversed(COLORS.items()):
         differences = relative_differences(result, arm)
         steps = np.arange(FIRST, differences.shape[1])
         shown = differences[:, FIRST:]
-        ax.fill_between(steps, shown.min(axis=0), shown.max(axis=0), color=color, alpha=0.2, linewidth=0)
+        low, high = shown.min(axis=0), shown.max(axis=0)
+        if arm == CHANCE:
+            ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+        else:
+            ax.plot(steps, np.stack([low, high], axis=1), color=color, linewidth=0.8)
         ax.plot(steps, shown.mean(axis=0), color=color)
         ends[arm] = (shown[:, -1].mean(), color)
         said.append(f"{arm} within {np.abs(shown).max():.2f}%, mean at the end {shown[:, -1].mean():+.2f}%")
@@ -72,18 +76,19 @@ def draw_fp8_loss(result: dict) -> Picture:
         ax.axhline(bound, color=INK, linewidth=1.2, linestyle=DASHED)
     ax.axhline(0, color=PALE, zorder=0)
     ax.set(xlim=(FIRST, steps[-1]), xlabel="step")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+g}%".replace("-", "−") if value else "0")
     label_ends(ax, ends, gap=0.09 * np.ptp(ax.get_ylim()))
     most = {arm: np.abs(relative_differences(result, arm)[:, FIRST:]).max() for arm in COLORS}
     fig.title(
-        f"From FP32’s loss, FP8 strays up to {most['FP8']:.1f}%, BF16 {most['BF16']:.1f}%, "
-        f"FP32 with other last bits {most[CHANCE]:.1f}%"
+        f"FP8 differs from FP32 by up to {most['FP8']:.1f}%, BF16 by {most['BF16']:.1f}%, "
+        f"FP32 from itself by {most[CHANCE]:.1f}%"
     )
     seeds = len(result["seeds"])
     fig.note(
         0.02,
-        0.84,
-        f"training loss against FP32’s; {seeds} seeds: range and mean, smoothed; dashed: the report’s {PUBLISHED}%",
+        0.85,
+        f"training loss against FP32’s; {seeds} seeds: mean and range (thin, or grey), smoothed; "
+        f"dashed: the report’s {PUBLISHED}%",
     )
     fig.alt = "; ".join(reversed(said))
     return fig
@@ -107,7 +112,7 @@ def draw_fp8_arms(result: dict) -> Picture:
         differences, words = percent(result, arm), standing(result, arm)
         draw_runs(ax, row, differences, COLORS.get(arm, INK))
         write_row(ax, row, {0.02: arm}, ha="left", size=12)
-        write_row(ax, row, {0.80: f"{differences.mean():+.2f}%"})
+        write_row(ax, row, {0.80: f"{differences.mean():+.2f}%".replace("-", "−")})
         write_row(ax, row, {0.825: "chance" if arm == CHANCE else words}, ha="left")
         said.append(f"{arm} {differences.mean():+.2f}% ({'chance' if arm == CHANCE else words})")
         worse += [arm] * (words == SAID["behind"])
@@ -126,16 +131,16 @@ def _x_axis(ax: Axes) -> None:
     ax.set_xscale("symlog", linthresh=1, linscale=2.2)
     ax.set_xlim(min(-0.7, 1.2 * ax.dataLim.x0), max(1.2, 1.4 * ax.dataLim.x1))
     ax.set_xticks([tick for tick in (-1, -0.5, 0, 0.5, 1, 10) if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]])
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%".replace("-", "−") if value else "0")
     ax.minorticks_off()
 
 
 def _finding(result: dict, worse: list[str]) -> str:
     eight = standing(result, "FP8")
     first = "FP8 is not separated from FP32" if eight == "not separated" else f"FP8’s loss is {eight} than FP32’s"
-    rest = ", ".join(f"“{arm}”" for arm in worse if arm != "FP8")
+    rest = [f"“{arm}”" for arm in worse if arm != "FP8"]
     if rest:
-        return f"{first}. Higher: {rest}"
+        return f"{first}; " + (f"only {rest[0]} is higher" if len(rest) == 1 else f"higher: {', '.join(rest)}")
     return f"{first}, and " + ("neither is any other arm" if eight == "not separated" else "no other arm’s is")
 
 
@@ -146,13 +151,16 @@ def draw_outlier_loss(powers: tuple[int, ...], losses: dict[str, list[float]], u
     `losses` is from `losses_with_outliers`; `uniform` is the loss of a guess among all tokens.
     """
     fig = new_figure(height=4.4)
-    ax = fig.add_axes((0.075, 0.14, 0.63, 0.62))
-    colors = dict(zip(losses, (INK, LAYERS[1], LAYERS[5], LAYERS[2], LAYERS[3]), strict=False))
+    ax = fig.add_axes((0.075, 0.14, 0.67, 0.65))
+    colors = dict(zip(losses, (INK, LAYERS[1], LAYERS[5], LAYERS[3], LAYERS[2]), strict=False))
     for name, values in losses.items():
-        ax.plot(powers, values, "--" if name == "FP32" else "o-", color=colors[name], markersize=4)
+        ax.plot(powers, values, "--" if name == "FP32" else "o-", color=colors[name], markersize=4,
+                zorder=3 if name == "FP32" else 2)  # fmt: skip
     ax.axhline(uniform, color=MUTED, linewidth=1.2, linestyle=DASHED)
-    label(ax, "a guess among all tokens", (powers[0], uniform), (0, -15), color=MUTED, ha="left")
-    ax.set(xlim=(powers[0], powers[-1]), ylim=(min(losses["FP32"]) - 0.4, None), xlabel="size of the outliers")
+    label(ax, "a guess among all tokens", (powers[0], uniform), (8, -15), color=MUTED, ha="left")
+    ax.set(
+        xlim=(powers[0] - 0.3, powers[-1] + 0.3), ylim=(min(losses["FP32"]) - 0.4, None), xlabel="size of the outliers"
+    )
     ax.set_ylabel("loss (nats)", size=11)
     ax.set_xticks(powers, [f"$2^{{{power}}}$" for power in powers])
     label_ends(ax, {name: (values[-1], colors[name]) for name, values in losses.items()}, gap=0.36)
@@ -172,5 +180,6 @@ def _damage(powers: tuple[int, ...], losses: dict[str, list[float]]) -> str:
     worse = [p for p, loss in zip(powers, losses[worst], strict=True) if loss > losses["FP32"][0] + 0.1]
     if not worse:
         return f"No outlier up to $2^{{{powers[-1]}}}$ costs any of them 0.1 nats"
+    worst = f"With {worst}" if worst.startswith("one") else f"With the {worst}"
     cost, tiles = min((loss[-1] - losses["FP32"][-1], name) for name, loss in losses.items() if "tiles" in name)
-    return f"{worst}: outliers of $2^{{{worse[0]}}}$ destroy the model; {tiles} lose {cost:.2f} nats at the largest"
+    return f"{worst}, outliers of $2^{{{worse[0]}}}$ do harm; {tiles} lose only {cost:.1f} nats at $2^{{{powers[-1]}}}$"
