@@ -163,7 +163,7 @@ def in_fp8() -> DeepSeek:
 
 
 def register_errors() -> dict:
-    """Errors of sums of 1,024, 4,096 and 16,384 products: median and largest, by data, reading and promotion."""
+    """Errors of sums of 1,024, 4,096 and 16,384 products: median and largest, by data, what is cut and promotion."""
     names = {"never": 1e-3, "512": 3e-4, "128": 8e-5, "32": 3e-5, "FP32": 1e-7, "operands": 0.026, "nearest": 1e-4}
     found = {name: [(size * grown, 5 * size * grown) for grown in (1, 2, 4)] for name, size in names.items()}
     return {data: dict.fromkeys(("sums", "products"), found) for data in ("normal", "positive")}
@@ -248,7 +248,7 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "tilings": {"two": (dict(zip(("own\ntensor", "made\nlarger"), magnitudes().values(), strict=False)),)},
     "fp8_products": {name: (name, 7, 0) for name in ("Fprop", "Dgrad", "Wgrad", "Wgrad, not re-tiled")},
     "fp8_layer": {"reference": (in_fp8(),)},
-    "cut_products": {f"{e}, {reading}": (e, reading) for e in (8, 12, 16) for reading in ("products", "sums")},
+    "cut_products": {f"{e}, {cut}": (e, cut) for e in (8, 12, 16) for cut in ("products", "sums")},
     "accumulation_error": {"normal": ([1024, 4096, 16384], register_errors())},
     "fp8_loss": {"recorded": (load("fp8"),)},
     "fp8_arms": {"recorded": (load("fp8"),)},

@@ -67,15 +67,15 @@ def drawn_bits(fig) -> dict[float, tuple[float, float]]:
     return {y: rows[y] for y in sorted(rows, reverse=True)}
 
 
-@pytest.mark.parametrize("reading", ["products", "sums"])
+@pytest.mark.parametrize("cut", ["products", "sums"])
 @pytest.mark.parametrize("exponent", [8, 12, 16])
-def test_the_bits_add_up_to_what_the_library_s_register_holds(exponent, reading):
-    fig = draw_cut_products(exponent, reading)
+def test_the_bits_add_up_to_what_the_library_s_register_holds(exponent, cut):
+    fig = draw_cut_products(exponent, cut)
     (running, _), *products, (exact, lost), (kept, none) = drawn_bits(fig).values()
-    assert (running, kept, none) == (*next_sum(exponent, 14, reading), 0)
+    assert (running, kept, none) == (*next_sum(exponent, 14, cut), 0)
     assert [value for value, _ in products] == [a * b for a, b in FACTORS]
     assert exact == running + sum(value for value, _ in products)
-    if reading == "sums":
+    if cut == "sums":
         assert exact - lost == kept
     else:
         assert 0 <= exact - sum(gone for _, gone in products) - kept < kept * 2**-13  # a carry costs one bit more

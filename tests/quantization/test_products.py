@@ -22,7 +22,7 @@ from minids.quantization.fp8 import dequantize, quantize
 from minids.quantization.products import Recipe, forward, grouped_linear, input_grad, linear, use_fp8, weight_grad
 
 FP8, EIGHT = torch.float8_e4m3fn, Recipe.of_block(8)
-EXACT = Register(bits=10, promote=32, reading="products")  # the sum of its terms is exact in float32, in any order
+EXACT = Register(bits=10, promote=32, cut="products")  # the sum of its terms is exact in float32, in any order
 # What each field is for: the results among y, dx and dW that it changes.
 CHANGES = {
     "inputs": ((8, 8), "y dw"),
