@@ -104,7 +104,7 @@ def export(
             require_whole("fp8_block", fp8_block)
         source, target = find_run(path_of("run", run)), path_of("folder", folder)
         model, tokenizer = load_run(source)
-        side = fp8_block or _block_of_training(source)
+        side = fp8_block or (_block_of_training(source) if dtype == "fp8" else 128)
         report = read_json(source / "report.json") if (source / "report.json").exists() else None
         save_pretrained(
             model, target, tokenizer=tokenizer, report=report, overwrite=overwrite,

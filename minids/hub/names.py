@@ -78,7 +78,7 @@ def copied_names(c: ModelConfig) -> dict[str, str]:
 
 def is_fp8_matrix(name: str) -> bool:
     """Return whether a tensor of this released name is in FP8 in V3: all matrices but those that it keeps in BF16."""
-    kept = ("embed_tokens", "lm_head", "shared_head.head", ".gate", "eh_proj", "norm", "layernorm")
+    kept = ("embed_tokens", "lm_head", "shared_head.head", ".gate", "eh_proj", "norm")
     return name.endswith(".weight") and not name.removesuffix(".weight").endswith(kept)
 
 

@@ -18,7 +18,7 @@ from minids.hub.names import FLOATS, INDEX, SCALE, SINGLE, copied_names, is_fp8_
 from minids.model.config import ModelConfig
 from minids.model.config_json import read_config
 from minids.model.deepseek import DeepSeek
-from minids.quantization.fp8 import block_size, quantization_config, quantize
+from minids.quantization.fp8 import block_size, quantization_config, quantize, require_tile
 from minids.tensors import write_tensors
 from minids.text.backend import END_OF_TEXT
 from minids.text.tokenizer import Tokenizer
@@ -164,8 +164,7 @@ class _Form:
         for name, default in (("weight_block_size", None), ("power_of_two_scales", False)):
             value = getattr(self, name)
             require(name, value, self.is_fp8 or value is default, f"{default} unless dtype is torch.float8_e4m3fn")
-        require("weight_block_size", self.block, isinstance(self.block, tuple), "a tuple of two whole numbers")
-        block_size(quantization_config(self.block))
+        require_tile("weight_block_size", self.weight_block_size)
 
     @property
     def block(self) -> tuple[int, int]:

@@ -52,11 +52,10 @@ class Register:
     cut: str = "sums"
 
     def __post_init__(self):
-        require_whole("bits", self.bits)
-        require("bits", self.bits, 2 <= self.bits <= 24, "2 to 24")
-        whole = isinstance(self.promote, int) and not isinstance(self.promote, bool) and self.promote > 0
-        allowed = f"a multiple of {INSTRUCTION}, or None"
-        require("promote", self.promote, self.promote is None or (whole and self.promote % INSTRUCTION == 0), allowed)
+        require_whole("bits", self.bits, 2, 24)
+        if self.promote is not None:
+            require_whole("promote", self.promote)
+            require("promote", self.promote, self.promote % INSTRUCTION == 0, f"a multiple of {INSTRUCTION}, or None")
         require("cut", self.cut, self.cut in ("sums", "products"), "sums or products")
 
 
@@ -82,7 +81,7 @@ def _add_to(total_MN: Tensor, a_MK: Tensor, b_KN: Tensor, register: Register) ->
     sum_MN = torch.zeros_like(total_MN)
     add = _add_sums if register.cut == "sums" else _add_products
     for start in range(0, a_MK.shape[1], INSTRUCTION):
-        if register.promote and start and start % register.promote == 0:
+        if register.promote and start % register.promote == 0:
             total_MN += sum_MN
             sum_MN.zero_()
         step = slice(start, start + INSTRUCTION)

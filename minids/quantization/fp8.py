@@ -168,7 +168,6 @@ def block_size(quantization_config: object) -> Tile:
     if entry and not is_fp8:
         raise ValueError(f"quantization_config {quoted(entry)} is not supported: it must be fp8 in e4m3, or absent.")
     block = entry.get("weight_block_size", [128, 128])
-    require("weight_block_size", block, isinstance(block, list) and len(block) == 2, "two whole numbers")
-    for number in block:
-        require_whole("weight_block_size", number)
+    require("weight_block_size", block, isinstance(block, list), "two whole numbers")
+    require_tile("weight_block_size", tuple(block))
     return tuple(block)

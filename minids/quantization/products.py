@@ -214,10 +214,12 @@ def _in_whole_tiles(
 
     An expert's rows are filled up with zeros, which add nothing to the sum over tokens.
     """
-    if len(counts) == 1 or tile is None or tile[0] == 1:
+    if tile is None:
         return list(tensors), counts, tile
     height = min(tile[0], -(-max(counts) // 16) * 16 or 1)  # no more zeros than the largest expert needs
     filling = [-count % height for count in counts]
+    if not any(filling):
+        return list(tensors), counts, (height, tile[1])
     counts_E, filling_E = torch.tensor([counts, filling], device=tensors[0].device)
     shift_E = filling_E.cumsum(0) - filling_E
     place_R = torch.arange(sum(counts), device=tensors[0].device) + shift_E.repeat_interleave(counts_E)

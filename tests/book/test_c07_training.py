@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from pictures import title
 
 from minids.book.plots.c07_training import (
+    FIRST,
     chance,
     draw_fp8_arms,
     draw_fp8_loss,
     draw_outlier_loss,
     percent,
     relative_differences,
+    smoothed,
     standing,
 )  # fmt: skip
 from minids.book.probes.outliers import losses_with_outliers, with_outliers
@@ -69,6 +71,7 @@ def test_differences_are_of_equal_seeds_and_in_percent():
     expected = np.repeat([[0.1], [0.2], [0.4]], 60, axis=1)
     torch.testing.assert_close(relative_differences(data, "FP8"), expected)
     assert chance(data) == pytest.approx(0.4)
+    np.testing.assert_allclose(smoothed([1.0, 0, 0]), [1, 0.9, 0.81])
 
 
 @pytest.mark.parametrize(
@@ -81,10 +84,23 @@ def test_the_title_says_what_the_runs_separate(arms, said):
     picture = draw_fp8_arms(made_up(**arms))
     assert title(picture) == said
     assert "FP32 again +0.10% (chance)" in picture.alt
+    (grey,) = picture.axes[0].patches
+    assert [grey.get_x(), grey.get_width()] == pytest.approx([-0.4, 0.8])
 
 
 def test_the_curve_of_fp8_is_held_against_chance():
-    said = title(draw_fp8_loss(made_up(FP8=(0.1, -0.1, 0.7))))
+    data = made_up(FP8=(0.1, -0.1, 0.7))
+    for run in data["runs"]:
+        run["history"][0] *= 1.1 if run["arm"] == "FP8" and not run["weights"] else 1  # still felt where drawing begins
+    fig = draw_fp8_loss(data)
+    (ax,) = fig.axes
+    drawn = relative_differences(data, "FP8")[:, FIRST:]
+    assert np.abs(relative_differences(data, "FP8")).max() > 10 * np.abs(drawn).max()
+    heights = [list(line.get_ydata()) for line in ax.lines]
+    assert list(drawn.mean(axis=0)) in heights
+    assert [[bound, bound] in heights for bound in (-0.25, 0.25)] == [True, True]
+    assert f"FP8 within {np.abs(drawn).max():.2f}%" in fig.alt
+    said = title(fig)
     assert said == "FP8 differs from FP32 by up to 0.7%, BF16 by 0.2%, FP32 from itself by 0.4%"
 
 
@@ -95,7 +111,10 @@ def test_what_chance_does_is_called_no_effect():
 
 def test_the_outliers_that_destroy_a_model_are_in_the_title():
     losses = {"FP32": [3.0, 3, 3], "wide tiles": [3, 3.5, 4], "tiles": [3, 3.02, 3.5], "one scale": [3, 4, 9]}
-    said = title(draw_outlier_loss((0, 10, 20), losses, math.log(512)))
+    fig = draw_outlier_loss((0, 10, 20), losses, math.log(512))
+    said = title(fig)
+    assert [list(line.get_ydata()) for line in fig.axes[0].lines] == [*losses.values(), [math.log(512)] * 2]
+    assert fig.alt.endswith("FP32 3.0, wide tiles 4.0, tiles 3.5, one scale 9.0")
     assert said == "With one scale, outliers of $2^{10}$ do harm; tiles lose only 0.5 nats at $2^{20}$"
     harmless = {"FP32": [3.0, 3], "tiles": [3.0, 3.05]}
     assert title(draw_outlier_loss((0, 10), harmless, 6)) == "No outlier up to $2^{10}$ costs any of them 0.1 nats"

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,14 @@ def test_an_activation_of_v3_takes_less_than_half():
     scales = 56 + 12 + 4 + 128 + 9 * 56 + 9 * 2 * 16
     assert total(kept.values()).fp8 == inputs + 16384 / 2 + 9 * 2 * 2048 + 4 * scales
     assert most_copies(V3) == {"between nodes": 4, "within nodes": 8}
+
+
+def test_other_families_keep_one_input_of_q_k_and_v_and_send_to_every_node():
+    lite, dense = (activation_bytes(ModelConfig.preset(f"deepseek-{name}"), 0) for name in ("v2-lite", "llm-7b"))
+    assert (lite["kv_b_proj"], lite["o_proj"].bf16) == (Bytes(2 * 512, 512 + 4 * 4), 2 * 16 * 128)
+    assert (dense["q_proj, k_proj, v_proj"], dense["o_proj"].bf16) == (Bytes(2 * 4096, 4096 + 4 * 32), 2 * 4096)
+    assert most_copies(ModelConfig.preset("deepseek-v2-lite")) == {"between nodes": 6, "within nodes": 6}
+    assert most_copies(replace(V3, num_experts_per_tok=2)) == {"between nodes": 2, "within nodes": 2}
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "mini", "tiny"])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from minids.quantization import accumulate as module
 from minids.quantization.accumulate import Register, accumulate, keep_bits
 
 registers = st.builds(
@@ -69,6 +70,14 @@ def test_in_float64_every_bit_is_that_of_a_loop_with_fractions(register, K, seed
     assert accumulate(a, b, register).tolist() == exact
     if register.cut == "products" and register.promote is None and register.bits <= 18:  # 33 of them fit into 24
         assert accumulate(a.float(), b.float(), register).tolist() == exact
+
+
+@pytest.mark.parametrize("cut", ["sums", "products"])
+def test_rows_that_are_computed_at_different_times_are_those_computed_together(cut, monkeypatch):
+    factors, register = (e4m3(7, 64), e4m3(64, 3, seed=1)), Register(cut=cut)
+    together = accumulate(*factors, register)
+    monkeypatch.setattr(module, "OUTPUTS", 200)
+    assert torch.equal(accumulate(*factors, register), together)
 
 
 # Of the first four rows and columns, by MMA-Sim 2.1.1, WGMMA("Hopper", "m64n8k32.f32.e4m3.e4m3").

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
+from minids.quantization.formats import E2M1, E5M2, E5M6, round_to
 from minids.quantization.fp8 import Quantized, block_size, dequantize, quantize, scale_shape
 
 FP8, HUGE = torch.float8_e4m3fn, (2**62, 2**62)
@@ -58,6 +59,16 @@ def test_values_and_scales_are_those_of_deepgemms_casts(kind, rows, columns, til
     assert_same(quantize(x, tile, power_of_two_scales=powers, floor=floor), cast(x, tile, powers, floor=floor))
     assert_same(ours := quantize(x, tile, power_of_two_scales=powers), cast(x, tile, powers))
     assert ours.scales.shape == scale_shape(x.shape, tile or (rows, columns))
+
+
+@pytest.mark.parametrize("format", [E5M2, E5M6, E2M1], ids=lambda format: format.name)
+def test_values_are_numbers_of_the_format_and_the_largest_is_its_largest(format):
+    x = numbers("outlier", 6, 40)
+    ours = quantize(x, (2, 8), format=format)
+    scales = ours.scales.repeat_interleave(2, 0).repeat_interleave(8, 1)
+    assert ours.values.dtype == format.dtype
+    assert torch.equal(ours.values.float(), round_to(x * (1 / scales), format))
+    assert ours.values.float().abs().unflatten(0, (-1, 2)).unflatten(2, (-1, 8)).amax((1, 3)).eq(format.largest).all()
 
 
 def test_the_authors_three_casts_differ_by_one_code_near_ties_and_not_with_powers_of_two():

@@ -23,8 +23,7 @@ from minids.model.config import ModelConfig
 from minids.units import short
 
 UNITS = (" B", " KB", " MB", " GB", " TB")
-SIDES = ("BF16", "FP8 recipe")
-ROWS = {  # the four quantities, and what is added to each name
+ROWS = {  # the four quantities
     "state": "weights, gradients\nand moments",
     "kept": "kept for backward,\nper token",
     "sent": "to an expert and\nback, per token",
@@ -45,8 +44,8 @@ def draw_bytes(config: ModelConfig, small: ModelConfig, names: tuple[str, str] =
     for name, of, place in zip(names, (config, small), (0.18, 0.785), strict=True):
         large = of is config
         ax = fig.add_axes((place, 0.11, 0.44 if large else 0.09, 0.71))
-        for row, parts in enumerate(_quantities(of).values()):
-            said.append(f"{name}, {list(ROWS.values())[row]}: {_draw(ax, row, parts, named=large)}".replace("\n", " "))
+        for row, (quantity, parts) in enumerate(_quantities(of).items()):
+            said.append(f"{name}, {ROWS[quantity]}: {_draw(ax, row, parts, named=large)}".replace("\n", " "))
         ax.set(xlim=(0, 1), ylim=(len(ROWS) - 0.45, -0.6), xticks=[])
         ax.spines[:].set_visible(False)
         name_ticks(ax, "y", list(ROWS.values()) if large else [""] * len(ROWS))

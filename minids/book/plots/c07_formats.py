@@ -21,7 +21,8 @@ from minids.quantization.formats import E4M3, E5M2, E5M6, Format, decode, round_
 from minids.validation import require, require_whole
 
 BF16 = Format("BF16", 8, 7, "IEEE", torch.bfloat16)
-COLORS = {"E4M3": LAYERS[1], "E5M2": LAYERS[2], "E5M6": LAYERS[4], "BF16": LAYERS[6], "FP32": LAYERS[0]}
+COLORS = {"E4M3": LAYERS[1], "E5M2": LAYERS[2], "E5M6": LAYERS[4], "BF16": LAYERS[6], "FP32": LAYERS[0],
+          "E2M1": LAYERS[7]}  # fmt: skip
 FIELDS = {"sign": "#B4B7BD", "exponent": LAYERS[5], "mantissa": "#F2C45A"}
 NAMED = {format.name: format for format in (E4M3, E5M2)}  # of those with 256 codes
 

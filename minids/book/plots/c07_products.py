@@ -15,7 +15,7 @@ from minids.book.plots.diagram import LINE, Diagram
 from minids.book.plots.style import INK, LAYERS, MUTED, PAPER, Picture, styled, tint
 from minids.model.deepseek import DeepSeek
 from minids.model.layers import RMSNorm
-from minids.quantization.fp8 import Quantized, dequantize, quantize
+from minids.quantization.fp8 import Quantized, dequantize
 from minids.quantization.products import Recipe
 from minids.validation import require, require_whole
 
@@ -51,12 +51,12 @@ def toy_layer() -> list[Tensor]:
 def toy_operands(product: str, recipe: Recipe) -> tuple[Quantized, Quantized]:
     """Return both operands of a product of the toy layer, as the library quantises them: left times right."""
     x, weight, dy = toy_layer()
-    kept, w = quantize(x, recipe.inputs), quantize(weight, recipe.weights)
+    kept, w = recipe.cast(x, recipe.inputs), recipe.cast(weight, recipe.weights)
     if product == "Fprop":
         return kept, w.mT
     if product == "Dgrad":
-        return quantize(dy, recipe.gradients), w
-    return quantize(dy, recipe.over_tokens).mT, quantize(dequantize(kept), recipe.over_tokens)
+        return recipe.cast_gradient(dy, recipe.gradients), w
+    return recipe.cast_gradient(dy, recipe.over_tokens).mT, recipe.cast(dequantize(kept), recipe.over_tokens)
 
 
 @styled()

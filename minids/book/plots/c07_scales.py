@@ -12,8 +12,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MultipleLocator
 from torch import Tensor
 
+from minids.book.plots.c07_formats import COLORS
 from minids.book.plots.helpers import DASHED, label_ends, log_scale, name_ticks
-from minids.book.plots.style import INK, LAYERS, MUTED, PAPER, Picture, new_figure, readable_on, styled
+from minids.book.plots.style import INK, MUTED, PAPER, Picture, new_figure, readable_on, styled
 from minids.quantization.formats import E2M1, E4M3, Format
 from minids.quantization.fp8 import Tile, dequantize, quantize
 from minids.validation import is_number, require, require_whole
@@ -28,7 +29,6 @@ TILINGS: dict[str, Tile | None] = {
 }  # fmt: skip
 WIDTHS = [2**n for n in range(3, 13)]  # of tiles
 ROWS, FEW, LARGER = 128, 100, 100  # of the numbers in tiles: one channel in FEW is LARGER times as large
-COLORS = {"E4M3": LAYERS[1], "E2M1": LAYERS[7]}
 
 
 def rounded(x: Tensor, tile: Tile | None, **how) -> Tensor:

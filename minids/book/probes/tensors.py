@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minids.model.deepseek import DeepSeek
-from minids.quantization.products import fp8_layers
+from minids.quantization.products import fp8_layers, leave_fp8
 from minids.text.batches import Batches, encode_split
 from minids.text.corpus import load_corpus
 from minids.text.tokenizer import Tokenizer
@@ -39,7 +39,8 @@ def operands(model: DeepSeek, tokens: np.ndarray | Tensor) -> dict[str, Operands
 
     The loss is that of training on these rows of tokens (B, T + 1): a mean over them, so dy is smaller for more tokens.
     """
-    model = deepcopy(model).train()  # a gate counts tokens in training mode
+    model = deepcopy(model).float().train()  # a gate counts tokens in training mode
+    leave_fp8(model)
     inputs: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
 
