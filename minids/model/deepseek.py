@@ -117,7 +117,7 @@ class DeepSeek(nn.Module):
         """
         # Not a buffer, because model.to(torch.bfloat16) would round the angles.
         start = start[:, None, None] if isinstance(start, Tensor) else start
-        return rope_rotation(self.config, start + torch.arange(length, device=self.lm_head.weight.device))
+        return rope_rotation(self.config, start + torch.arange(length, device=self.device))
 
     def mtp_hidden_states(self, tokens_BT: Tensor, hidden_BTD: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Return the hidden states (B, T - k, hidden) and the balance loss of each depth k.
@@ -182,6 +182,10 @@ class DeepSeek(nn.Module):
     def _cross_entropy(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         logits_BTV = self.lm_head(hidden_BTD)
         return cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).view_as(targets_BT)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     @property
     def gates(self) -> list[Gate]:

@@ -105,12 +105,18 @@ def accumulate_gradients(
     return parts
 
 
-def update_weights(model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Terms], clip_norm: float) -> float:
+def update_weights(
+    model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Terms], clip_norm: float, norm: Tensor | None = None
+) -> float:
     """Clip the gradient, update the weights, and return the gradient's norm before clipping.
 
-    Raises TrainingDiverged and leaves the weights unchanged if loss or norm is not a finite number.
+    If `model` is a part of a model, `norm` is that of the whole model's gradient. Raises TrainingDiverged and leaves
+    the weights unchanged if loss or norm is not a finite number.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
+    if norm is None:
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+    norm = norm.item()
     loss = sum(terms.total.item() for terms in parts)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         optimizer.zero_grad()

@@ -1,0 +1,127 @@
+"""Schedules in time, one row for each rank (chapter 8). The colours are those of the actions in the whole chapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+
+from minids.book.plots.style import (
+    INK,
+    LAYERS,
+    MUTED,
+    PALE,
+    PAPER,
+    PT_PER_INCH,
+    WIDTH,
+    Picture,
+    new_figure,
+    styled,
+    tint,
+)
+from minids.parallel.schedules import SCHEDULES, Action, Pair, Schedule
+from minids.parallel.simulate import Span, Times, simulate
+
+KINDS = {"F": LAYERS[5], "I": LAYERS[3], "W": LAYERS[6]}
+WORDS = {"F": "forward", "I": "input gradient", "W": "weight gradient"}
+LIGHT, FULL = 0.5, 1.0  # shares of the colour: chunk or direction 0, and the other one
+SMALLEST = 9.5  # points of width that a number of two digits needs
+
+
+def colour(kind: str, chunk: int) -> str:
+    return tint(KINDS[kind], FULL if chunk else LIGHT)
+
+
+def pieces(
+    action: Action | Pair, start: float, end: float, times: Times
+) -> list[tuple[str, float, float, float, float]]:
+    """Return the coloured boxes of an action: colour, left, right, bottom and top within its row, from 0 to 1.
+
+    A full backward is its two gradients, one after the other. In a pair the forward is above the backward.
+    """
+    boxes = []
+    for part in action.parts:
+        low, high = (0, 1) if len(action.parts) == 1 else (0.5, 1) if part.kind == "F" else (0, 0.5)
+        if part.kind == "B":
+            middle = start + (end - start) * (float(times.I / times.B) if times.B else 0.5)
+            boxes.append((colour("I", part.chunk), start, middle, low, high))
+            boxes.append((colour("W", part.chunk), middle, end, low, high))
+        else:
+            boxes.append((colour(part.kind, part.chunk), start, end, low, high))
+    return boxes
+
+
+def draw_rows(
+    ax: Axes, rows: Sequence[Sequence[Span]], times: Times, *, length: float | None = None, lit=lambda rank, i: True,
+    gap: float = 0.14,
+) -> None:  # fmt: skip
+    """Draw a timeline into axes: rank 0 on top, with the micro-batches' numbers where they fit.
+
+    `lit(rank, i)` says which of a rank's actions have their colour; the others are pale.
+    """
+    length = float(length if length is not None else max(row[-1].end for row in rows))
+    polygons, faces, outlines, unit = [], [], [], ax.get_position().width * WIDTH * PT_PER_INCH / length
+    high = ax.get_position().height * ax.figure.get_size_inches()[1] * PT_PER_INCH / len(rows)
+    for rank, row in enumerate(rows):
+        floor = len(rows) - 1 - rank + gap / 2
+        for i, span in enumerate(row):
+            start, end = float(span.start), float(span.end)
+            paired = len(span.action.parts) == 2
+            for face, left, right, low, top in pieces(span.action, start, end, times):
+                y0, y1 = floor + low * (1 - gap), floor + top * (1 - gap)
+                polygons.append([(left, y0), (right, y0), (right, y1), (left, y1)])
+                faces.append(face if lit(rank, i) else PALE)
+            for part in span.action.parts:
+                middle = floor + (1 - gap) * (0.5 if not paired else 0.75 if part.kind == "F" else 0.25)
+                width, size = (end - start) * unit, min(11, high * (1 - gap) * (0.42 if paired else 0.7))
+                if width >= SMALLEST * size / 11 * (1 if part.micro_batch > 9 else 0.6) and size >= 6:
+                    ax.text((start + end) / 2, middle, f"{part.micro_batch}", size=size, ha="center",
+                            va="center_baseline", color=INK if lit(rank, i) else MUTED)  # fmt: skip
+            outlines.append([(start, floor), (end, floor), (end, floor + 1 - gap), (start, floor + 1 - gap)])
+    ax.add_collection(PolyCollection(polygons, facecolors=faces, edgecolors="none"), autolim=False)
+    ax.add_collection(PolyCollection(outlines, facecolors="none", edgecolors=PAPER, linewidths=1), autolim=False)
+    ax.set(xlim=(0, length), ylim=(0, len(rows)), yticks=[])
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.set_xticks([])
+
+
+def name_of(schedule: Schedule, name: str) -> str:
+    return f"{name}, {len(schedule)} ranks, {schedule.micro_batches} micro-batches"
+
+
+def key(fig: Picture, y: float, schedule: Schedule, x: float = 0.08) -> None:
+    """Write what the colours mean."""
+    for kind, words in WORDS.items():
+        fig.text(x, y, "■", size=12, color=tint(KINDS[kind], LIGHT))
+        if schedule.chunks > 1:
+            fig.text(x + 0.018, y, "■", size=12, color=KINDS[kind])
+        fig.text(x + 0.04, y, words, size=11, color=MUTED)
+        x += 0.075 + 0.0105 * len(words)
+    if schedule.chunks > 1:
+        what = "direction 0 and 1" if schedule.pipes == 2 else "chunk 0 and 1"
+        fig.text(x, y, f"light and dark: {what}", size=11, color=MUTED)
+
+
+@styled()
+def draw_schedule(
+    name: str = "DualPipe", ranks: int = 8, micro_batches: int = 20, F: float = 1, I: float = 1, W: float = 1,
+    overlap: float = 0.0, link: float = 0.0,
+) -> Picture:  # fmt: skip
+    schedule = SCHEDULES[name](ranks, micro_batches)
+    times = Times(F, I, W, F + I + W - overlap * min(F, I + W), link)
+    timeline = simulate(schedule, times)
+    fig = new_figure(height=1.25 + max(0.36 * ranks, 1.2))
+    high = fig.get_size_inches()[1]
+    ax = fig.add_axes((0.075, 0.45 / high, 0.84, 0.36 * ranks / high))
+    draw_rows(ax, timeline.spans, times)
+    for rank in range(ranks):
+        beside, y = dict(transform=ax.get_yaxis_transform(), va="center", size=11), ranks - rank - 0.5
+        ax.text(-0.01, y, f"rank {rank}", ha="right", **beside)
+        ax.text(1.01, y, f"{float(timeline.idle[rank]):g}", color=MUTED, **beside)
+    fig.text(0.925, (0.45 + 0.36 * ranks + 0.06) / high, "idle", size=11, color=MUTED)
+    finding = f"{name_of(schedule, name)}: {timeline.bubble:.0%} of the time is idle"
+    fig.title(finding, y=1 - 0.34 / high)
+    key(fig, 0.14 / high, schedule)
+    fig.alt = finding
+    return fig

@@ -1,0 +1,1 @@
+"""The model on several processes: pipeline schedules, their simulation, and their execution."""

@@ -1,0 +1,115 @@
+"""Training steps on several processes: a pipeline's gradients, and the optimizer of each rank.
+
+After the schedule has run, each rank has the gradients of its own stages. Then, on every rank:
+
+    sum the gradients and loads of parameters that are on several ranks
+    the norm of the whole gradient, for clipping                           one number is exchanged
+    clip, AdamW, and the bias update, for the rank's own parameters
+
+Each rank has AdamW's moments of its own parameters only. With DualPipe a parameter is on two ranks, and both make the
+same update from the same sum, so the copies stay equal. (V3 splits the moments among ranks that hold the same
+parameters: ZeRO-1, which is not done here.)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minids.model.config import ModelConfig
+from minids.model.deepseek import DeepSeek
+from minids.parallel.execute import Batch, Executed, Pipeline
+from minids.parallel.launch import launch
+from minids.parallel.schedules import Schedule
+from minids.parallel.simulate import Times, simulate
+from minids.parallel.stages import layers_of
+from minids.quantization.products import Recipe
+from minids.training.config import TrainConfig
+from minids.training.step import Loss, Terms, language_model_loss, make_optimizer, update_weights
+from minids.validation import require
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """What some optimizer steps on a pipeline gave. Names are those of the model."""
+
+    terms: list[list[Terms]]  # of each step: the loss terms of its micro-batches
+    norms: list[float]  # of each step: the gradient's norm before clipping
+    gradients: dict[str, Tensor]  # of the last step, before clipping
+    weights: dict[str, Tensor]  # after the last step: parameters, and the biases of the gates
+    timeline: list[list[Executed]]  # of the last step, for each rank
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each step."""
+        return [sum(terms.total.item() for terms in parts) for parts in self.terms]
+
+
+def run_pipeline(
+    schedule: Schedule, model: DeepSeek, batches: list[Batch], config: TrainConfig, *,
+    loss: Loss = language_model_loss, pace: Times | None = None, timeout: float = 120.0,
+) -> PipelineRun:  # fmt: skip
+    """Take one optimizer step per batch, with one process per rank of the schedule, and return the results.
+
+    The model gives the weights at the start and stays as it is. Each batch is cut into the schedule's micro-batches.
+    `pace` gives each action a duration in seconds, for a picture of the schedule. On a machine with a GPU for each rank
+    they run there. Raises ValueError for a model or batches that do not fit the schedule, and RankFailed, with the rank
+    and its error, if one fails, dies, or if they wait for one another for `timeout` seconds.
+    """
+    layers_of(model.config, schedule.stages)
+    for batch in batches:
+        rows = len(batch["tokens"])
+        allowed = f"a multiple of the schedule's {schedule.micro_batches} micro-batches"
+        require("rows of a batch", rows, rows % schedule.micro_batches == 0, allowed)
+    simulate(schedule)  # raises for a schedule that would wait forever
+    on_gpus = torch.cuda.device_count() >= len(schedule)
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    results = launch(
+        _train, len(schedule), schedule, model.config, weights, batches, config, loss, pace, on_gpus,
+        timeout=timeout, backend="nccl" if on_gpus else "gloo",
+    )  # fmt: skip
+    gradients, weights = {}, {}
+    for result in results:
+        gradients |= result.gradients
+        weights |= result.weights
+    terms = [[part for result in results for part in result.terms[step]] for step in range(len(batches))]
+    return PipelineRun(terms, results[0].norms, gradients, weights, [result.timeline for result in results])
+
+
+@dataclass(frozen=True)
+class _Result:
+    """One rank's part of a PipelineRun."""
+
+    terms: list[list[Terms]]
+    norms: list[float]
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    timeline: list[Executed]
+
+
+def _train(
+    rank: int, schedule: Schedule, model: ModelConfig, weights: dict[str, Tensor], batches: list[Batch],
+    config: TrainConfig, loss: Loss, pace: Times | None, on_gpus: bool,
+) -> _Result:  # fmt: skip
+    """Take the optimizer steps of one rank."""
+    device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)  # where NCCL's collectives run
+    fp8 = Recipe.of_block(config.fp8_block) if config.dtype == "fp8" else None
+    pipeline = Pipeline(schedule, rank, model, weights, device, dtype=config.dtype, fp8=fp8, pace=pace)
+    optimizer = make_optimizer(pipeline.stages, config)
+    terms, norms = [], []
+    for step, batch in enumerate(batches):
+        whole = {name: tensor.to(device) for name, tensor in batch.items()}
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step)
+        parts = pipeline.run(whole, lambda stage, rows: loss(stage, rows, whole, config, step))  # noqa: B023 (used here)
+        pipeline.sum_copies()
+        norm = pipeline.gradient_norm()
+        gradients = {name: p.grad.cpu().clone() for name, p in pipeline.named_parameters() if pipeline.owns(name)}
+        norms.append(update_weights(pipeline.stages, optimizer, parts, config.clip_norm, norm))
+        for stage in pipeline.stages:
+            stage.update_expert_bias(config.bias_speed_at(step))
+        terms.append(parts)
+    final = {name: tensor.cpu() for stage in pipeline.stages for name, tensor in stage.state_dict().items()}
+    return _Result(terms, norms, gradients, final, pipeline.timeline)

@@ -1,0 +1,79 @@
+"""Processes that work together give their results, and end together, whatever ends them."""
+
+import os
+import subprocess
+import sys
+import time
+
+import helpers_parallel as workers
+import pytest
+import torch
+
+from minids.parallel.launch import RankFailed, launch
+
+
+def test_results_come_in_the_order_of_the_ranks():
+    numbers = torch.arange(6.0).view(3, 2)
+    results = launch(workers.add_up, 3, numbers)
+    assert [rank for rank, _ in results] == [0, 1, 2]
+    assert all(torch.equal(total, numbers.sum(dim=0)) for _, total in results)
+
+
+FAILURES = [("this", "rank 1: ValueError: this is wrong"), ("killed", "rank 1 died (signal 9)."),
+            ("exits", "rank 1 died (exit status 3).")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "message"), FAILURES)
+def test_a_rank_that_fails_ends_all_and_is_named(how, message):
+    began = time.monotonic()
+    with pytest.raises(RankFailed) as error:
+        launch(workers.fail, 3, 1, how)
+    assert str(error.value) == message
+    assert time.monotonic() - began < 30  # the others would have waited for 120 s
+    assert ("in fail" in "".join(getattr(error.value, "__notes__", []))) == (how == "this")
+
+
+def test_ranks_that_wait_for_one_another_are_ended():
+    with pytest.raises(RankFailed, match=r"^ranks 0, 1 had not come to an end after 2 s.$"):
+        launch(workers.wait_for_another, 2, timeout=2)
+
+
+def test_no_process_survives_the_one_that_started_it(tmp_path):
+    """The script has no `if __name__ == "__main__"`, and is not imported by its processes."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nimport helpers_parallel as workers\nfrom minids.parallel.launch import launch\n"
+        f"launch(workers.write_pid, 2, Path({str(tmp_path)!r}))\n"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    parent = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": paths})
+    try:
+        files = [tmp_path / "0", tmp_path / "1"]
+        wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+        pids = [int(file.read_text()) for file in files]
+        assert all(map(alive, pids))
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not any(map(alive, pids)))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") if os.path.exists("/proc") else open(os.devnull) as file:
+        return " Z " not in file.read()  # nobody may have collected its exit status yet
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_impossible_timeout_is_refused():
+    with pytest.raises(ValueError, match=r"^timeout=0 is not possible: it must be "):
+        launch(workers.add_up, 2, torch.ones(2, 1), timeout=0)
