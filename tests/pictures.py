@@ -256,6 +256,12 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
         "three": ((0, 8, 16), {"FP32": [3.7] * 3, "tiles": [3.7, 3.7, 4.1], "one scale": [3.8, 4.6, 8.4]}, 7.6)
     },
     "bytes": {"V3": (V3, PRESETS["mini"])},
+    "stages": {str(stages): (stages,) for stages in (1, 2, 3, 4)},
+    "schedule": {name: (name,) for name in ("GPipe", "ZBV", "DualPipe")} | {
+        "one rank": ("1F1B", 1, 3), "wide": ("DualPipeV", 8, 40), "slow links": ("ZB1P", 4, 8, 1, 2, 1, 0, 3),
+    },
+    "gap": {f"{name}, {gap}": (name, gap) for name in ("GPipe", "1F1B", "ZB1P") for gap in (-1, 0, 4)}
+    | {"both ways": ("DualPipe", 3, 4, 8)},
     "loss": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),
         "own text": run(domains=("text",)), "equal": run(held_out=(1.5,) * 3), "above": run(held_out=(4.1, 3.9, 6.0)),

@@ -87,7 +87,8 @@ def draw_rows(
 
 
 def name_of(schedule: Schedule, name: str) -> str:
-    return f"{name}, {len(schedule)} ranks, {schedule.micro_batches} micro-batches"
+    ranks = f"{len(schedule)} rank{'s' * (len(schedule) > 1)}"
+    return f"{name}, {ranks}, {schedule.micro_batches} micro-batches"
 
 
 def key(fig: Picture, y: float, schedule: Schedule, x: float = 0.08) -> None:
@@ -96,7 +97,7 @@ def key(fig: Picture, y: float, schedule: Schedule, x: float = 0.08) -> None:
         fig.text(x, y, "■", size=12, color=tint(KINDS[kind], LIGHT))
         if schedule.chunks > 1:
             fig.text(x + 0.018, y, "■", size=12, color=KINDS[kind])
-        fig.text(x + 0.04, y, words, size=11, color=MUTED)
+        fig.text(x + (0.04 if schedule.chunks > 1 else 0.024), y, words, size=11, color=MUTED)
         x += 0.075 + 0.0105 * len(words)
     if schedule.chunks > 1:
         what = "direction 0 and 1" if schedule.pipes == 2 else "chunk 0 and 1"
@@ -111,7 +112,7 @@ def draw_schedule(
     schedule = SCHEDULES[name](ranks, micro_batches)
     times = Times(F, I, W, F + I + W - overlap * min(F, I + W), link)
     timeline = simulate(schedule, times)
-    fig = new_figure(height=1.25 + max(0.36 * ranks, 1.2))
+    fig = new_figure(height=1.25 + 0.36 * max(ranks, 2))
     high = fig.get_size_inches()[1]
     ax = fig.add_axes((0.075, 0.45 / high, 0.84, 0.36 * ranks / high))
     draw_rows(ax, timeline.spans, times)
