@@ -32,7 +32,17 @@ def main() -> None:
 def figures() -> dict[str, Picture]:
     """Return every picture by the name of its file, in the order of the book."""
     v3 = ModelConfig.preset("deepseek-v3")
-    return the_bill(v3) | attention(v3) | experts() | balance() | multi_token_prediction() | fp8(v3) | training()
+    parts = (
+        the_bill(v3),
+        attention(v3),
+        experts(),
+        balance(),
+        multi_token_prediction(),
+        fp8(v3),
+        pipelines(),
+        training(),
+    )
+    return {name: figure for part in parts for name, figure in part.items()}
 
 
 def the_bill(v3: ModelConfig) -> dict[str, Picture]:
@@ -121,6 +131,24 @@ def fp8(v3: ModelConfig) -> dict[str, Picture]:
         "fp8_loss": plots.draw_fp8_loss(load("fp8")),
         "fp8_arms": plots.draw_fp8_arms(load("fp8")),
         "fp8_bytes": plots.draw_bytes(v3, ModelConfig.preset("mini")),
+    }
+
+
+def pipelines() -> dict[str, Picture]:
+    """Chapter 8."""
+    return {
+        "pipeline_stages": plots.draw_stages(),
+        "pipeline_bubble": plots.draw_schedule("GPipe", 4, 4),
+        "pipeline_gap": plots.draw_gap(),
+        "split_backward": plots.draw_halves(),
+        "smaller_stages": plots.draw_smaller_stages(),
+        "overlapped_pair": plots.draw_overlap(),
+        "dualpipe": plots.draw_steps(),
+        "dualpipe_step_4": plots.draw_steps(4),
+        "dualpipe_v": plots.draw_fold(),
+        "dualpipe_waits": plots.draw_waits(),
+        "bubble_share": plots.draw_bubble_share(),
+        "peak_activations": plots.draw_peak_memory(),
     }
 
 

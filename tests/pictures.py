@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minids.book import plots
 from minids.book.claims import ARTICLES, all_claims
+from minids.book.plots.c08_measured import simulated
 from minids.book.plots.style import Picture
 from minids.book.probes.drafts import Drafts
 from minids.book.probes.expert_products import ROUTINGS, WAYS
@@ -21,6 +22,8 @@ from minids.hub.reference import reference
 from minids.inference.generate import generate
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
+from minids.parallel.schedules import SCHEDULES
+from minids.parallel.simulate import Times
 from minids.quantization.products import use_fp8
 
 DOMAINS = ("prose", "code", "arithmetic")
@@ -169,6 +172,13 @@ def register_errors() -> dict:
     return {data: dict.fromkeys(("sums", "products"), found) for data in ("normal", "positive")}
 
 
+def executed(name: str, ranks: int, micro_batches: int, slower: float) -> tuple:
+    """A schedule, and the timeline of a run in which every action took so many times as long as its pace."""
+    schedule, pace = SCHEDULES[name](ranks, micro_batches), Times(F=0.04, I=0.03, W=0.05)
+    times = Times(*(slower * duration for duration in (pace.F, pace.I, pace.W)))
+    return name, schedule, simulated(schedule, times), pace
+
+
 ARGUMENTS = {  # of draw_NAME, by name and variant
     "architecture": {"all": (), "3": (3,), "12": (12,)},
     "parameters": {f"{n}, {price}": (c, price) for n, c in PRESETS.items() for price in (None, 2.0)},
@@ -256,12 +266,25 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
         "three": ((0, 8, 16), {"FP32": [3.7] * 3, "tiles": [3.7, 3.7, 4.1], "one scale": [3.8, 4.6, 8.4]}, 7.6)
     },
     "bytes": {"V3": (V3, PRESETS["mini"])},
+    "halves": {str(split): (split,) for split in (True, False)},
+    "smaller_stages": {"usual": (), "uneven": (20, 2, 0.5, 3)},
     "stages": {str(stages): (stages,) for stages in (1, 2, 3, 4)},
     "schedule": {name: (name,) for name in ("GPipe", "ZBV", "DualPipe")} | {
         "one rank": ("1F1B", 1, 3), "wide": ("DualPipeV", 8, 40), "slow links": ("ZB1P", 4, 8, 1, 2, 1, 0, 3),
     },
     "gap": {f"{name}, {gap}": (name, gap) for name in ("GPipe", "1F1B", "ZB1P") for gap in (-1, 0, 4)}
     | {"both ways": ("DualPipe", 3, 4, 8)},
+    "waits": {"F is I": (), "longer I": (8, 20, 2, 4, 1), "longer W": (8, 20, 1, 1, 2), "gain": (4, 8, 3, 1, 1, 1)},
+    "bubble_share": {f"{gain}, {link}": (gain, link) for gain, link in ((0, 0), (1, 0), (0.5, 0.5))},
+    "peak_memory": {f"{m}, {link}": (m, gain, link) for m, gain, link in ((32, 0, 0), (128, 1, 0), (16, 0, 0.5))},
+    "overlap": {str(communication): (communication,) for communication in (0, 0.25, 1.0, 2.0)},
+    "steps": {f"{step}, {rank}": (step, rank) for step in range(9) for rank in (0, 3)}
+    | {"5, 6, slower": (5, 6, 0.0), "0, 5, slower": (0, 5, 0.5)},
+    "fold": {str(step): (step,) for step in (0, 1, 2)},
+    "measured": {
+        "usual": executed("DualPipe", 4, 8, 1.1), "same": executed("1F1B", 2, 3, 1), "fast": executed("ZBV", 4, 8, 0.9),
+        "slow": executed("GPipe", 8, 20, 2.3),
+    },
     "loss": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),
         "own text": run(domains=("text",)), "equal": run(held_out=(1.5,) * 3), "above": run(held_out=(4.1, 3.9, 6.0)),

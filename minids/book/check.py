@@ -41,9 +41,9 @@ class Exercise:
     """What an exercise asks for. Answers are functions, compared with `oracle` on `cases`, or values for `judge`.
 
     `cases` are arguments by the name under which a difference is reported. `judge` returns what is wrong with a
-    value, or None. `mistakes` are wrong answers by the hint that each deserves. `run` tries a function on a case: by
-    default it calls it, but it can also look at what a call leaves behind, or call it often. The oracle is called, and
-    returns what `run` is to return.
+    value, or None, and `remark` what there is to say of one that is solved. `mistakes` are wrong answers by the hint
+    that each deserves. `run` tries a function on a case: by default it calls it, but it can also look at what a call
+    leaves behind, or call it often. The oracle is called, and returns what `run` is to return.
     """
 
     number: str
@@ -51,6 +51,7 @@ class Exercise:
     oracle: Callable | None = None
     cases: dict[str, tuple] = field(default_factory=dict)
     judge: Callable[[Any], str | None] | None = None
+    remark: Callable[[Any], str] = lambda value: ""
     mistakes: dict[str, Any] = field(default_factory=dict)
     run: Callable[..., Any] = lambda function, *case: function(*case)
 
@@ -73,9 +74,10 @@ class Exercise:
             return self._wrong(f"it should be a {type(self.solution).__name__}, and it is a {type(answer).__name__}.")
         for hint, mistake in self.mistakes.items():
             if same(answer, mistake):
-                return self._wrong(hint, f"Your answer: {_argument(answer)}.")
+                shown = _argument(answer)
+                return self._wrong(hint, "" if "…" in shown else f"Your answer: {shown}.")
         complaint = self.judge(answer)
-        return self._wrong(complaint) if complaint else self._solved(f"{self.judge.__doc__}.")
+        return self._wrong(complaint) if complaint else self._solved(f"{self.judge.__doc__}.", self.remark(answer))
 
     def _of_function(self, answer: Any) -> Verdict:
         if not callable(answer):
@@ -106,8 +108,8 @@ class Exercise:
     def _unsolved(self) -> Verdict:
         return Verdict(self.number, "unsolved", "not solved yet.")
 
-    def _solved(self, text: str) -> Verdict:
-        return Verdict(self.number, "solved", f"solved: {text}")
+    def _solved(self, text: str, detail: str = "") -> Verdict:
+        return Verdict(self.number, "solved", f"solved: {text}", detail)
 
     def _wrong(self, text: str, detail: str = "", arguments: dict | None = None) -> Verdict:
         return Verdict(self.number, "wrong", text, detail, arguments or {})

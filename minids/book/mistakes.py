@@ -23,6 +23,8 @@ from minids.model.mla import MLA
 from minids.model.moe import Gate, fill_up
 from minids.model.mtp import MTPModule
 from minids.model.rope import softmax_scale
+from minids.parallel.deferred import _Product
+from minids.parallel.execute import Pipeline, _Stage
 from minids.quantization.fp8 import Quantized, quantize
 from minids.training.step import language_model_loss
 
@@ -279,6 +281,60 @@ _GALLERY = (
         "another one.",
         ((speculate, "model.new_cache(B, final + 1 + K)", "model.new_cache(B, final + 1 + K * max_new_tokens)"),
          (speculate, "for rolled_back in (*cache, drafter.states):", "for rolled_back in (drafter.states,):")),
+    ),
+    # Pipelines
+    WrongVariant(
+        "copies keep their own gradients",
+        "A parameter that is on two ranks gets a gradient on each, from what that rank computed. Without the sum, the "
+        "copies are trained on different things and drift apart.",
+        ((Pipeline.sum_copies, "            dist.all_reduce(flat, group=group)\n", ""),),
+    ),
+    WrongVariant(
+        "copies are summed twice",
+        "Two parts of the code take care of the same copies. The second one sums what is a sum already, so for two "
+        "copies the gradient is twice as large. AdamW divides by the size of the gradient, and nearly hides it.",
+        ((Pipeline.sum_copies, "            dist.all_reduce(flat, group=group)\n",
+                               "            dist.all_reduce(flat, group=group)\n"
+                               "            dist.all_reduce(flat, group=group)\n"),),
+    ),
+    WrongVariant(
+        "copies count twice in the norm",
+        "Every rank adds the squares of all gradients that it holds. The gradient is right, its norm is too large, and "
+        "the gradient is clipped too much.",
+        ((Pipeline.gradient_norm, " and self.owns(name)", ""),),
+    ),
+    WrongVariant(
+        "each rank clips by its own norm",
+        "Every rank clips its own stages as if they were the model. The parts of the gradient are scaled by different "
+        "factors, so its direction changes.",
+        ((Pipeline.gradient_norm, "    dist.all_reduce(square)\n", ""),),
+    ),
+    WrongVariant(
+        "each copy balances its own load",
+        "With DualPipe, half of the micro-batches go through each copy of a gate. Each copy changes its biases by the "
+        "load of its own half, so the copies choose different experts for the same token.",
+        ((Pipeline.sum_copies, "dist.all_reduce(gate.load, group=group)", "pass"),),
+    ),
+    WrongVariant(
+        "the last micro-batch overwrites the gradient",
+        "Weight gradients are stored instead of added. The loss is right, because it is summed elsewhere, and the "
+        "model is trained on one micro-batch of each batch.",
+        ((_Product.backward, "grad if weight.grad is None else weight.grad.add_(grad)", "grad"),),
+    ),
+    WrongVariant(
+        "both directions take the first half",
+        "Micro-batches are numbered from 0 in each direction. Without the offset of the second direction, the first "
+        "half of the batch is used twice and the second half never.",
+        ((_Stage.forward_maybe_with_nosync, "self.place.pipe * pipeline.schedule.per_pipe + self.number",
+                                            "self.number"),),
+    ),
+    WrongVariant(
+        "each micro-batch has its own mean",
+        "The loss is the mean of the micro-batches' means. The fewer tokens of a micro-batch count, the more each of "
+        "them weighs. Where all have the same number, nothing changes.",
+        ((language_model_loss, 'whole["mask"] if "mask" in whole else',
+                               'rows["mask"].repeat(len(whole["mask"]) // len(rows["mask"]), 1) '
+                               'if "mask" in whole else'),),
     ),
 )
 # fmt: on

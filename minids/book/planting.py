@@ -5,6 +5,8 @@
     with wrong.planted():      # inside the block, the whole library computes with the mistake
         ...
 
+Processes that `launch` starts inside the block compute with the mistake, too.
+
 Memory that is read before it is written usually holds zeros or old numbers, and nothing fails. `poisoned_memory` makes
 such a mistake visible.
 """
@@ -16,13 +18,16 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import CodeType
 
 import torch
 
+from minids.parallel import launch
+
 PLANTED = "<wrong "  # begins the file name of a planted function
+launch.PRELOADED.append(__name__)  # saves each new process the time to import it
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,11 @@ class WrongVariant:
         right = {function: function.__code__ for function in wrong}
         for function, code in wrong.items():
             function.__code__ = code
+        work, launch._work = launch._work, _Work((*getattr(launch._work, "mistakes", ()), self))
         try:
             yield
         finally:
+            launch._work = work
             for function, code in right.items():
                 function.__code__ = code
 
@@ -94,6 +101,20 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a new process does while mistakes are planted in the process that starts it: plant them, then its work."""
+
+    mistakes: tuple[WrongVariant, ...]
+
+    def __call__(self, *parts: object) -> None:
+        work = launch._work  # this process's own
+        with ExitStack() as planted:
+            for mistake in self.mistakes:
+                planted.enter_context(mistake.planted())
+            work(*parts)
 
 
 @functools.cache

@@ -167,7 +167,8 @@ def require_complete(schedule: Schedule) -> None:
                 if not done[f]:
                     raise IllegalSchedule(f"rank {rank}: {f} is missing.")
                 if not done[b] and not done[w]:
-                    raise IllegalSchedule(f"rank {rank}: {b}, or I and W, is missing.")
+                    missing = w if done[b._replace(kind="I")] else f"{b}, or I and W,"
+                    raise IllegalSchedule(f"rank {rank}: {missing} is missing.")
 
 
 def peak_activations(schedule: Schedule) -> list[int]:
@@ -228,6 +229,10 @@ def _needs(schedule: Schedule, rank: int, part: Action) -> list[tuple]:
 
 
 def _name(schedule: Schedule, need: tuple) -> str:
+    """Return the action that makes what is needed."""
     kind, place, micro_batch = need
-    chunk = next(c for rank in range(len(schedule)) for c in range(schedule.chunks) if schedule.place(rank, c) == place)
-    return str(Action(kind, chunk, micro_batch))
+    rank = schedule.ranks_of()[place]
+    chunk = next(chunk for chunk in range(schedule.chunks) if schedule.place(rank, chunk) == place)
+    split = Action("I", chunk, micro_batch)
+    has_split = any(split in action.parts for action in schedule[rank])
+    return str(split if kind == "B" and has_split else Action(kind, chunk, micro_batch))

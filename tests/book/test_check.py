@@ -72,6 +72,21 @@ def test_every_kind_of_answer_gets_its_verdict(asked, answer, status, text):
     assert text in verdict.text
 
 
+def first_above_ten(numbers):
+    """a list that begins above ten"""
+    return judge(numbers[0])
+
+
+def test_a_solved_value_can_get_a_remark_and_a_long_wrong_one_is_not_repeated():
+    mistakes = {"all ten.": [10] * 50, "that is ten itself.": [10]}
+    asked = Exercise(
+        "9.7", [11], judge=first_above_ten, remark=lambda numbers: f"{numbers} will do.", mistakes=mistakes
+    )
+    assert str(asked.verdict([12])) == "✓ Exercise 9.7: solved: a list that begins above ten.\n[12] will do."
+    assert asked.verdict([3]).detail == asked.verdict([10] * 50).detail == ""
+    assert asked.verdict([10]).detail == "Your answer: [10]."
+
+
 def count(*arguments):
     """counting them"""
     return len(arguments)

@@ -133,7 +133,9 @@ def schedule_of(*words: str) -> Schedule:
 ILLEGAL = [
     (("F0 F0 B0 B0", "F0 B0"), "rank 1: F0.1 is missing."),
     (("F0 F0 B0", "F0 F0 B0 B0"), "rank 0: B0.1, or I and W, is missing."),
-    (("F0 F0 I0 B0", "F0 F0 B0 B0"), "rank 0: B0.0, or I and W, is missing."),
+    (("F0 F0 I0 B0", "F0 F0 B0 B0"), "rank 0: W0.0 is missing."),
+    (("F0 I0 W0 F0 I0 W0", "F0 F0 I0 W0 I0 W0"), "a deadlock: rank 0 waits before I0.0 for I0.0 of rank 1, "
+     "rank 1 waits before F0.1 for F0.1 of rank 0."),
     (("F0 F0 B0 B0 F0", "F0 F0 B0 B0"), "rank 0: F0.2 does not exist: there are F, B, I, W of chunks 0 to 0 and "
      "micro-batches 0 to 1."),
     (("F0 F0 B0 B0", "F0 B0 B0 F0"), "rank 1: B0.1 comes before F0.1, which it needs."),

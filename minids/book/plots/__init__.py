@@ -42,7 +42,12 @@ from minids.book.plots.c07_formats import draw_code, draw_magnitudes, draw_numbe
 from minids.book.plots.c07_products import draw_fp8_layer, draw_fp8_products
 from minids.book.plots.c07_scales import draw_outlier, draw_tile_width, draw_tilings
 from minids.book.plots.c07_training import draw_fp8_arms, draw_fp8_loss, draw_outlier_loss
-from minids.book.plots.c08_gaps import draw_stages, draw_gap
+from minids.book.plots.c08_backward import draw_halves, draw_smaller_stages
+from minids.book.plots.c08_compare import draw_bubble_share, draw_peak_memory, draw_waits
+from minids.book.plots.c08_dualpipe import draw_fold, draw_steps
+from minids.book.plots.c08_gaps import draw_gap, draw_stages
+from minids.book.plots.c08_measured import draw_measured
+from minids.book.plots.c08_overlap import draw_overlap
 from minids.book.plots.c08_timeline import draw_schedule
 from minids.book.plots.c10_training import draw_expert_load, draw_loss
 from minids.book.plots.growth import draw_growth

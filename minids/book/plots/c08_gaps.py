@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch
 
-from minids.book.plots.c08_timeline import KINDS, draw_rows, key, name_of
+from minids.book.plots.c08_timeline import KINDS, draw_rows, frame, key, label_ranks, name_of
 from minids.book.plots.diagram import Diagram
 from minids.book.plots.style import INK, MUTED, PARTS, Picture, new_figure, styled, tint
 from minids.model.config import ModelConfig
@@ -32,7 +32,8 @@ def draw_stages(stages: int = 4, config: ModelConfig = TINY) -> Picture:
     d.text(
         13,
         d.height - 26,
-        f"{config.num_hidden_layers} layers in {stages} stages: neighbours exchange only x and its gradient",
+        f"{config.num_hidden_layers} layers in {stages} stage{'s' * (stages > 1)}: "
+        "neighbours exchange only x and its gradient",
         size=14,
     )
     space = 36 if stages > 1 else 0
@@ -128,20 +129,13 @@ def draw_gap(name: str = "1F1B", gap: int = 0, ranks: int = 4, micro_batches: in
     lit = {id(span) for span in chain}
     draw_rows(ax, timeline.spans, times, lit=lambda rank, i: id(timeline.spans[rank][i]) in lit or gap < 0)
     for span in chain:
-        _frame(ax, span.start, span.end, ranks - 1 - span.rank, edgecolor=INK, linewidth=1.8)
+        frame(ax, span.start, span.end, ranks - 1 - span.rank, edgecolor=INK, linewidth=1.8)
     for i, one in enumerate(gaps):
         style = dict(facecolor="#FFE9DC", hatch="////", edgecolor="#D55E00") if i == gap else {}
-        _frame(ax, one.start, one.end, ranks - 1 - one.rank, **{"facecolor": "none", "linewidth": 0} | style)
-    for rank in range(ranks):
-        ax.text(-0.01, ranks - rank - 0.5, f"rank {rank}", transform=ax.get_yaxis_transform(), ha="right", va="center",
-                size=11)  # fmt: skip
+        frame(ax, one.start, one.end, ranks - 1 - one.rank, **{"facecolor": "none", "linewidth": 0} | style)
+    label_ranks(ax, ranks)
     fig.title(title, y=1 - 0.28 / high)
     fig.note(0.075, 0.92 / high, said, va="top", linespacing=1.4)
     key(fig, 0.16 / high, schedule, x=0.075)
     fig.alt = f"{title}. {said}".replace("\n", " ")
     return fig
-
-
-def _frame(ax, start: float, end: float, row: int, **how) -> None:
-    how = {"facecolor": "none", "zorder": 5} | how
-    ax.add_artist(Rectangle((float(start), row + 0.07), float(end - start), 0.86, **how))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.patches import Rectangle
 
 from minids.book.plots.style import (
     INK,
@@ -26,7 +27,7 @@ from minids.parallel.simulate import Span, Times, simulate
 KINDS = {"F": LAYERS[5], "I": LAYERS[3], "W": LAYERS[6]}
 WORDS = {"F": "forward", "I": "input gradient", "W": "weight gradient"}
 LIGHT, FULL = 0.5, 1.0  # shares of the colour: chunk or direction 0, and the other one
-SMALLEST = 9.5  # points of width that a number of two digits needs
+SMALLEST = 15  # points of width that a number of two digits needs
 
 
 def colour(kind: str, chunk: int) -> str:
@@ -54,13 +55,14 @@ def pieces(
 
 def draw_rows(
     ax: Axes, rows: Sequence[Sequence[Span]], times: Times, *, length: float | None = None, lit=lambda rank, i: True,
-    gap: float = 0.14,
+    gap: float = 0.14, numbered=lambda rank, i: True, pair_size: float = 0.42,
 ) -> None:  # fmt: skip
     """Draw a timeline into axes: rank 0 on top, with the micro-batches' numbers where they fit.
 
-    `lit(rank, i)` says which of a rank's actions have their colour; the others are pale.
+    `lit(rank, i)` says which of a rank's actions have their colour; the others are pale. `numbered(rank, i)` says which
+    have their numbers; those of pairs are `pair_size` of the box high.
     """
-    length = float(length if length is not None else max(row[-1].end for row in rows))
+    length = float(length if length is not None else max((row[-1].end for row in rows if row), default=1))
     polygons, faces, outlines, unit = [], [], [], ax.get_position().width * WIDTH * PT_PER_INCH / length
     high = ax.get_position().height * ax.figure.get_size_inches()[1] * PT_PER_INCH / len(rows)
     for rank, row in enumerate(rows):
@@ -72,10 +74,10 @@ def draw_rows(
                 y0, y1 = floor + low * (1 - gap), floor + top * (1 - gap)
                 polygons.append([(left, y0), (right, y0), (right, y1), (left, y1)])
                 faces.append(face if lit(rank, i) else PALE)
-            for part in span.action.parts:
+            for part in span.action.parts if numbered(rank, i) else ():
                 middle = floor + (1 - gap) * (0.5 if not paired else 0.75 if part.kind == "F" else 0.25)
-                width, size = (end - start) * unit, min(11, high * (1 - gap) * (0.42 if paired else 0.7))
-                if width >= SMALLEST * size / 11 * (1 if part.micro_batch > 9 else 0.6) and size >= 6:
+                width, size = (end - start) * unit, min(11, high * (1 - gap) * (pair_size if paired else 0.7))
+                if width >= SMALLEST * size / 11 * (1 if part.micro_batch > 9 else 0.38) and size >= 6:
                     ax.text((start + end) / 2, middle, f"{part.micro_batch}", size=size, ha="center",
                             va="center_baseline", color=INK if lit(rank, i) else MUTED)  # fmt: skip
             outlines.append([(start, floor), (end, floor), (end, floor + 1 - gap), (start, floor + 1 - gap)])
@@ -84,6 +86,19 @@ def draw_rows(
     ax.set(xlim=(0, length), ylim=(0, len(rows)), yticks=[])
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.set_xticks([])
+
+
+def label_ranks(ax: Axes, ranks: int, *, size: float = 11, bold: int | None = None, color: str = INK) -> None:
+    """Write the rank before each row, one of them bold."""
+    for rank in range(ranks):
+        ax.text(-0.01, ranks - rank - 0.5, f"rank {rank}", transform=ax.get_yaxis_transform(), ha="right", va="center",
+                size=size, color=color, weight="bold" if rank == bold else "normal")  # fmt: skip
+
+
+def frame(ax: Axes, start: float, end: float, row: int, **how) -> None:
+    """Draw a rectangle over a row, counted from below, for some time."""
+    how = {"facecolor": "none", "zorder": 5} | how
+    ax.add_artist(Rectangle((float(start), row + 0.07), float(end - start), 0.86, **how))
 
 
 def name_of(schedule: Schedule, name: str) -> str:
@@ -116,10 +131,10 @@ def draw_schedule(
     high = fig.get_size_inches()[1]
     ax = fig.add_axes((0.075, 0.45 / high, 0.84, 0.36 * ranks / high))
     draw_rows(ax, timeline.spans, times)
-    for rank in range(ranks):
-        beside, y = dict(transform=ax.get_yaxis_transform(), va="center", size=11), ranks - rank - 0.5
-        ax.text(-0.01, y, f"rank {rank}", ha="right", **beside)
-        ax.text(1.01, y, f"{float(timeline.idle[rank]):g}", color=MUTED, **beside)
+    label_ranks(ax, ranks)
+    for rank, idle in enumerate(timeline.idle):
+        ax.text(1.01, ranks - rank - 0.5, f"{float(idle):g}", transform=ax.get_yaxis_transform(), va="center", size=11,
+                color=MUTED)  # fmt: skip
     fig.text(0.925, (0.45 + 0.36 * ranks + 0.06) / high, "idle", size=11, color=MUTED)
     finding = f"{name_of(schedule, name)}: {timeline.bubble:.0%} of the time is idle"
     fig.title(finding, y=1 - 0.34 / high)
