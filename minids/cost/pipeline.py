@@ -1,5 +1,7 @@
 """What a pipeline costs: idle time, parameters and activations of a device (V3 report, table 2).
 
+DualPipeV and the devices are from the table of the authors' repository, deepseek-ai/DualPipe.
+
 PP is the number of stages into which the model is cut. Durations are those of one stage and one micro-batch: F forward,
 B full backward, W its part for the weights, F&B an overlapped pair.
 
@@ -28,7 +30,7 @@ class PipelineCost(NamedTuple):
 
 
 def published_pipeline_cost(method: str, stages: int, F: Any, B: Any, W: Any, pair: Any) -> PipelineCost:
-    """Return a row of the report's table 2. Durations are numbers, or anything that can be added and multiplied.
+    """Return a row of this table. Durations are numbers, or anything that can be added and multiplied.
 
     Raises ValueError for a method that is not in the table, and for an odd number of stages with DualPipe.
     """

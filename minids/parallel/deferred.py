@@ -1,13 +1,13 @@
 """The weight gradient, later: the backward pass of a matrix product in two halves.
 
-The backward pass of y = x W^T computes two products. The stage before waits for dx = dy W, only the optimizer waits for
-dW = dy^T x. `defer` sets the `product` of all linear layers and experts of a module so that the backward pass computes
+The backward pass of y = x W^T computes two products. The stage before waits for dx = dy W, and only the optimizer
+waits for dW. `defer` sets the `product` of all linear layers and experts of a module so that the backward pass computes
 dx alone and puts the other half into a `Store`. The schedule decides when it runs: at once (B) or later (I, then W).
 Until then the store keeps x and dy, so a schedule that saves time in this way needs more memory.
 
 The halves are `input_grad` and `weight_grad` of the product that the layer had before: the plain one (model/grouped.py)
-or FP8's (quantization/products.py). Gates, norms and embeddings are small, and their gradients are computed in the
-first half.
+or FP8's (quantization/products.py). The gradients of gates, norms and embeddings are cheap, and computed in
+the first half.
 """
 
 from collections.abc import Callable

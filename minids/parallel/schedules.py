@@ -26,8 +26,11 @@ What each schedule removes:
     DualPipe       (DeepSeek-V3, §3.2.1)     micro-batches from both ends, forward and backward overlapped
     DualPipeV      (DeepSeek, 2025)          DualPipe cut in half: the second half of the ranks folded onto the first
 
-`place` says which stage each chunk of each rank is. No action of this file says how long it takes: see simulate.py. No
-action says what it computes: see execute.py.
+Pipelines in both directions are an idea of Chimera (Li and Hoefler 2021), and the cut of DualPipe is one of Sea AI Lab
+(2025).
+
+`place` says which stage each chunk of each rank is. How long an action takes is given in simulate.py, and
+what it computes in execute.py.
 """
 
 from __future__ import annotations
@@ -250,8 +253,8 @@ def dualpipe_steps(h: int, H: int, m: int) -> list[str]:
         "I1 W F1 " * (H - h - 1),  # 3  the first backwards arrive; W fills the gap before the next forward
         main,  # 4  the steady state: every forward overlaps with a backward of the other direction
         "B1 F1&B0 " * (H - h - 1),  # 5  no forward is left in direction 0
-        last[:half] + last[half:].replace("B", "I"),  # 6  only backwards are left; the second half postpones W,
-        "W I0 " * (H - h - 1),  # 7  which fills the gaps between the last ones
+        last[:half] + last[half:].replace("B", "I"),  # 6  only backwards are left; in the second half, W is postponed
+        "W I0 " * (H - h - 1),  # 7  and fills the gaps between the last ones
         "W " * (h + 1),  # 8
     ]
 
@@ -259,7 +262,7 @@ def dualpipe_steps(h: int, H: int, m: int) -> list[str]:
 def dualpipe(ranks: int, micro_batches: int) -> Schedule:
     """Return DualPipe for an even number of ranks and an even number of at least 2 · ranks micro-batches.
 
-    Half of the micro-batches enter at rank 0 and travel up, the other half enters at the last rank and travels down.
+    Half of the micro-batches travel from rank 0 to the last rank, and the other half from the last rank to rank 0.
     Rank r holds stage r of direction 0 and stage ranks - 1 - r of direction 1, and directions are the chunks.
     """
     _counts(ranks, micro_batches)

@@ -16,8 +16,8 @@ at once are its *peak activations*, in units of one stage and one micro-batch.
 **Formulas and proofs.** For a given path, the length is a sum of durations, so it is linear in them. The length of the
 schedule is the maximum over all paths. If one path is the longest at every corner of a region (a cone, such as all
 F, I, W >= 0 with I >= W), it is the longest in the whole region: the maximum of linear functions is convex, so between
-the corners it is at most the mean of its values there, and that is what this path has. `idle_form` proves formulas in
-this way, for all durations at once, from a few simulations with whole numbers.
+the corners it is at most the weighted mean of its values there, and this path is just as long. `idle_form` proves
+formulas in this way, for all durations at once, from a few simulations with whole numbers.
 """
 
 from __future__ import annotations

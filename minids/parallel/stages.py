@@ -5,8 +5,8 @@
     last stage     layers, norm, lm_head, MTP modules; embed_tokens, too, if MTP or a tied head needs it
 
 Names are those of the whole model, such as layers.3.mlp.gate.weight, so gradients, weights and checkpoints of stages
-are parts of the model's. Between stages travel the residual stream and the sum of the balance losses so far, one number
-per micro-batch: the gradient of the latter travels back in the same way.
+are parts of the model's. Stages send to one another the residual stream and the sum of the balance losses so far, one
+number per micro-batch. The gradients of both travel back.
 """
 
 from itertools import pairwise

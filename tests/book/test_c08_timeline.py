@@ -81,7 +81,7 @@ def test_titles_and_numbers_are_those_of_the_schedule():
     timeline = simulate(SCHEDULES["DualPipe"](4, 8), Times(pair=2, link=0.5))
     assert fig.alt == f"DualPipe, 4 ranks, 8 micro-batches: {timeline.bubble:.0%} of the time is idle"
     texts = [text.get_text() for text in fig.axes[0].texts]
-    assert [texts[texts.index(f"rank {r}") + 1] for r in range(4)] == [f"{float(idle):g}" for idle in timeline.idle]
+    assert texts[texts.index("rank 3") + 1 :][:4] == [f"{float(idle):g}" for idle in timeline.idle]
     assert len(set(KINDS.values())) == 3
 
 

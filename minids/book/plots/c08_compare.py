@@ -53,8 +53,8 @@ def draw_waits(
     formulas = [
         (f"{k} F", k * F, "until the first micro-batch arrives"),
         (f"max(0, {k} I − {k + 1} F)", max(0, k * I - (k + 1) * F), "until the first backward arrives"),
-        (f"{k} (F&B − B)", k * (times.pair - times.B), "its last forward goes to rank 0 and back; it has only B left"),
-        (f"{k} (I − W)", k * (I - W), "its last I goes to rank 0; it has only W left"),
+        (f"{k} (F&B − B)", k * (times.pair - times.B), "its last forward goes to rank 0 and returns; B and I are left"),
+        (f"{k} (I − W)", k * (I - W), "its last I goes to rank 0; only W is left"),
     ]
     fig = new_figure(height=2.45 + 0.34 * ranks)
     high = fig.get_size_inches()[1]
@@ -128,7 +128,7 @@ def draw_bubble_share(overlap: float = 0.0, link: float = 0.0) -> Picture:
     ends = {f"{name}: {lengths[name]:.3f}": (row[-1], FAMILIES[name]) for name, row in shares.items()}
     label_ends(ax, ends, gap=0.105, lowest=-9, size=11)
     least = min(shares, key=lambda name: shares[name][-1])
-    finding = f"F&B = {3 - overlap:g}: {least} is idle least {_first(lengths, least)}"
+    finding = f"F&B = {3 - overlap:g}: {least} is idle least, {_first(lengths, least)}"
     fig.title(finding, y=0.93)
     said = f"{RANKS} ranks, the same model; F = I = W = 1 for an eighth of it" + f", link = {link:g}" * bool(link)
     fig.note(0.02, 0.865, f"{said}; dashed: two stages per rank, half as large")

@@ -59,41 +59,47 @@ def said_of(step: int, timeline: Timeline) -> tuple[str, str]:
     one_way = MICRO_BATCHES // 2
     pair, alone = (max(float(span.end - span.start) for row in timeline.spans for span in row
                        if len(span.action.parts) == parts) for parts in (2, 1))  # fmt: skip
+    pairs = [span for span in timeline.spans[0] if len(span.action.parts) == 2]
+    gap = float(pairs[1].start - pairs[0].end)
     slower = f"\nRank 1 still does pairs of {pair:g}, longer than a B of {alone:g}, so rank 0 waits before each pair."
     return [
         (f"{RANKS} ranks, {MICRO_BATCHES} micro-batches: {timeline.bubble:.0%} of the time is idle with DualPipe, "
          f"{others:.0%} with 1F1B",
-         f"{one_way} micro-batches enter at rank 0 and {one_way} at rank {RANKS - 1}. A forward above a backward is an "
-         "overlapped pair.\nEvery rank does the same eight steps (numbers above rank 0); its distance from "
-         "the end says how often.\nThe lower half exchanges the directions."),
+         f"{one_way} micro-batches enter at rank 0 and {one_way} at rank {RANKS - 1}. B is I and W. A forward "
+         "above a B is an overlapped pair, F&B.\nEvery rank does the same eight steps (numbers above rank 0); its "
+         "distance from the end says how often.\nThe lower half exchanges the directions."),
         (f"Step 1: {n} forwards on rank 0, none in the middle, until the other direction arrives",
          f"Direction 1 begins at rank {RANKS - 1} and reaches rank 0 at time {first['F1.0']:g}. Until then, there "
-         "are only forwards of direction 0.\nIn the middle there is no such time: both directions arrive together."),
+         "are only forwards of direction 0.\n(The last of them is in step 2.) In the middle, direction 1 "
+         "arrives right after direction 0."),
         (f"Step 2: both directions in turn, until every rank has done {2 * HALF} forwards",
          "The nearer a rank is to the middle, the earlier it begins with this step, and the longer it alternates.\n"
-         f"Then every rank holds the activations of {2 * HALF} micro-batches, as many as there are stages. A pair will "
-         f"add one more:\n{most} is the most that a rank ever holds."),
+         f"Then every rank holds the activations of {2 * HALF} micro-batches, as many as there are stages. Step 4 "
+         f"adds one more:\n{most} is the most that a rank ever holds."),
         (f"Step 3: the first backwards; {n} W of rank 0 fill the time until direction 0 returns",
          "Rank 0 holds the last stage of direction 1, so it can begin with backwards: I first, which rank 1 waits for."
          f"\nThe first gradient of direction 0 comes back at time {first['B0.0']:g}. Until then, rank 0 has only its "
-         "last forwards to do,\nand these W. If it kept them for later, it would be idle here."),
+         "last forwards to do,\nand these W. If rank 0 kept these W for later, it would be idle here."),
         (f"Step 4, the steady state: {''.join(outer).count('&')} pairs on rank 0, {''.join(middle).count('&')} on rank "
          f"{HALF - 1}",
-         "Every forward overlaps with a backward of the other direction: this is what the second direction is for.\n"
+         "Every forward overlaps with a backward of the other direction: the two directions provide such pairs.\n"
          "(Only the first F0 and B1 of the middle ranks stand alone.) More micro-batches lengthen this step and no "
-         "other."),
+         f"other.\nRank 0 is idle for {gap:g}: its second pair needs the first gradient of direction 0, which is still "
+         "on its way."),
         (f"Step 5: direction 0 has no forward left, so {n} backwards of rank 0 stand alone",
          "All micro-batches that enter at this end have started, while the last ones from the other end still arrive.\n"
          "So B0 still has a forward to overlap with, and B1 has none." + (slower if pair > alone else "")),
-        (f"Step 6: only backwards are left; their second half, up to {len(middle) // 2} of a rank, postpones W",
+        (f"Step 6: only backwards are left; W is postponed in half of them, up to {len(middle) // 2} on a rank",
          "From here on, every rank needs the last gradients from its neighbours. With I alone, they arrive earlier,\n"
-         "and W is saved for the gaps to come."),
+         "and W is saved for the gaps to come."
+         + (f"\nA pair takes {pair:g}, longer than a B, so ranks 1 to {HALF - 1} still wait for some gradients."
+            if pair > alone else "")),
         (f"Step 7: {n} postponed W of rank 0 fill the gaps between its last gradients",
          "The last gradients of direction 0 come back one after the other. W fills the time until the next one "
          "arrives:\nwithout it, the rank would be idle before each I0."),
         (f"Step 8: {len(outer)} W on rank 0 and {len(middle)} on rank {HALF - 1}, and all ranks end at the same time",
-         "W waits for nobody, so there are no gaps. The middle ranks finish their last I first, and rank 0 last:\nso "
-         "the middle has more time left for W."),
+         "W waits for no other rank, so there are no gaps. The middle ranks finish their last I first, and rank 0 "
+         "last:\nso the middle has more time left for W."),
     ][step]  # fmt: skip
 
 
@@ -285,7 +291,7 @@ def draw_fold(step: int = 2, overlap: float = 1.0) -> Picture:
          "the other way round.\nThe lines are the forwards of micro-batch 0 of each direction (dashed: direction 1)."),
         (f"The cut: ranks {HALF} to {RANKS - 1} are a mirror image, and each half holds all {RANKS} stages",
          f"Whenever rank {last} sends an output of stage {last} to rank {HALF}, it receives one of the same stage from "
-         "there (dashed).\nIt could as well keep its own."),
+         f"there (dashed).\nRank {last} could as well keep its own output."),
         (f"DualPipeV: {HALF} ranks, and not one of their actions has moved",
          f"Rank {last} keeps the outputs of stage {last}, since stage {HALF} is there, too: micro-batches turn round.\n"
          "Two such pipelines side by side are DualPipe, without the messages through its middle."),

@@ -33,7 +33,7 @@ def draw_stages(stages: int = 4, config: ModelConfig = TINY) -> Picture:
         13,
         d.height - 26,
         f"{config.num_hidden_layers} layers in {stages} stage{'s' * (stages > 1)}: "
-        "neighbours exchange only x and its gradient",
+        "neighbours exchange x and its gradient",
         size=14,
     )
     space = 36 if stages > 1 else 0
@@ -54,7 +54,7 @@ def draw_stages(stages: int = 4, config: ModelConfig = TINY) -> Picture:
             _arrow(d, x + width, x + width + space, top - 60, KINDS["F"], "x")
             _arrow(d, x + width + space, x + width, top - 95, KINDS["I"], "dx")
     d.text(13, 16, "x, forward: the residual stream, B × T × hidden.    dx, backward: the gradient of the loss with "
-           "respect to it.", color=MUTED)  # fmt: skip
+           "respect to x.", color=MUTED)  # fmt: skip
     d.figure.alt = f"{config.num_hidden_layers} layers in {stages} stages: " + "; ".join(
         f"stage {s} has layers {own.start} to {own.stop - 1}" for s, own in enumerate(layers)
     )

@@ -14,13 +14,13 @@ from minids.validation import require
 
 PAGE = WIDTH * PT_PER_INCH
 
-# What a layer with experts does for a micro-batch: its kind (messages of the backward are an I), and what it needs.
+# What a layer with experts does for a micro-batch, and what each part needs.
 NEEDS = {
     "attention F": "combine F", "dispatch F": "attention F", "MLP F": "dispatch F", "combine F": "MLP F",
     "combine B": "attention I", "MLP I": "combine B", "MLP W": "MLP I", "dispatch B": "MLP I",
     "attention I": "dispatch B", "attention W": "attention I",
 }  # fmt: skip
-MESSAGES = {"dispatch F": 1, "combine F": 2, "combine B": 1, "dispatch B": 2}  # in FP8 1, in BF16 2 (§3.3.2)
+MESSAGES = {"dispatch F": 1, "combine F": 2, "combine B": 1, "dispatch B": 2}  # in FP8 1, in BF16 2 (report, §3.3.3)
 FORWARD = ("attention F", "dispatch F", "MLP F", "combine F")
 BACKWARD = ("combine B", "MLP I", "MLP W", "dispatch B", "attention I", "attention W")
 # The order of the report's figure 4.
@@ -31,7 +31,7 @@ PAIR = ("MLP I", "MLP W", "dispatch F", "MLP F", "dispatch B", "attention I", "a
 def layer_after_layer(order: Sequence[str], communication: float) -> tuple[float, dict[str, tuple[float, float]]]:
     """Return the time of a layer in a long chain of layers, and the start and end of what it does.
 
-    Products and messages run side by side, each kind in the order given. A product takes 1.
+    Computations and messages run side by side, each kind in the order given. A computation takes 1.
     """
     ends, free, found = {}, [0.0, 0.0], []
     for _ in range(16):
@@ -51,7 +51,7 @@ def layer_after_layer(order: Sequence[str], communication: float) -> tuple[float
 def draw_overlap(communication: float = 1.0) -> Picture:
     """Draw a layer's forward and backward one after the other, and as a pair.
 
-    `communication` is the time of all messages, relative to that of all products.
+    `communication` is the time of all messages, relative to that of all computations.
     """
     require("communication", communication, 0 <= communication <= 2, "a number from 0 to 2")
     forward, backward, pair = (layer_after_layer(order, communication) for order in (FORWARD, BACKWARD, PAIR))
@@ -66,7 +66,7 @@ def draw_overlap(communication: float = 1.0) -> Picture:
     _lanes(d, left, unit, d.height - 170, f"a pair, of different micro-batches: F&B {pair[0]:g}",
            [(pair, 0.0, True), (pair, pair[0], False)], alone)  # fmt: skip
     key(d.figure, 8 / d.height, one_f_one_b(1, 1), x=13 / PAGE)
-    d.text(400, 8, "messages: F forward, B backward", color=MUTED)
+    d.text(418, 8, "messages: F forward, B backward", color=MUTED)
     d.figure.alt = (
         f"{finding}. A layer takes {forward[0]:g} for the forward and {backward[0]:g} for the backward, and "
         f"{pair[0]:g} for both as a pair: "

@@ -63,7 +63,7 @@ def draw_words(words: Sequence[str]) -> Picture:
             f"a rank keeps up to {max(kept)} micro-batches"
         )
     ranks = len(spans)
-    lines = textwrap.wrap(finding, 82)
+    lines = textwrap.wrap(finding, 82, break_on_hyphens=False)
     high = 0.85 + 0.24 * len(lines) + 0.4 * ranks
     fig = new_figure(height=high)
     if spans:

@@ -25,7 +25,7 @@ from minids.parallel.schedules import SCHEDULES, Action, Pair, Schedule
 from minids.parallel.simulate import Span, Times, simulate
 
 KINDS = {"F": LAYERS[5], "I": LAYERS[3], "W": LAYERS[6]}
-WORDS = {"F": "forward", "I": "input gradient", "W": "weight gradient"}
+WORDS = {"F": "F forward", "I": "I input gradient", "W": "W weight gradient"}
 LIGHT, FULL = 0.5, 1.0  # shares of the colour: chunk or direction 0, and the other one
 SMALLEST = 15  # points of width that a number of two digits needs
 
@@ -103,7 +103,7 @@ def frame(ax: Axes, start: float, end: float, row: int, **how) -> None:
 
 def name_of(schedule: Schedule, name: str) -> str:
     ranks = f"{len(schedule)} rank{'s' * (len(schedule) > 1)}"
-    return f"{name}, {ranks}, {schedule.micro_batches} micro-batches"
+    return f"{name}, {ranks}, {schedule.micro_batches} micro-batch{'es' * (schedule.micro_batches > 1)}"
 
 
 def key(fig: Picture, y: float, schedule: Schedule, x: float = 0.08) -> None:
@@ -113,7 +113,7 @@ def key(fig: Picture, y: float, schedule: Schedule, x: float = 0.08) -> None:
         if schedule.chunks > 1:
             fig.text(x + 0.018, y, "■", size=12, color=KINDS[kind])
         fig.text(x + (0.04 if schedule.chunks > 1 else 0.024), y, words, size=11, color=MUTED)
-        x += 0.075 + 0.0105 * len(words)
+        x += 0.057 + 0.0105 * len(words)
     if schedule.chunks > 1:
         what = "direction 0 and 1" if schedule.pipes == 2 else "chunk 0 and 1"
         fig.text(x, y, f"light and dark: {what}", size=11, color=MUTED)

@@ -22,10 +22,9 @@ from minids.parallel.schedules import Schedule
 
 
 def follow(rank: int, schedule: Schedule) -> None:
-    """Do the actions of a rank in their order, whatever it is. Nothing is computed, but all messages are sent.
+    """Do the actions of a rank in the given order, even if it is wrong. Nothing is computed, but all messages are sent.
 
-    A forward waits for the message of the stage before and sends one to the stage after, a backward the other way
-    round.
+    A forward waits for a message of the stage before and sends one to the stage after. A backward does the reverse.
     """
     ranks_of, sent = schedule.ranks_of(), []
     for part in [part for action in schedule[rank] for part in action.parts if part.kind != "W"]:
