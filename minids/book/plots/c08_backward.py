@@ -71,7 +71,7 @@ def draw_smaller_stages(micro_batches: int = 8, F: float = 1, I: float = 1, W: f
     made = {}
     for name in ("1F1B", "interleaved", "ZB1P", "ZBV"):
         schedule = SCHEDULES[name](ranks, micro_batches)
-        times = Times(*(duration / schedule.chunks for duration in (F, I, W)))
+        times = Times(*(duration / schedule.chunks for duration in [F, I, W]))
         made[name] = schedule, times, simulate(schedule, times)
     length = max(float(timeline.length) for _, _, timeline in made.values())
     idle = {name: f"{float(timeline.idle[0]):g}" for name, (_, _, timeline) in made.items()}

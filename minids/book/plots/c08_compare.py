@@ -79,7 +79,7 @@ def draw_waits(
         y = (1.33 - 0.22 * i) / high
         fig.text(0.075, y, f"{i + 1}", size=11, weight="bold")
         fig.text(0.1, y, f"{formula} = {value:g}".replace("-", "−"), size=11)
-        fig.text(0.32, y, why if value == found[i] else f"but here it is {found[i]:g}: {_limit(F, I, W)}", size=11,
+        fig.text(0.32, y, why if value == found[i] else f"but here it is {found[i]:g}: {_limit(times)}", size=11,
                  color=MUTED if value == found[i] else LAYERS[2])  # fmt: skip
     report = published_pipeline_cost("DualPipe", ranks, F, times.B, W, times.pair).idle
     total = " + ".join(f"{wait:g}" for wait in found)
@@ -92,8 +92,8 @@ def draw_waits(
     return fig
 
 
-def _limit(F: float, I: float, W: float) -> str:
-    return "the formula needs W ≤ I" if W > I else "the formula needs F&B ≥ F and F&B ≥ B"
+def _limit(times: Times) -> str:
+    return "the formula needs W ≤ I" if times.W > times.I else "the formula needs F&B ≥ F and F&B ≥ B"
 
 
 @cache
@@ -169,7 +169,7 @@ def draw_peak_memory(micro_batches: int = 32, overlap: float = 0.0, link: float 
     lengths = {name: one.length for name, one in timelines.items()}
     held = {name: memory(name, micro_batches) for name in SCHEDULES}
     fig = new_figure(height=4.6)
-    ax = fig.add_axes((0.085, 0.14, 0.87, 0.64))
+    ax = fig.add_axes((0.085, 0.14, 0.87, 0.6))
     top = 13
     ax.set(xlim=(0, 1.2 * max(shares.values())), ylim=(7, top), xlabel="idle share of all ranks’ time",
            ylabel="peak activations of a rank")  # fmt: skip

@@ -107,7 +107,7 @@ def draw_gap(name: str = "1F1B", gap: int = 0, ranks: int = 4, micro_batches: in
 
     Gap -1 shows the critical path instead. Raises ValueError for a gap that the schedule does not have.
     """
-    schedule, times = SCHEDULES[name](ranks, micro_batches), Times(F, I, W)
+    schedule, times = SCHEDULES[name](ranks, micro_batches), Times(F=F, I=I, W=W)
     timeline = simulate(schedule, times)
     gaps = gaps_of(timeline)
     require_whole("gap", gap, at_least=-1)
