@@ -12,6 +12,10 @@ here, and only this file uses its private names:
 - **Messages.** They are put into the order in which the simulator sends them, so both ends of every connection agree.
 - **A timeline.** Every action's start and end are recorded; waiting for messages is not part of it. `pace` stretches
   each action to a given duration: with more ranks than cores, real computations would slow each other down.
+- **Any order.** torch's runtime takes its first loss for that of micro-batch 0. Here losses are kept by their
+  micro-batch, and only until its backward.
+
+The two parts of a pair run one after the other: the gain by their overlap is only simulated.
 
 A parameter may have copies on several ranks: the embedding of first and last stage, and with DualPipe everything. Each
 copy sees its own micro-batches, so their gradients are summed (`sum_copies`), and each parameter counts once in the
@@ -70,7 +74,7 @@ class Pipeline:
     """One rank of a pipeline.
 
     `tensors` has the weights of the whole model, or at least of this rank's stages. With `fp8` the products follow that
-    recipe. `pace` gives the least duration of each action, in seconds.
+    recipe. `pace` gives the least duration of F, B, I and W, in seconds.
     """
 
     def __init__(
@@ -95,18 +99,17 @@ class Pipeline:
         self.timeline: list[Executed] = []
         self._runtime = None
 
-    def run(self, batch: Batch, terms_of: Callable[[nn.Module, Batch], object]) -> list:
-        """Take a batch forward and backward. Return the terms of this rank's last stage per micro-batch, or [].
+    def run(self, batch: Batch, terms_of: Callable[[nn.Module, Batch], object]) -> dict[tuple[int, int], object]:
+        """Take a batch forward and backward. Return the terms of the micro-batches whose last stage is on this rank, by
+        direction and number, which is their order in the batch.
 
-        `terms_of(model, rows)` is the share of these rows in the batch's loss. The rows are cut into as many
-        micro-batches as the schedule has, in order; with two directions, the first half travels in direction 0.
+        `terms_of(model, rows)` is the share of these rows in the batch's loss. With two directions, the first half of
+        the micro-batches travels in direction 0.
         """
-        rows, count = len(batch["tokens"]), self.schedule.micro_batches
-        require("batch", rows, rows % count == 0, f"a multiple of the schedule's {count} micro-batches")
-        cut = {name: value.split(rows // count) for name, value in batch.items()}
-        self.micro_batches = [{name: parts[i] for name, parts in cut.items()} for i in range(count)]
-        self.terms_of, self.terms, self.timeline = terms_of, [], []
-        shape = (rows // count, batch["tokens"].shape[1] - 1, self.config.hidden_size)
+        self.micro_batches = cut(batch, self.schedule)
+        self.terms_of, self.terms, self.timeline = terms_of, {}, []
+        rows, length = self.micro_batches[0]["tokens"].shape
+        shape = (rows, length - 1, self.config.hidden_size)
         if self._runtime is None or self._runtime.shape != shape:
             self._runtime = _Runtime(self, shape)
         self.stages.train()
@@ -114,14 +117,25 @@ class Pipeline:
         origin = torch.tensor([time.perf_counter()], dtype=torch.float64, device=self.device)
         dist.broadcast(origin, src=0)  # the processes of a machine share this clock
         self.origin = origin.item()
-        self._runtime.step(return_outputs=False)
-        return self.terms
+        try:
+            self._runtime.step(return_outputs=False)
+            return self.terms
+        except RuntimeError as error:
+            reason = error.__cause__ or error  # the runtime wraps what its stages raise
+        raise reason
 
     def sum_copies(self) -> None:
-        """Sum the gradients and the gates' loads of all copies of each parameter, over the ranks that hold one."""
+        """Sum the gradients and the gates' loads of all copies of each parameter, over the ranks that hold one.
+
+        A copy without a gradient counts as 0, but if none has one, as for an MTP module that the loss does not use,
+        none gets one: AdamW would update it.
+        """
         for ranks, group in self.groups.items():
             if self.rank in ranks:
                 mine = [p for name, p in self.named_parameters() if self.holders[name] == ranks]
+                used = torch.tensor([int(p.grad is not None) for p in mine], device=self.device)
+                dist.all_reduce(used, group=group)
+                mine = [p for p, count in zip(mine, used.tolist(), strict=True) if count]
                 for parameter in mine:
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
@@ -142,6 +156,13 @@ class Pipeline:
         dist.all_reduce(square)
         return square.sqrt()
 
+    def loss(self) -> float:
+        """Return the loss of the whole batch, the same on all ranks."""
+        own = sum(terms.total.item() for terms in self.terms.values())
+        total = torch.tensor(own, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.item()
+
     def owns(self, name: str) -> bool:
         """Whether this rank is the first of those that hold the parameter."""
         return self.holders[name][0] == self.rank
@@ -154,6 +175,15 @@ class Pipeline:
     def named_gates(self) -> list[tuple[str, Gate]]:
         found = {n: m for stage in self.stages for n, m in stage.named_modules() if isinstance(m, Gate)}
         return sorted(found.items())
+
+
+def cut(batch: Batch, schedule: Schedule) -> list[Batch]:
+    """Return the schedule's micro-batches of a batch, in order. Raises ValueError if it cannot be divided."""
+    rows, count = len(batch["tokens"]), schedule.micro_batches
+    allowed = f"a multiple of the schedule's {count} micro-batches"
+    require("rows of a batch", rows, rows > 0 and rows % count == 0, allowed)
+    parts = {name: value.split(rows // count) for name, value in batch.items()}
+    return [{name: values[i] for name, values in parts.items()} for i in range(count)]
 
 
 def holders(schedule: Schedule, model: DeepSeek) -> dict[str, tuple[int, ...]]:
@@ -202,8 +232,8 @@ class _Stage(PipelineStage):
             stage.receive(*received)
             terms = pipeline.terms_of(stage, rows)
             stage.receive(None, None)
-        parts = {field.name: getattr(terms, field.name).detach() for field in fields(terms)}
-        pipeline.terms.append(replace(terms, **parts))
+        parts = {field.name: getattr(terms, field.name).detach().cpu() for field in fields(terms)}
+        pipeline.terms[self.place.pipe, self.number] = replace(terms, **parts)
         return terms.total
 
     def backward_one_chunk(self, bwd_chunk_id, loss=None, full_backward=True, last_backward=False):
@@ -219,20 +249,25 @@ class _Stage(PipelineStage):
         """Record the action, and stretch it to its pace."""
         pipeline, self.number = self.pipeline, number
         action = Action(kind, self.chunk, number)
+        self._finish()  # then the messages that it needs are there
         start = time.perf_counter()
         yield
-        if pipeline.device.type == "cuda":
-            torch.cuda.synchronize(pipeline.device)
+        self._finish()
         if pipeline.pace is not None:
             time.sleep(max(0.0, start + float(pipeline.pace.of(action)) - time.perf_counter()))
         pipeline.timeline.append(Executed(action, start - pipeline.origin, time.perf_counter() - pipeline.origin))
+
+    def _finish(self) -> None:
+        """Wait until the GPU has done what it was given, but not for later messages: they are in other streams."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
 
 class _Runtime(_PipelineScheduleRuntime):
     """torch's runtime with our list of actions."""
 
     def __init__(self, pipeline: Pipeline, shape: tuple[int, ...]):
-        self.schedule, self.shape = pipeline.schedule, shape
+        self.schedule, self.shape, self.losses = pipeline.schedule, shape, {}
         stages = [_Stage(pipeline, chunk, shape) for chunk in range(self.schedule.chunks)]
         # The loss function only tells torch that there is a backward pass: the last stage returns the loss.
         super().__init__(stages, self.schedule.per_pipe, loss_fn=lambda loss, target: loss, scale_grads=False)
@@ -244,7 +279,10 @@ class _Runtime(_PipelineScheduleRuntime):
 
     def _maybe_compute_loss(self, stage, output, target_mbs, mb_index, loss_kwargs=None):
         if stage.is_last:
-            self._internal_losses.append(output)
+            self.losses[mb_index] = output
+
+    def _maybe_get_loss(self, stage, mb_index):
+        return self.losses.pop(mb_index) if stage.is_last else None  # the graph is not needed any more
 
 
 def _number(schedule: Schedule, pipe: int, stage: int) -> int:

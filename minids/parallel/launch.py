@@ -5,8 +5,9 @@
 messages. So when one raises or dies, all are killed, and the error names the first; when the parent dies, the processes
 notice it and end.
 
-Processes are forked from a *fork server*, which has imported torch once: a start takes about 0.1 s instead of several.
-They import `function` by its name, never the script or notebook that calls, so it must be in a module.
+Processes are forked from a *fork server*, which has imported torch and this library once: a start takes about 0.1 s
+instead of several. It keeps the environment variables and the library as they were when the first `launch` started it.
+Processes import `function` by its name, never the script or notebook that calls, so it must be in a module.
 """
 
 import multiprocessing as mp
@@ -41,11 +42,11 @@ class RankFailed(RuntimeError):
 def launch(function: Callable, ranks: int, *args: Any, timeout: float = 120.0, backend: str = "gloo") -> list[Any]:
     """Return the results of `function(rank, *args)` in `ranks` processes, in the order of the ranks.
 
-    Arguments and results are pickled. Raises RankFailed with the rank and its error,
-    or after `timeout` seconds, also if the ranks wait for one another.
+    Arguments and results are pickled. Each process computes with one thread. Raises RankFailed with the rank and its
+    error, or if not all have returned after `timeout` seconds, and ValueError for functions of a script or notebook.
     """
     require("timeout", timeout, timeout > 0, "a number of seconds above 0")
-    call = pickle.dumps((function, args))  # by value: the multiprocessing module would share the tensors' memory
+    call = _pickled((function, args))
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory(prefix="minids-") as folder:
@@ -68,6 +69,17 @@ def launch(function: Callable, ranks: int, *args: Any, timeout: float = 120.0, b
                 process.join()
 
 
+def _pickled(call: tuple) -> bytes:
+    """Return the function and its arguments as bytes, without shared memory; functions are in there by their names."""
+    try:
+        with _main_module_hidden():
+            return pickle.dumps(call)
+    except (pickle.PicklingError, AttributeError) as error:
+        raise ValueError(
+            f"{error}: other processes import functions and classes by name, so put them into a module."
+        ) from None
+
+
 def _collect(processes: list, pipes: list[Connection], timeout: float) -> list[Any]:
     """Return the results of all ranks, or raise RankFailed."""
     results: dict[int, Any] = {}
@@ -79,7 +91,7 @@ def _collect(processes: list, pipes: list[Connection], timeout: float) -> list[A
             rank = pending[pipe]
             try:
                 kind, value = pickle.loads(pipe.recv_bytes())
-            except EOFError:  # it died without a word: nothing that another rank reports can be the reason
+            except (EOFError, OSError):  # it died, and what others report follows from that
                 processes[rank].join(timeout=5)
                 kind, value = "failure", (0.0, f"rank {rank} died ({_how(processes[rank].exitcode)}).", "")
             if kind == "result":
@@ -115,16 +127,23 @@ def _work(call: bytes, rank: int, ranks: int, folder: str, timeout: float, backe
             backend, store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout + 60)
         )
         function, args = pickle.loads(call)
-        pipe.send_bytes(pickle.dumps(("result", function(rank, *args))))
+        result = pickle.dumps(("result", function(rank, *args)))
+        _flush_prints()
+        pipe.send_bytes(result)
         dist.barrier()  # a rank that leaves early closes connections that others still read
     except BaseException as error:
-        trace, first = traceback.format_exc(), error
-        while first.__cause__ is not None:  # torch's runtime wraps what its stages raise
-            first = first.__cause__
-        message = f"rank {rank}: {type(first).__name__}: {first}"
-        pipe.send_bytes(pickle.dumps(("failure", (time.monotonic(), message, trace))))
+        message = f"rank {rank}: {type(error).__name__}: {error}"
+        failure = pickle.dumps(("failure", (time.monotonic(), message, traceback.format_exc())))
+        _flush_prints()
+        pipe.send_bytes(failure)
     pipe.close()
     os._exit(0)  # without destroying the group, which would wait for the others
+
+
+def _flush_prints() -> None:
+    """Print what waits to be printed: the process is killed as soon as the parent has all results."""
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _end_with_parent() -> None:

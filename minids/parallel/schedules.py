@@ -35,6 +35,7 @@ what it computes in execute.py.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -89,10 +90,15 @@ PLACEMENTS: dict[str, Callable[[int, int, int], Place]] = {
 class Schedule(list):
     """One list of actions per rank, and where the stages are.
 
-    `micro_batches` is their number in the whole step, in both directions together. `chunks` is that of a rank.
+    `micro_batches` is their number in the whole step, in both directions together. `chunks` is that of a rank. Raises
+    ValueError for numbers that do not fit the placement.
     """
 
     def __init__(self, actions: Iterable[list[Action | Pair]], placement: str, chunks: int, micro_batches: int):
+        require("placement", placement, placement in PLACEMENTS, " or ".join(PLACEMENTS))
+        require("chunks", chunks, placement == "loop" or chunks == 2, f"2 for {placement!r}")
+        even = placement != "both ways" or micro_batches % 2 == 0
+        require("micro_batches", micro_batches, even, "even, so that half of them travel in each direction")
         super().__init__(actions)
         self.placement, self.chunks, self.micro_batches = placement, chunks, micro_batches
 
@@ -126,14 +132,17 @@ class Schedule(list):
 def spell(word: str) -> list[Action | Pair]:
     """Return the actions of a word: "F0 F0 B0" becomes F0.0, F0.1, B0.0.
 
-    Letters are F, B, I, W with a chunk, pairs like F0&B1, and W alone for the oldest I of any chunk.
+    Letters are F, B, I, W with a chunk, pairs like F0&B1, and W alone for the oldest I of any chunk. Raises ValueError
+    for other letters, and for a W that no I is left for.
     """
     done, waiting = Counter(), defaultdict(deque)
 
     def action(letter: str) -> Action:
+        require("letter", letter, re.fullmatch(r"[FBI]\d+|W\d*", letter), "F0, B0, I0, W0, F0&B1, or W")
         kind, chunk = letter[0], letter[1:]
         if kind == "W":
             queue = waiting[chunk]
+            require("letter", letter, queue, "after an I whose W has not been done")
             made = queue.popleft()
             waiting["" if chunk else str(made.chunk)].remove(made)
             return made
@@ -146,8 +155,11 @@ def spell(word: str) -> list[Action | Pair]:
             waiting[""].append(pending)
         return Action(kind, int(chunk), number)
 
-    letters = [letter.split("&") for letter in word.split()]
-    return [Pair(*map(action, letter)) if len(letter) == 2 else action(*letter) for letter in letters]
+    actions = []
+    for letter in word.split():
+        forward, pair, backward = letter.partition("&")
+        actions.append(Pair(action(forward), action(backward)) if pair else action(letter))
+    return actions
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -157,10 +157,11 @@ def require_complete(schedule: Schedule) -> None:
                 before = {"F": "", "B": "F", "I": "F", "W": "I"}[part.kind]
                 if before and not done[part._replace(kind=before)]:
                     raise IllegalSchedule(f"{where} comes before {part._replace(kind=before)}, which it needs.")
+            for part in action.parts:  # only now: neither part of a pair can need the other
                 done[part] += 1
                 both = part.kind in "BIW" and done[part._replace(kind="B")] + done[part._replace(kind="I")] > 1
                 if done[part] > 1 or both:
-                    raise IllegalSchedule(f"{where} is done twice.")
+                    raise IllegalSchedule(f"rank {rank}: {part} is done twice.")
         for chunk in range(schedule.chunks):
             for micro_batch in range(schedule.per_pipe):
                 f, b, w = (Action(kind, chunk, micro_batch) for kind in "FBW")

@@ -3,7 +3,7 @@
 After the schedule has run, each rank has the gradients of its own stages. Then, on every rank:
 
     sum the gradients and loads of parameters that are on several ranks
-    the norm of the whole gradient, for clipping                           one number is exchanged
+    loss of the whole batch, norm of the whole gradient                    two numbers are exchanged
     clip, AdamW, and the bias update, for the rank's own parameters
 
 Each rank has AdamW's moments of its own parameters only. With DualPipe a parameter is on two ranks, and both make the
@@ -11,6 +11,7 @@ same update from the same sum, so the copies stay equal. (V3 splits the moments 
 parameters: ZeRO-1, which is not done here.)
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
-from minids.parallel.execute import Batch, Executed, Pipeline
+from minids.parallel.execute import Batch, Executed, Pipeline, cut
 from minids.parallel.launch import launch
 from minids.parallel.schedules import Schedule
 from minids.parallel.simulate import Times, simulate
 from minids.parallel.stages import layers_of
 from minids.quantization.products import Recipe
 from minids.training.config import TrainConfig
-from minids.training.step import Loss, Terms, language_model_loss, make_optimizer, update_weights
+from minids.training.step import Loss, Terms, TrainingDiverged, language_model_loss, make_optimizer, update_weights
 from minids.validation import require
 
 
@@ -33,9 +34,9 @@ from minids.validation import require
 class PipelineRun:
     """What some optimizer steps on a pipeline gave. Names are those of the model."""
 
-    terms: list[list[Terms]]  # of each step: the loss terms of its micro-batches
+    terms: list[list[Terms]]  # of each step: the loss terms of its micro-batches, in their order in the batch
     norms: list[float]  # of each step: the gradient's norm before clipping
-    gradients: dict[str, Tensor]  # of the last step, before clipping
+    gradients: dict[str, Tensor]  # of the last step, before clipping; without parameters that the loss does not use
     weights: dict[str, Tensor]  # after the last step: parameters, and the biases of the gates
     timeline: list[list[Executed]]  # of the last step, for each rank
 
@@ -51,16 +52,20 @@ def run_pipeline(
 ) -> PipelineRun:  # fmt: skip
     """Take one optimizer step per batch, with one process per rank of the schedule, and return the results.
 
-    The model gives the weights at the start and stays as it is. Each batch is cut into the schedule's micro-batches.
-    `pace` gives each action a duration in seconds, for a picture of the schedule. On a machine with a GPU for each rank
-    they run there. Raises ValueError for a model or batches that do not fit the schedule, and RankFailed, with the rank
-    and its error, if one fails, dies, or if they wait for one another for `timeout` seconds.
+    The model gives the weights at the start, as float32, and stays as it is. Each batch is cut into the schedule's
+    micro-batches. `pace` gives each action at least that duration in seconds, for a picture of the schedule. On a
+    machine with a GPU for each rank they run there.
+
+    Raises ValueError for a model or batches that do not fit the schedule, IllegalSchedule for one that cannot run, and
+    RankFailed, with the rank and its error, if a rank fails or dies, or if all steps take more than `timeout` seconds.
+    A loss or gradient that is not finite is such an error (TrainingDiverged), on all ranks in the same step.
     """
     layers_of(model.config, schedule.stages)
+    frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+    require("frozen parameters", frozen, not frozen, "0, because a pipeline trains all parameters")
+    require("batches", batches, len(batches) > 0, "at least one")
     for batch in batches:
-        rows = len(batch["tokens"])
-        allowed = f"a multiple of the schedule's {schedule.micro_batches} micro-batches"
-        require("rows of a batch", rows, rows % schedule.micro_batches == 0, allowed)
+        cut(batch, schedule)  # raises if it cannot be divided
     simulate(schedule)  # raises for a schedule that would wait forever
     on_gpus = torch.cuda.device_count() >= len(schedule)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -69,18 +74,21 @@ def run_pipeline(
         timeout=timeout, backend="nccl" if on_gpus else "gloo",
     )  # fmt: skip
     gradients, weights = {}, {}
+    terms: list[dict[tuple[int, int], Terms]] = [{} for _ in batches]
     for result in results:
         gradients |= result.gradients
         weights |= result.weights
-    terms = [[part for result in results for part in result.terms[step]] for step in range(len(batches))]
-    return PipelineRun(terms, results[0].norms, gradients, weights, [result.timeline for result in results])
+        for whole, parts in zip(terms, result.terms, strict=True):
+            whole |= parts
+    in_order = [[parts[i] for i in sorted(parts)] for parts in terms]
+    return PipelineRun(in_order, results[0].norms, gradients, weights, [result.timeline for result in results])
 
 
 @dataclass(frozen=True)
 class _Result:
     """One rank's part of a PipelineRun."""
 
-    terms: list[list[Terms]]
+    terms: list[dict[tuple[int, int], Terms]]
     norms: list[float]
     gradients: dict[str, Tensor]
     weights: dict[str, Tensor]
@@ -105,9 +113,12 @@ def _train(
             group["lr"] = config.learning_rate_at(step)
         parts = pipeline.run(whole, lambda stage, rows: loss(stage, rows, whole, config, step))  # noqa: B023 (used here)
         pipeline.sum_copies()
-        norm = pipeline.gradient_norm()
-        gradients = {name: p.grad.cpu().clone() for name, p in pipeline.named_parameters() if pipeline.owns(name)}
-        norms.append(update_weights(pipeline.stages, optimizer, parts, config.clip_norm, norm))
+        total, norm = pipeline.loss(), pipeline.gradient_norm()
+        if not (math.isfinite(total) and norm.isfinite()):
+            raise TrainingDiverged(f"step {step}: the loss is {total} and the gradient norm {norm.item()}")
+        owned = {name: p.grad for name, p in pipeline.named_parameters() if pipeline.owns(name)}
+        gradients = {name: grad.cpu().clone() for name, grad in owned.items() if grad is not None}
+        norms.append(update_weights(pipeline.stages, optimizer, list(parts.values()), config.clip_norm, norm))
         for stage in pipeline.stages:
             stage.update_expert_bias(config.bias_speed_at(step))
         terms.append(parts)

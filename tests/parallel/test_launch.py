@@ -20,6 +20,7 @@ def test_results_come_in_the_order_of_the_ranks():
 
 
 FAILURES = [("this", "rank 1: ValueError: this is wrong"), ("killed", "rank 1 died (signal 9)."),
+            ("killed while it sends its result", "rank 1 died (signal 9)."),
             ("exits", "rank 1 died (exit status 3).")]  # fmt: skip
 
 
@@ -33,20 +34,22 @@ def test_a_rank_that_fails_ends_all_and_is_named(how, message):
     assert ("in fail" in "".join(getattr(error.value, "__notes__", []))) == (how == "this")
 
 
-def test_ranks_that_wait_for_one_another_are_ended():
-    with pytest.raises(RankFailed, match=r"^ranks 0, 1 had not come to an end after 2 s.$"):
-        launch(workers.wait_for_another, 2, timeout=2)
+@pytest.mark.parametrize(("who", "ranks"), [((0, 1), "ranks 0, 1"), ((1,), "rank 1")])
+def test_ranks_that_wait_for_one_another_are_ended(who, ranks):
+    with pytest.raises(RankFailed, match=f"^{ranks} had not come to an end after 2 s\\.$"):
+        launch(workers.wait_for_another, 2, who, timeout=2)
 
 
-def test_no_process_survives_the_one_that_started_it(tmp_path):
+def test_no_process_survives_the_one_that_started_it_and_no_print_is_lost(tmp_path):
     """The script has no `if __name__ == "__main__"`, and is not imported by its processes."""
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\nimport helpers_parallel as workers\nfrom minids.parallel.launch import launch\n"
-        f"launch(workers.write_pid, 2, Path({str(tmp_path)!r}))\n"
+        f"launch(workers.say, 2)\nlaunch(workers.write_pid, 2, Path({str(tmp_path)!r}))\n"
     )
     paths = os.pathsep.join(path for path in sys.path if path)
-    parent = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": paths})
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": ""}
+    parent = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
     try:
         files = [tmp_path / "0", tmp_path / "1"]
         wait_until(lambda: all(file.exists() and file.read_text() for file in files))
@@ -54,7 +57,7 @@ def test_no_process_survives_the_one_that_started_it(tmp_path):
         assert all(map(alive, pids))
     finally:
         parent.kill()
-        parent.wait()
+    assert sorted(parent.communicate(timeout=60)[0].splitlines()) == ["rank 0 says this", "rank 1 says this"]
     wait_until(lambda: not any(map(alive, pids)))
 
 
@@ -72,6 +75,15 @@ def wait_until(condition, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_function_of_a_script_or_notebook_is_refused(monkeypatch):
+    def mine(rank): ...
+
+    mine.__module__, mine.__qualname__ = "__main__", "mine"
+    monkeypatch.setattr(sys.modules["__main__"], "mine", mine, raising=False)
+    with pytest.raises(ValueError, match="put them into a module"):
+        launch(mine, 2)
 
 
 def test_an_impossible_timeout_is_refused():

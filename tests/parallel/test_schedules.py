@@ -3,7 +3,8 @@
 import pytest
 from torch.distributed.pipelining._schedule_visualizer import get_schedule_ops
 
-from minids.parallel.schedules import SCHEDULES, Action, Pair, dualpipe, dualpipe_v, interleaved, spell, zb1p
+from minids.parallel.schedules import SCHEDULES, Action, Pair, Schedule, dualpipe, dualpipe_v, interleaved, spell, zb1p
+from minids.validation import BadValueError
 
 TORCH = {"GPipe": "GPipe", "1F1B": "1F1B", "interleaved": "Interleaved1F1B", "ZBV": "ZBVZeroBubble",
          "DualPipeV": "DualPipeV"}  # fmt: skip
@@ -15,7 +16,9 @@ def sizes(name: str, ranks: range = range(1, 7), micro_batches: range = range(1,
     for size in ((n, m) for n in ranks for m in micro_batches):
         try:
             SCHEDULES[name](*size)
-        except ValueError:
+        except BadValueError as refused:
+            if refused.name not in ("ranks", "micro_batches"):
+                raise
             continue
         found.append(size)
     return found
@@ -83,6 +86,19 @@ def test_a_word_numbers_its_micro_batches():
     assert words(spell("F0 F1 F0 I1 F0&B0 I0 W W0 F1&B1")) == "F0.0 F1.0 F0.1 I1.0 F0.2&B0.0 I0.1 W1.0 W0.1 F1.1&B1.1"
     assert spell("F0 F0&B0") == [Action("F", 0, 0), Pair(Action("F", 0, 1), Action("B", 0, 0))]
     assert spell("") == []
+
+
+@pytest.mark.parametrize("word", ["F", "G0", "F0,B0", "F0&B0&B0", "F0&", "W0", "F0 I0 W W0"])
+def test_what_is_no_word_is_refused(word):
+    with pytest.raises(ValueError, match=r"^letter=.* is not possible: it must be "):
+        spell(word)
+
+
+@pytest.mark.parametrize(("value", "form"), [("placement", ("U", 2, 4)), ("chunks", ("V", 1, 4)),
+                                             ("micro_batches", ("both ways", 2, 5))])  # fmt: skip
+def test_a_schedule_of_another_form_is_refused(value, form):
+    with pytest.raises(ValueError, match=f"^{value}=.* is not possible: it must be "):
+        Schedule([[], []], *form)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

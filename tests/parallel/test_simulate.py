@@ -9,7 +9,8 @@ from configurations import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minids.parallel.schedules import SCHEDULES, Schedule, dualpipe, dualpipe_v, one_f_one_b, spell
+from minids.cost.pipeline import published_pipeline_cost
+from minids.parallel.schedules import SCHEDULES, Action, Schedule, dualpipe, dualpipe_v, one_f_one_b, spell
 from minids.parallel.simulate import IllegalSchedule, Times, idle_form, peak_activations, simulate
 
 durations = st.fractions(0, 4, max_denominator=6)
@@ -85,6 +86,8 @@ def test_idle_time_of_gpipe_1f1b_and_zb1p_is_the_report_s(ranks, times):
     for name in ("GPipe", "1F1B"):
         for idle in idle_form(SCHEDULES[name](ranks, m), corners(*ALL)):
             assert (idle["F"], idle["I"], idle["W"]) == (k, k, k)
+    for idle in idle_form(SCHEDULES["GPipe"](ranks, m), corners(*ALL, (0, 0, 0, 0, 1))):
+        assert idle["link"] == 2 * k
     for idle in idle_form(SCHEDULES["ZB1P"](ranks, max(m, 2 * ranks - 1)), corners(*NO_LONGER_W)):
         assert (idle["F"], idle["I"], idle["W"]) == (k, k, -k)
 
@@ -104,6 +107,7 @@ def test_idle_time_of_dualpipe_is_the_report_s_where_f_is_i_and_what_it_is_elsew
     longer = [(k, k + 1, w, pair) for w in (0, k + 1) for pair in (k + 1 + w, 2 * k + 1 + w)]
     assert middle(*EQUAL, *longer) == report  # up to I = (1 + 1/k) F, the same
     assert middle(*longer, (0, 1, 0, 1), (0, 1, 1, 2)) == {"F": -1, "I": k, "W": -2 * k, "pair": k}  # beyond
+    assert idle_form(schedule, corners(*EQUAL, *longer, (0, 1, 0, 1))) is None
     folded = idle_form(dualpipe_v(ranks // 2, ranks + extra // 2), corners(*EQUAL))[-1]
     assert {name: folded[name] for name in report} == report
     assert len(set(simulate(schedule, Times(2, 2, 1)).idle)) == 1  # without a gain by overlap, of all ranks
@@ -126,6 +130,23 @@ def test_peak_activations_are_the_report_s(ranks):
     assert peak_activations(dualpipe_v(ranks // 2, m)) == [ranks + 1] * (ranks // 2)
 
 
+@pytest.mark.parametrize("name", ["1F1B", "ZB1P", "DualPipe", "DualPipeV"])
+@pytest.mark.parametrize("stages", [2, 4, 8])
+def test_the_report_s_table_is_what_is_simulated(name, stages):
+    t = Times(F=3, I=3, W=2, pair=7)
+    schedule = SCHEDULES[name](stages // 2 if name == "DualPipeV" else stages, 4 * stages)
+    idle = simulate(schedule, t).idle
+    longest = idle[stages // 2 - 1] if name.startswith("Dual") else max(idle)
+    found = (longest, schedule.chunks, max(peak_activations(schedule)), len(schedule))
+    assert found == published_pipeline_cost(name, stages, t.F, t.B, t.W, t.pair)
+
+
+@pytest.mark.parametrize(("value", "method", "stages"), [("method", "GPipe", 4), ("stages", "DualPipe", 5)])
+def test_what_is_not_in_the_table_is_refused(value, method, stages):
+    with pytest.raises(ValueError, match=f"^{value}=.* is not possible: it must be "):
+        published_pipeline_cost(method, stages, 1, 2, 1, 3)
+
+
 def schedule_of(*words: str) -> Schedule:
     return Schedule(map(spell, words), "loop", 1, 2)
 
@@ -141,6 +162,7 @@ ILLEGAL = [
     (("F0 F0 B0 B0", "F0 B0 B0 F0"), "rank 1: B0.1 comes before F0.1, which it needs."),
     (("F0 F1 B0 B0", "F0 F0 B0 B0"), "rank 0: F1.0 does not exist: there are F, B, I, W of chunks 0 to 0 and "
      "micro-batches 0 to 1."),
+    (("F0 F0 B0 B0", "F0&B0 F0&B0"), "rank 1: B0.0 comes before F0.0, which it needs."),
     (("F0 B0 F0 B0", "F0 F0 B0 B0"), "a deadlock: rank 0 waits before B0.0 for B0.0 of rank 1, "
      "rank 1 waits before F0.1 for F0.1 of rank 0."),
 ]  # fmt: skip
@@ -155,9 +177,11 @@ def test_what_no_pipeline_can_run_is_told_in_a_sentence(words, reason):
 
 def test_what_is_done_twice_or_before_its_need_is_told():
     schedule = schedule_of("F0 F0 I0 W0 B0", "F0 F0 B0 B0")
+    schedule[0].append(Action("B", 0, 0))
     for order, reason in (((0, 1, 3, 2, 4), "W0.0 comes before I0.0, which it needs."),
                           ((0, 0, 1, 2, 3, 4), "F0.0 is done twice."),
-                          ((0, 1, 2, 2, 3, 4), "I0.0 is done twice.")):  # fmt: skip
+                          ((0, 1, 2, 2, 3, 4), "I0.0 is done twice."),
+                          ((0, 1, 2, 3, 4, 5), "B0.0 is done twice.")):  # fmt: skip
         wrong = Schedule([[schedule[0][i] for i in order], schedule[1]], "loop", 1, 2)
         with pytest.raises(IllegalSchedule, match=f"^rank 0: {reason}$"):
             simulate(wrong)
@@ -169,4 +193,5 @@ def test_impossible_durations_are_refused(bad):
         with pytest.raises(ValueError, match=f"^{name}=.* is not possible: it must be "):
             Times(**{name: bad})
     assert simulate(one_f_one_b(2, 2), Times(0, 0, 0)).bubble == 0
+    assert simulate(one_f_one_b(4, 4)).bubble == pytest.approx(3 / 7)
     assert simulate(one_f_one_b(2, 2), Times(F=Fraction(1, 3))).length == Fraction(1, 3) * 3 + 6
