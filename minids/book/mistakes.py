@@ -292,7 +292,7 @@ _GALLERY = (
     WrongVariant(
         "copies are summed twice",
         "Two parts of the code take care of the same copies. The second one sums what is a sum already, so for two "
-        "copies the gradient is twice as large. AdamW divides by the size of the gradient, and nearly hides it.",
+        "copies the gradient is twice as large.",
         ((Pipeline.sum_copies, "            dist.all_reduce(flat, group=group)\n",
                                "            dist.all_reduce(flat, group=group)\n"
                                "            dist.all_reduce(flat, group=group)\n"),),

@@ -297,7 +297,7 @@ def draw_fold(step: int = 2, overlap: float = 1.0) -> Picture:
          "Two such pipelines side by side are DualPipe, without the messages through its middle."),
     ][step]  # fmt: skip
     d.text(13, d.height - 25, finding, size=14)
-    d.text(13, 66, why, linespacing=1.3, va="top")
+    d.text(13, 66 if step < 2 else 92, why, linespacing=1.3, va="top")
     key(d.figure, 8 / d.height, schedule, x=13 / PAGE)
     d.figure.alt = f"{finding}. {why} ".replace("\n", " ") + "; ".join(
         f"rank {rank}: stages {', '.join(str(schedule.place(rank, chunk).stage) for chunk in (0, 1))}"

@@ -124,7 +124,8 @@ def draw_gap(name: str = "1F1B", gap: int = 0, ranks: int = 4, micro_batches: in
         chain, span = [], chosen.next and chosen.next.cause
         while span is not None:
             chain, span = [span, *chain], span.cause
-        title, said = f"{name_of(schedule, name)}: r{reason(chosen).partition(':')[0][1:]}", reason(chosen)
+        idle, _, why = reason(chosen).partition(": ")
+        title, said = f"{name_of(schedule, name)}: r{idle[1:]}", why[0].upper() + why[1:]
         said += "\nOutlined: the chain of actions that this one waits for." if chain else ""
     lit = {id(span) for span in chain}
     draw_rows(ax, timeline.spans, times, lit=lambda rank, i: id(timeline.spans[rank][i]) in lit or gap < 0)

@@ -65,6 +65,15 @@ def draw_overlap(communication: float = 1.0) -> Picture:
            [(forward, 0.0, True), (backward, forward[0], True)], alone)  # fmt: skip
     _lanes(d, left, unit, d.height - 170, f"a pair, of different micro-batches: F&B {pair[0]:g}",
            [(pair, 0.0, True), (pair, pair[0], False)], alone)  # fmt: skip
+    if pair[0] < alone:
+        d.text(
+            left + (pair[0] + alone) / 2 * unit,
+            d.height - 170 - 23,
+            "the next layers",
+            ha="center",
+            va="center",
+            color=MUTED,
+        )
     key(d.figure, 8 / d.height, one_f_one_b(1, 1), x=13 / PAGE)
     d.text(418, 8, "messages: F forward, B backward", color=MUTED)
     d.figure.alt = (
@@ -105,4 +114,5 @@ def _lanes(d: Diagram, left: float, unit: float, top: float, title: str, layers:
                 down = name in MESSAGES
                 x0 = left + (parts[need][1] + begin) * unit
                 y0, y1 = (lanes[False], lanes[True] + high) if down else (lanes[True] + high, lanes[False])
-                d.line((x0, y0), (x, y1), width=1.2)
+                aside = -4 if down else 4  # two arrows in the same place
+                d.line((x0 + aside, y0), (x + aside, y1), width=1.2)
