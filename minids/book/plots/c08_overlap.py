@@ -65,15 +65,9 @@ def draw_overlap(communication: float = 1.0) -> Picture:
            [(forward, 0.0, True), (backward, forward[0], True)], alone)  # fmt: skip
     _lanes(d, left, unit, d.height - 170, f"a pair, of different micro-batches: F&B {pair[0]:g}",
            [(pair, 0.0, True), (pair, pair[0], False)], alone)  # fmt: skip
-    if pair[0] < alone:
-        d.text(
-            left + (pair[0] + alone) / 2 * unit,
-            d.height - 170 - 23,
-            "the next layers",
-            ha="center",
-            va="center",
-            color=MUTED,
-        )
+    if (room := (alone - pair[0]) * unit) > 96:  # points, wide enough for the words
+        d.text(left + alone * unit - room / 2, d.height - 170 - 23, "the next layers", ha="center", va="center",
+               color=MUTED)  # fmt: skip
     key(d.figure, 8 / d.height, one_f_one_b(1, 1), x=13 / PAGE)
     d.text(418, 8, "messages: F forward, B backward", color=MUTED)
     d.figure.alt = (
