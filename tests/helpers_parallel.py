@@ -77,6 +77,11 @@ def next_token_only(model: DeepSeek, rows: dict, whole: dict, config, step: int)
     return replace(terms, total=terms.next_token)
 
 
+def prefer(model: DeepSeek, rows: dict, whole: dict, config, step: int) -> LossTerms:
+    """A loss of two texts."""
+    return replace(terms := model.loss(rows["tokens"]), total=terms.total - model.loss(rows["rejected"]).total)
+
+
 earlier: list[weakref.ref] = []
 
 

@@ -12,12 +12,13 @@ B full backward, W its part for the weights, F&B an overlapped pair.
     DualPipeV    the same                      2            PP + 1        PP/2
 
 Parameters and activations are those of a device, in units of a stage's. parallel/simulate.py derives all of them from
-the schedules; for DualPipe the idle time is exact where F = B - W.
+the schedules. With I = B - W, the idle time of ZB1P is exact where W <= F and W <= I, that of DualPipe and DualPipeV
+where F = I >= W.
 """
 
 from typing import Any, NamedTuple
 
-from minids.validation import require
+from minids.validation import require, require_whole
 
 
 class PipelineCost(NamedTuple):
@@ -34,6 +35,7 @@ def published_pipeline_cost(method: str, stages: int, F: Any, B: Any, W: Any, pa
 
     Raises ValueError for a method that is not in the table, and for an odd number of stages with DualPipe.
     """
+    require_whole("stages", stages)
     both_ways = PipelineCost((stages // 2 - 1) * (pair + B - 3 * W), 2, stages + 1, stages)
     rows = {
         "1F1B": PipelineCost((stages - 1) * (F + B), 1, stages, stages),

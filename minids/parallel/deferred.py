@@ -11,8 +11,9 @@ the first half.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +47,23 @@ class Store:
 
 
 class Product(Protocol):
-    """A product of rows and matrices in three functions; `saved` is what its backward pass needs."""
+    """A product of rows and matrices in three functions. `saved` is a dataclass of what its backward pass needs; the
+    weight gradient does not need its `weight`."""
 
-    def forward(self, x_RX: Tensor, weight_EYX: Tensor, counts: list[int]) -> tuple[Tensor, NamedTuple]: ...
+    def forward(self, x_RX: Tensor, weight_EYX: Tensor, counts: list[int]) -> tuple[Tensor, Any]: ...
 
-    def input_grad(self, dy_RY: Tensor, saved: NamedTuple) -> Tensor: ...
+    def input_grad(self, dy_RY: Tensor, saved: Any) -> Tensor: ...
 
-    def weight_grad(self, dy_RY: Tensor, saved: NamedTuple) -> Tensor: ...
+    def weight_grad(self, dy_RY: Tensor, saved: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the backward pass of the plain product needs. Under autocast, `weight` is a copy in another dtype."""
+
+    x: Tensor
+    weight: Tensor | None
+    counts: list[int]
 
 
 class Plain:
@@ -60,13 +71,13 @@ class Plain:
 
     def forward(self, x_RX, weight_EYX, counts):
         weight_EYX = to_compute_dtype(weight_EYX)
-        return grouped.rows_times_matrices(x_RX, weight_EYX.mT, counts), (x_RX, weight_EYX, counts)
+        return grouped.rows_times_matrices(x_RX, weight_EYX.mT, counts), Saved(x_RX, weight_EYX, counts)
 
     def input_grad(self, dy_RY, saved):
-        return grouped.input_grad(dy_RY, *saved[1:])
+        return grouped.input_grad(dy_RY, saved.weight, saved.counts)
 
     def weight_grad(self, dy_RY, saved):
-        return grouped.weight_grad(dy_RY, saved[0], saved[2])
+        return grouped.weight_grad(dy_RY, saved.x, saved.counts)
 
 
 class FP8:
@@ -119,10 +130,11 @@ class _Product(torch.autograd.Function):
     def backward(ctx, dy_RY):
         (product, store, weight, x_dtype), saved = ctx.rest, ctx.saved
         if ctx.needs_input_grad[3]:
+            kept = replace(saved, weight=None)
 
             @torch.no_grad()
             def add_weight_grad() -> None:
-                grad = product.weight_grad(dy_RY, saved).to(weight.dtype).view_as(weight)
+                grad = product.weight_grad(dy_RY, kept).to(weight.dtype).view_as(weight)
                 weight.grad = grad if weight.grad is None else weight.grad.add_(grad)
 
             store.waiting.append(add_weight_grad)

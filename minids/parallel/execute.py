@@ -179,9 +179,12 @@ class Pipeline:
 
 def cut(batch: Batch, schedule: Schedule) -> list[Batch]:
     """Return the schedule's micro-batches of a batch, in order. Raises ValueError if it cannot be divided."""
-    rows, count = len(batch["tokens"]), schedule.micro_batches
-    allowed = f"a multiple of the schedule's {count} micro-batches"
+    shape, count = tuple(batch["tokens"].shape), schedule.micro_batches
+    require("shape of tokens", shape, len(shape) == 2 and shape[1] > 1, "(rows, time), with at least 2 tokens in a row")
+    rows, allowed = shape[0], f"a multiple of the schedule's {count} micro-batches"
     require("rows of a batch", rows, rows > 0 and rows % count == 0, allowed)
+    for name, value in batch.items():
+        require(f"rows of {name}", len(value), len(value) == rows, f"{rows}, as many as tokens has")
     parts = {name: value.split(rows // count) for name, value in batch.items()}
     return [{name: values[i] for name, values in parts.items()} for i in range(count)]
 
@@ -229,9 +232,9 @@ class _Stage(PipelineStage):
                 received = stage.start(rows["tokens"])
             if not self.is_last:
                 return stage(*received)
-            stage.receive(*received)
+            stage.receive(rows["tokens"], *received)
             terms = pipeline.terms_of(stage, rows)
-            stage.receive(None, None)
+            stage.received = None  # only the graph keeps it now
         parts = {field.name: getattr(terms, field.name).detach().cpu() for field in fields(terms)}
         pipeline.terms[self.place.pipe, self.number] = replace(terms, **parts)
         return terms.total
@@ -272,17 +275,17 @@ class _Runtime(_PipelineScheduleRuntime):
         # The loss function only tells torch that there is a backward pass: the last stage returns the loss.
         super().__init__(stages, self.schedule.per_pipe, loss_fn=lambda loss, target: loss, scale_grads=False)
         ranks = {_number(self.schedule, *place): rank for place, rank in self.schedule.ranks_of().items()}
-        self.stage_index_to_group_rank = ranks
         for stage in stages:
             stage.stage_index_to_group_rank = ranks
         self.pipeline_order_with_comms = {pipeline.rank: _with_messages(self.schedule)[pipeline.rank]}
 
     def _maybe_compute_loss(self, stage, output, target_mbs, mb_index, loss_kwargs=None):
         if stage.is_last:
-            self.losses[mb_index] = output
+            self.losses[stage.place.pipe, mb_index] = output
 
     def _maybe_get_loss(self, stage, mb_index):
-        return self.losses.pop(mb_index) if stage.is_last else None  # the graph is not needed any more
+        # Taken out, because the graph is not needed any more.
+        return self.losses.pop((stage.place.pipe, mb_index)) if stage.is_last else None
 
 
 def _number(schedule: Schedule, pipe: int, stage: int) -> int:

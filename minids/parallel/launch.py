@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from minids.validation import require
+from minids.validation import is_number, require, require_whole
 
 PRELOADED = ["minids.parallel.execute"]  # by the fork server, with all that it imports
 GRACE = 0.3  # seconds in which further failures are collected, to find the first
@@ -45,7 +45,9 @@ def launch(function: Callable, ranks: int, *args: Any, timeout: float = 120.0, b
     Arguments and results are pickled. Each process computes with one thread. Raises RankFailed with the rank and its
     error, or if not all have returned after `timeout` seconds, and ValueError for functions of a script or notebook.
     """
-    require("timeout", timeout, timeout > 0, "a number of seconds above 0")
+    require_whole("ranks", ranks)
+    a_day = 86_400
+    require("timeout", timeout, is_number(timeout) and 0 < timeout <= a_day, f"seconds above 0, and at most {a_day}")
     call = _pickled((function, args))
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

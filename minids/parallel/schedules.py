@@ -38,6 +38,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import NamedTuple
 
 from minids.validation import require, require_whole
@@ -91,15 +92,19 @@ class Schedule(list):
     """One list of actions per rank, and where the stages are.
 
     `micro_batches` is their number in the whole step, in both directions together. `chunks` is that of a rank. Raises
-    ValueError for numbers that do not fit the placement.
+    ValueError for numbers that do not fit the placement, and for what is no action.
     """
 
     def __init__(self, actions: Iterable[list[Action | Pair]], placement: str, chunks: int, micro_batches: int):
         require("placement", placement, placement in PLACEMENTS, " or ".join(PLACEMENTS))
+        require_whole("chunks", chunks)
         require("chunks", chunks, placement == "loop" or chunks == 2, f"2 for {placement!r}")
+        require_whole("micro_batches", micro_batches)
         even = placement != "both ways" or micro_batches % 2 == 0
         require("micro_batches", micro_batches, even, "even, so that half of them travel in each direction")
         super().__init__(actions)
+        for action in chain.from_iterable(self):
+            require("action", action, isinstance(action, (Action, Pair)), "an Action or a Pair: `spell` reads a word")
         self.placement, self.chunks, self.micro_batches = placement, chunks, micro_batches
 
     @property
@@ -138,7 +143,6 @@ def spell(word: str) -> list[Action | Pair]:
     done, waiting = Counter(), defaultdict(deque)
 
     def action(letter: str) -> Action:
-        require("letter", letter, re.fullmatch(r"[FBI]\d+|W\d*", letter), "F0, B0, I0, W0, F0&B1, or W")
         kind, chunk = letter[0], letter[1:]
         if kind == "W":
             queue = waiting[chunk]
@@ -157,6 +161,8 @@ def spell(word: str) -> list[Action | Pair]:
 
     actions = []
     for letter in word.split():
+        fits = re.fullmatch(r"F\d+(&B\d+)?|[BI]\d+|W\d*", letter)
+        require("letter", letter, fits, "F0, B0, I0, W0, F0&B1, or W")
         forward, pair, backward = letter.partition("&")
         actions.append(Pair(action(forward), action(backward)) if pair else action(letter))
     return actions

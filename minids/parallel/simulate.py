@@ -32,7 +32,10 @@ from minids.validation import require
 
 @dataclass(frozen=True)
 class Times:
-    """Durations, in any unit. Integers and fractions are computed with exactly.
+    """Durations of a stage's actions, in any unit. Integers and fractions are computed with exactly.
+
+    With interleaved stages, ZBV and DualPipeV, a model is cut into more stages than there are ranks. To compare them
+    with other schedules for the same model, make F, I, W and pair shorter by `schedule.chunks`.
 
     `pair` is that of an overlapped forward and backward: F + I + W without any gain, the larger of F and I + W if the
     shorter one disappears behind the other. `link` is the time between the end of an action and the arrival of its
@@ -148,10 +151,12 @@ def require_complete(schedule: Schedule) -> None:
     for rank, actions in enumerate(schedule):
         done = Counter()
         for action in actions:
+            if isinstance(action, Pair) and (action.forward.kind, action.backward.kind) != ("F", "B"):
+                raise IllegalSchedule(f"rank {rank}: {action} is not possible: a pair is an F and a B.")
             for part in action.parts:
                 where = f"rank {rank}: {part}"
                 valid = 0 <= part.chunk < schedule.chunks and 0 <= part.micro_batch < schedule.per_pipe
-                if part.kind not in "FBIW" or not valid:
+                if part.kind not in {"F", "B", "I", "W"} or not valid:
                     numbers = f"chunks 0 to {schedule.chunks - 1} and micro-batches 0 to {schedule.per_pipe - 1}"
                     raise IllegalSchedule(f"{where} does not exist: there are F, B, I, W of {numbers}.")
                 before = {"F": "", "B": "F", "I": "F", "W": "I"}[part.kind]

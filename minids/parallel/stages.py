@@ -35,7 +35,8 @@ class Stage(DeepSeek):
     """Stage `index` of `stages`. It takes the modules of a whole model, which it shares.
 
     For a loss function, the last stage is a model: `token_losses` and `loss` give what those of the whole model give,
-    for the micro-batch whose activations have been received last.
+    for the micro-batch whose activations have been received last, and for no other tokens. Its parameters are those of
+    the stage.
     """
 
     def __init__(self, model: DeepSeek, index: int, stages: int):
@@ -62,13 +63,19 @@ class Stage(DeepSeek):
                 balance_1 = balance_1 + balance
         return x_BTD, balance_1
 
-    def receive(self, x_BTD: Tensor, balance_1: Tensor) -> None:
-        """Give the last stage what its losses are computed from."""
-        self.received = x_BTD, balance_1
+    def receive(self, tokens_BT: Tensor, x_BTD: Tensor, balance_1: Tensor) -> None:
+        """Give the last stage what its losses are computed from: tokens, and what the stage before sent for them."""
+        self.received = tokens_BT, x_BTD, balance_1
 
     def hidden_states(self, tokens_BT: Tensor, cache: list[Cache] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Return the whole model's hidden states after the final norm, from what was received."""
-        x_BTD, balance_1 = self(*self.received)
+        """Return the whole model's hidden states after the final norm, from what was received.
+
+        Raises ValueError for other tokens than those, because only the whole model could process them, and for a cache.
+        """
+        received_BT, *sent = self.received
+        if cache is not None or not torch.equal(tokens_BT, received_BT[:, :-1]):
+            raise ValueError("the loss of a pipeline can use the tokens of its micro-batch only, and no cache.")
+        x_BTD, balance_1 = self(*sent)
         return self.norm(x_BTD), [balance_1.squeeze()]
 
 

@@ -157,7 +157,7 @@ def input_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
 
 
 def weight_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
-    """Return the gradient with respect to the matrices, (E, Y, X), in float32."""
+    """Return the gradient with respect to the matrices, (E, Y, X), in float32. `saved` may be without its weight."""
     r = saved.recipe
     (dy_RY, x_RX), counts, tile = _in_whole_tiles((dy_RY, dequantize(saved.x)), saved.counts, r.over_tokens)
     dy, x = r.cast_gradient(dy_RY, tile), r.cast(x_RX, tile)
@@ -168,7 +168,7 @@ def weight_grad(dy_RY: Tensor, saved: Saved) -> Tensor:
     dy_RY, x_RX = dequantize(dy), dequantize(x)
     if r.register is None:
         return grouped.weight_grad(dy_RY, x_RX, counts)
-    grad_EYX = x_RX.new_zeros(saved.weight.values.shape)
+    grad_EYX = x_RX.new_zeros(len(counts), dy_RY.shape[1], x_RX.shape[1])
     for expert, part_dy, part_x in grouped.nonempty(counts, dy_RY, x_RX):
         grad_EYX[expert] = accumulate(part_dy.mT, part_x, r.register)
     return grad_EYX

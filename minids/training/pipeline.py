@@ -36,7 +36,7 @@ class PipelineRun:
 
     terms: list[list[Terms]]  # of each step: the loss terms of its micro-batches, in their order in the batch
     norms: list[float]  # of each step: the gradient's norm before clipping
-    gradients: dict[str, Tensor]  # of the last step, before clipping; without parameters that the loss does not use
+    gradients: dict[str, Tensor]  # of the last step, before clipping; none for what the last stage does not use
     weights: dict[str, Tensor]  # after the last step: parameters, and the biases of the gates
     timeline: list[list[Executed]]  # of the last step, for each rank
 
@@ -52,9 +52,12 @@ def run_pipeline(
 ) -> PipelineRun:  # fmt: skip
     """Take one optimizer step per batch, with one process per rank of the schedule, and return the results.
 
-    The model gives the weights at the start, as float32, and stays as it is. Each batch is cut into the schedule's
-    micro-batches. `pace` gives each action at least that duration in seconds, for a picture of the schedule. On a
-    machine with a GPU for each rank they run there.
+    The model gives the weights at the start, as float32, and stays as it is. Each call begins at step 0 of the
+    configuration with a new optimizer. Each batch, a dict of tensors or arrays, is cut into the schedule's
+    micro-batches; the configuration's own sizes of batches do not matter. `loss` may call the `loss` and the
+    `token_losses` of the model that it is given, with the tokens of its micro-batch; the parameters of this model are
+    those of the last stage. `pace` gives each action at least that duration in seconds, for a picture of the schedule,
+    and a pair the sum of its parts. On a machine with a GPU for each rank they run there.
 
     Raises ValueError for a model or batches that do not fit the schedule, IllegalSchedule for one that cannot run, and
     RankFailed, with the rank and its error, if a rank fails or dies, or if all steps take more than `timeout` seconds.
@@ -63,7 +66,9 @@ def run_pipeline(
     layers_of(model.config, schedule.stages)
     frozen = sum(not parameter.requires_grad for parameter in model.parameters())
     require("frozen parameters", frozen, not frozen, "0, because a pipeline trains all parameters")
-    require("batches", batches, len(batches) > 0, "at least one")
+    batches = [_on_cpu(batch) for batch in batches]
+    allowed = f"from 1 to {config.steps}, the steps of the configuration"
+    require("number of batches", len(batches), 1 <= len(batches) <= config.steps, allowed)
     for batch in batches:
         cut(batch, schedule)  # raises if it cannot be divided
     simulate(schedule)  # raises for a schedule that would wait forever
@@ -82,6 +87,12 @@ def run_pipeline(
             whole |= parts
     in_order = [[parts[i] for i in sorted(parts)] for parts in terms]
     return PipelineRun(in_order, results[0].norms, gradients, weights, [result.timeline for result in results])
+
+
+def _on_cpu(batch: Batch) -> Batch:
+    """Return the batch as tensors that can be sent to other processes."""
+    require("batch", batch, isinstance(batch, dict) and "tokens" in batch, "a dict of tensors, with an entry tokens")
+    return {name: torch.as_tensor(value).cpu() for name, value in batch.items()}
 
 
 @dataclass(frozen=True)

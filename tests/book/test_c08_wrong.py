@@ -43,9 +43,9 @@ def test_a_step_of_micro_batches_is_that_of_the_whole_batch_in_one_process(sched
     one.update_expert_bias(config.bias_speed)
     assert run.losses == pytest.approx([terms.total.item()], rel=1e-6)
     assert run.norms == pytest.approx([norm], rel=1e-5)
-    for found, wanted, share in ((run.gradients, gradients, 2e-5), (run.weights, one.state_dict(), 1e-4)):
-        for name, tensor in wanted.items():
-            assert torch.allclose(found[name], tensor, rtol=0, atol=share * tensor.abs().max().item()), name
+    for found, wanted, share in ((run.gradients, gradients, 1e-5), (run.weights, one.state_dict(), 1e-4)):
+        for name, tensor in wanted.items():  # AdamW moves a single weight by a last bit of a gradient that is nearly 0
+            assert (found[name] - tensor).norm() <= share * tensor.norm(), name
 
 
 def test_processes_compute_with_all_mistakes_that_are_planted_where_they_are_started():

@@ -1,5 +1,6 @@
 """The weight gradient comes when its work is done, and once."""
 
+import gc
 import weakref
 
 import pytest
@@ -28,11 +29,13 @@ def test_each_backward_leaves_its_own_weight_gradient_for_later():
 def test_what_the_work_needed_is_freed_and_a_frozen_weight_leaves_no_work():
     layer, store = Linear(4, 3), Store()
     defer(layer, store)
-    x = torch.randn(5, 4)
-    layer(x).sum().backward()
+    x = torch.randn(5, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).sum().backward()
     work, kept = store.take(), weakref.ref(x)
     del x
     assert kept() is not None
+    assert not [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == (1, 3, 4)]  # the copy of W
     work()
     assert kept() is None
     layer.weight.requires_grad_(False)

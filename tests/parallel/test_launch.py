@@ -1,5 +1,6 @@
 """Processes that work together give their results, and end together, whatever ends them."""
 
+import math
 import os
 import subprocess
 import sys
@@ -36,8 +37,8 @@ def test_a_rank_that_fails_ends_all_and_is_named(how, message):
 
 @pytest.mark.parametrize(("who", "ranks"), [((0, 1), "ranks 0, 1"), ((1,), "rank 1")])
 def test_ranks_that_wait_for_one_another_are_ended(who, ranks):
-    with pytest.raises(RankFailed, match=f"^{ranks} had not come to an end after 2 s\\.$"):
-        launch(workers.wait_for_another, 2, who, timeout=2)
+    with pytest.raises(RankFailed, match=f"^{ranks} had not come to an end after 3 s\\.$"):
+        launch(workers.wait_for_another, 2, who, timeout=3)
 
 
 def test_no_process_survives_the_one_that_started_it_and_no_print_is_lost(tmp_path):
@@ -86,6 +87,7 @@ def test_a_function_of_a_script_or_notebook_is_refused(monkeypatch):
         launch(mine, 2)
 
 
-def test_an_impossible_timeout_is_refused():
-    with pytest.raises(ValueError, match=r"^timeout=0 is not possible: it must be "):
-        launch(workers.add_up, 2, torch.ones(2, 1), timeout=0)
+@pytest.mark.parametrize(("name", "value"), [("timeout", 0), ("timeout", None), ("timeout", math.inf), ("ranks", 0)])
+def test_an_impossible_time_or_number_of_ranks_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name}={value} is not possible: it must be "):
+        launch(workers.add_up, **{"ranks": 2, name: value})

@@ -88,17 +88,20 @@ def test_a_word_numbers_its_micro_batches():
     assert spell("") == []
 
 
-@pytest.mark.parametrize("word", ["F", "G0", "F0,B0", "F0&B0&B0", "F0&", "W0", "F0 I0 W W0"])
+@pytest.mark.parametrize("word", ["F", "G0", "F0,B0", "F0&B0&B0", "F0&", "F0&F0", "B0&F0", "W0", "F0 I0 W W0"])
 def test_what_is_no_word_is_refused(word):
     with pytest.raises(ValueError, match=r"^letter=.* is not possible: it must be "):
         spell(word)
 
 
 @pytest.mark.parametrize(("value", "form"), [("placement", ("U", 2, 4)), ("chunks", ("V", 1, 4)),
+                                             ("chunks", ("loop", 0, 4)), ("micro_batches", ("loop", 1, 2.0)),
                                              ("micro_batches", ("both ways", 2, 5))])  # fmt: skip
 def test_a_schedule_of_another_form_is_refused(value, form):
     with pytest.raises(ValueError, match=f"^{value}=.* is not possible: it must be "):
         Schedule([[], []], *form)
+    with pytest.raises(ValueError, match=r"^action='F' is not possible: it must be an Action or a Pair: `spell` reads"):
+        Schedule(["F0 B0"], "loop", 1, 1)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -1,5 +1,6 @@
 """The simulator against networkx' longest paths, the report's formulas, and the reasons for what cannot run."""
 
+import re
 from fractions import Fraction
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minids.cost.pipeline import published_pipeline_cost
-from minids.parallel.schedules import SCHEDULES, Action, Schedule, dualpipe, dualpipe_v, one_f_one_b, spell
+from minids.parallel.schedules import SCHEDULES, Action, Pair, Schedule, dualpipe, dualpipe_v, one_f_one_b, spell
 from minids.parallel.simulate import IllegalSchedule, Times, idle_form, peak_activations, simulate
 
 durations = st.fractions(0, 4, max_denominator=6)
@@ -141,7 +142,9 @@ def test_the_report_s_table_is_what_is_simulated(name, stages):
     assert found == published_pipeline_cost(name, stages, t.F, t.B, t.W, t.pair)
 
 
-@pytest.mark.parametrize(("value", "method", "stages"), [("method", "GPipe", 4), ("stages", "DualPipe", 5)])
+@pytest.mark.parametrize(
+    ("value", "method", "stages"), [("method", "GPipe", 4), ("stages", "DualPipe", 5), ("stages", "DualPipe", 0)]
+)
 def test_what_is_not_in_the_table_is_refused(value, method, stages):
     with pytest.raises(ValueError, match=f"^{value}=.* is not possible: it must be "):
         published_pipeline_cost(method, stages, 1, 2, 1, 3)
@@ -166,6 +169,14 @@ ILLEGAL = [
     (("F0 B0 F0 B0", "F0 F0 B0 B0"), "a deadlock: rank 0 waits before B0.0 for B0.0 of rank 1, "
      "rank 1 waits before F0.1 for F0.1 of rank 0."),
 ]  # fmt: skip
+
+
+def test_what_is_no_action_or_no_pair_is_told():
+    f, b = Action("F", 0, 0), Action("B", 0, 0)
+    for wrong, reason in ((f._replace(kind="FB"), "FB0.0 does not exist: there are"),
+                          (Pair(b, f), "B0.0&F0.0 is not possible: a pair is an F and a B.")):  # fmt: skip
+        with pytest.raises(IllegalSchedule, match=f"^rank 0: {re.escape(reason)}"):
+            simulate(Schedule([[wrong]], "loop", 1, 1))
 
 
 @pytest.mark.parametrize(("words", "reason"), ILLEGAL)

@@ -203,22 +203,45 @@ def test_what_is_not_finite_is_told_with_the_numbers_of_the_whole_model(loss):
     assert tuple(map(float, said.groups())) == pytest.approx(wanted, nan_ok=True)
 
 
+def rows(*counts: int) -> list[dict]:
+    return [{"tokens": random_tokens(TINY, count, 12)} for count in counts]
+
+
 REFUSED = [
-    ("stages", "1F1B", (9, 9), [9], False),
-    ("rows of a batch", "1F1B", (2, 3), [3, 4], False),
-    ("rows of a batch", "1F1B", (2, 3), [0], False),
-    ("batches", "1F1B", (2, 3), [], False),
-    ("frozen parameters", "1F1B", (2, 3), [3], True),
+    ("stages", (9, 9), rows(9), False),
+    ("rows of a batch", (2, 3), rows(3, 4), False),
+    ("rows of a batch", (2, 3), rows(0), False),
+    ("rows of mask", (2, 3), [rows(3)[0] | {"mask": torch.ones(6, 13)}], False),
+    ("shape of tokens", (2, 3), [{"tokens": torch.ones(13)}], False),
+    ("shape of tokens", (2, 3), [{"tokens": torch.ones(3, 1)}], False),
+    ("batch", (2, 3), [{"mask": torch.ones(3, 13)}], False),
+    ("batch", (2, 3), rows(3)[0], False),
+    ("number of batches", (2, 3), [], False),
+    ("number of batches", (2, 3), rows(3, 3, 3, 3, 3), False),  # of 4 steps: the learning rate would be negative
+    ("frozen parameters", (2, 3), rows(3), True),
 ]
 
 
-@pytest.mark.parametrize(("value", "name", "size", "rows", "frozen"), REFUSED)
-def test_what_does_not_fit_is_refused(value, name, size, rows, frozen):
+@pytest.mark.parametrize(("value", "size", "steps", "frozen"), REFUSED)
+def test_what_does_not_fit_is_refused(value, size, steps, frozen):
     model = random_model(TINY)
     model.norm.weight.requires_grad_(not frozen)
-    steps = [{"tokens": random_tokens(TINY, n, 12)} for n in rows]
     with pytest.raises(ValueError, match=f"^{value}=.* is not possible: it must be "):
-        run_pipeline(SCHEDULES[name](*size), model, steps, settings())
+        run_pipeline(SCHEDULES["1F1B"](*size), model, steps, settings())
+
+
+def test_a_loss_that_needs_the_whole_model_for_other_tokens_is_refused():
+    """Its last stage has the activations of one micro-batch only, and would take them for those of any tokens."""
+    pairs = [rows(2)[0] | {"rejected": random_tokens(TINY, 2, 12, seed=1)}]
+    with pytest.raises(RankFailed, match=r"rank 1: ValueError: the loss of a pipeline can use the tokens of its micro"):
+        run_pipeline(SCHEDULES["1F1B"](2, 2), random_model(TINY), pairs, settings(), loss=losses.prefer)
+
+
+def test_both_directions_may_end_on_the_same_rank():
+    word = "F0 F1 " * (M // 2) + "B0 B1 " * (M // 2)
+    model, steps, config = random_model(TINY), batches(TINY, count=1), settings()
+    run = run_pipeline(Schedule([spell(word)], "both ways", 2, M), model, steps, config)
+    assert_same(run, in_one_process(model, steps, config))
 
 
 def test_a_schedule_that_would_wait_forever_is_refused_before_it_starts():

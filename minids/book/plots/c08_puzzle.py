@@ -32,7 +32,7 @@ def as_schedule(words: Sequence[str], micro_batches: int | None = None) -> Sched
             row.append(Action(letter[0], 0, done[letter]))
             done[letter] += 1
         rows.append(row)
-    most = max(word.count("F0") for word in words)
+    most = max(1, *(word.count("F0") for word in words))
     return Schedule(rows, "loop", 1, most if micro_batches is None else micro_batches)
 
 
