@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minids.files import atomic_folder, remove_leftovers
+from minids.hub.card import CARD, is_card, model_card
 from minids.hub.names import FLOATS, INDEX, SCALE, SINGLE, copied_names, is_fp8_matrix, released_tensors
 from minids.model.config import ModelConfig
 from minids.model.config_json import read_config
@@ -28,7 +29,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # A folder that contains any other file is not an export. (macOS adds .DS_Store to folders.)
 OUR_FILES = re.compile(
     r"(tokenizer_)?config\.json|tokenizer\.json|report\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
-    r"|\.DS_Store"
+    r"|README\.md|\.DS_Store"
 )
 
 
@@ -57,13 +58,15 @@ def save_pretrained(
     So choose blocks for which `transformers_reads` if it must read the files. It needs `accelerate` to read FP8.
 
     As in DeepSeek's releases, the MTP modules include copies of embedding and head, unless `mtp_copies` is False.
-    Weights of more than `max_shard_bytes` are divided into several files. `report` is saved as report.json. With
-    `tokenizer`, config.json names its end-of-text token as the token at which texts begin and end.
+    Weights of more than `max_shard_bytes` are divided into several files. `report` is saved as report.json. README.md
+    is a model card (card.py): the sizes, and with `report` the training and the scores. With `tokenizer`, config.json
+    names its end-of-text token as the token at which texts begin and end.
 
     The folder must be new or empty. With `overwrite` it may also be an earlier export, which is replaced when the new
-    one is complete. Its tokenizer is kept unless a new one is given; its report is removed, because it describes other
-    weights. Raises ValueError if the folder holds anything else, and for settings of FP8 without FP8; OSError, for
-    example if the disk is full. The folder is then unchanged.
+    one is complete. Its tokenizer is kept unless a new one is given; its report and card are not, because they describe
+    other weights. Raises ValueError if the folder holds anything else, such as a README.md that minids did not write,
+    for a report of another form, and for settings of FP8 without FP8; OSError, for example if the disk is full. The
+    folder is then unchanged.
     """
     folder = Path(path)
     remove_leftovers(folder.resolve())
@@ -87,6 +90,11 @@ def save_pretrained(
                 shutil.copyfile(folder / name, temporary / name)
         if report is not None:
             _write_json(temporary / "report.json", report)
+        card = model_card(
+            config, folder.resolve().name, str(dtype).removeprefix("torch."), report,
+            tokenizer=(temporary / "tokenizer.json").exists(), transformers=_for_transformers(model, form),
+        )  # fmt: skip
+        (temporary / CARD).write_text(card, encoding="utf-8")
 
 
 def transformers_reads(model: DeepSeek, block: int) -> bool:
@@ -110,7 +118,7 @@ def _require_target(folder: Path, overwrite: bool) -> None:
     files = sorted(folder.iterdir()) if folder.exists() else []
     if not files:
         return
-    strangers = [file.name for file in files if not (OUR_FILES.fullmatch(file.name) and file.is_file())]
+    strangers = [file.name for file in files if not _is_ours(file)]
     if strangers:
         stranger = quoted(strangers[0])
         raise ValueError(f"{folder} holds {stranger}, which is not part of a saved model: choose another folder.")
@@ -122,6 +130,11 @@ def _require_target(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} is no saved model: choose another folder. ({error})") from None
     if not overwrite:
         raise ValueError(f"{folder} holds a saved model: choose another folder, or pass overwrite=True (--overwrite).")
+
+
+def _is_ours(file: Path) -> bool:
+    """Return whether a file can be part of an export. Anybody's notes can be called README.md, so it is looked into."""
+    return bool(OUR_FILES.fullmatch(file.name)) and file.is_file() and (file.name != CARD or is_card(file))
 
 
 def _text_ids(folder: Path, tokenizer: Tokenizer | None, c: ModelConfig) -> dict:
@@ -192,6 +205,13 @@ class _Form:
             return {name: quantized.values, name + SCALE: quantized.scales}
         dtype = torch.float32 if name.endswith("e_score_correction_bias") else self.of_the_rest
         return {name: piece.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)}
+
+
+def _for_transformers(model: DeepSeek, form: _Form) -> bool:
+    """Return whether transformers computes what the model does from the saved files."""
+    height, width = form.block
+    reads_blocks = not form.is_fp8 or (height == width and transformers_reads(model, height))
+    return model.config.to_hf()["model_type"] != "minids" and reads_blocks
 
 
 def _write_weights(folder: Path, pieces: dict[str, Tensor], form: _Form, max_shard_bytes: int) -> None:

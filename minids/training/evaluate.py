@@ -6,7 +6,7 @@ text into different tokens, and a 5-gram of bytes with both.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,23 +19,38 @@ from minids.text.tokenizer import Tokenizer
 BATCH = 16
 
 
-@torch.no_grad()
 def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, context: int = 1) -> tuple[float, int]:
     """Return the bits that the model needs for packed rows (B, T + 1), and their bytes; bits per byte is the ratio.
 
     The first `context` tokens of each row are given, the others scored. Tokens without bytes (end of
     text) add neither bits nor bytes. `bytes_per_token` is indexed by token id.
     """
+    bits, text_bytes = row_scores(model, rows, bytes_per_token, context)
+    return bits.sum().item(), text_bytes.sum().item()
+
+
+@torch.no_grad()
+def row_scores(
+    model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, context: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `score_rows` returns, for each row: bits (B,) float64 and bytes (B,) int64."""
     model.eval()
-    nats, text_bytes = 0.0, 0
-    for tokens_BT in _batches(rows, model):
-        targets = tokens_BT[:, context:].flatten()
+    bits, text_bytes = [], []
+    for tokens_BT in batches_of(rows, model):
+        targets_BT = tokens_BT[:, context:]
         logits = model(tokens_BT[:, :-1])[:, context - 1 :].flatten(0, 1)
-        target_bytes = bytes_per_token.to(targets.device)[targets]
-        losses = cross_entropy(logits, targets)
-        nats += losses[target_bytes > 0].sum().item()
-        text_bytes += target_bytes.sum().item()
-    return nats / math.log(2), text_bytes
+        bytes_BT = bytes_per_token.to(targets_BT.device)[targets_BT]
+        nats_BT = cross_entropy(logits, targets_BT.flatten()).view(targets_BT.shape)
+        # On the CPU: MPS has no float64.
+        nats_B = torch.where(bytes_BT > 0, nats_BT, 0).cpu().double().sum(dim=1)
+        bits.append(nats_B.numpy() / math.log(2))
+        text_bytes.append(bytes_BT.sum(dim=1).cpu().numpy())
+    return np.concatenate(bits), np.concatenate(text_bytes)
+
+
+def context_tokens(rows: np.ndarray) -> int:
+    """Return how many tokens of each row are context only: the first half, so that no scored token lacks context."""
+    return max(1, (rows.shape[1] - 1) // 2)
 
 
 @torch.no_grad()
@@ -50,7 +65,7 @@ def mtp_agreement(model: DeepSeek, rows: np.ndarray) -> float | None:
         return None
     model.eval()
     agree = total = 0
-    for tokens_BT in _batches(rows, model):
+    for tokens_BT in batches_of(rows, model):
         hidden_BTD, _ = model.hidden_states(tokens_BT)
         drafted, _ = model.mtp_hidden_states(tokens_BT, hidden_BTD)[0]
         main_choice = model.lm_head(hidden_BTD[:, 1:]).argmax(dim=-1)
@@ -76,7 +91,7 @@ def solved_problems(model: DeepSeek, tokenizer: Tokenizer, documents: Sequence[s
         rows = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in texts]
         width = max(map(len, rows))
         padded = np.array([row + [tokenizer.end_of_text] * (width - len(row)) for row in rows])
-        (tokens_BT,) = _batches(padded, model)
+        (tokens_BT,) = batches_of(padded, model)
         right_BT = (model(tokens_BT[:, :-1]).argmax(dim=-1) == tokens_BT[:, 1:]).tolist()
         for text, row, right in zip(texts, rows, right_BT, strict=True):
             begins = [i for i, token in enumerate(row) if token == equals]
@@ -102,7 +117,8 @@ def _fresh_problems(text: str) -> list[bool]:
     return fresh
 
 
-def _batches(rows: np.ndarray, model: DeepSeek):
+def batches_of(rows: np.ndarray, model: DeepSeek) -> Iterator[Tensor]:
+    """Yield the rows in batches of up to BATCH, as int64 on the model's device."""
     device = model.embed_tokens.weight.device
     for start in range(0, len(rows), BATCH):
         yield torch.from_numpy(rows[start : start + BATCH].astype(np.int64)).to(device)

@@ -16,13 +16,13 @@ from minids.text.batches import Batches, encode_split
 from minids.text.corpus import Corpus
 from minids.text.ngram import END, ByteNGram
 from minids.text.tokenizer import Tokenizer
-from minids.training.evaluate import mtp_agreement, score_rows, solved_problems
+from minids.training.baseline import baseline_scores, best_constant, code_followers
+from minids.training.evaluate import context_tokens, mtp_agreement, row_scores, score_rows, solved_problems
+from minids.training.identifiers import Followers, identifier_answers, identifier_shares
+from minids.training.intervals import ratio_interval, wilson_interval
 from minids.training.report import (
     ROWS_PER_DOMAIN,
     accuracy_by_digits,
-    baseline_scores,
-    best_constant,
-    context_tokens,
     format_report,
     make_report,
     printable,
@@ -81,14 +81,13 @@ def test_the_baseline_learns_exactly_the_rows_that_the_run_consumed(tokenizer, b
     ngram = ByteNGram(np.array([symbol for row in rows for symbol in symbols_of(row, tokenizer)]))
     found = baseline_scores(batches, replace(CONFIG, steps=steps), held_out, tokenizer.token_bytes())
     for domain, rows in held_out.items():
-        text, counted = [], []
-        for row in rows:
-            symbols = symbols_of(row, tokenizer)
+        texts = [symbols_of(row, tokenizer) for row in rows]
+        bits = iter(ngram.bits(np.array([symbol for text in texts for symbol in text])))
+        for row, text, *row_found in zip(rows, texts, *found[domain], strict=True):
             first_half = len(symbols_of(row[: CONFIG.sequence_length // 2], tokenizer))
-            counted += [i >= first_half and symbol != END for i, symbol in enumerate(symbols)]
-            text += symbols
-        bits = ngram.bits(np.array(text))
-        assert found[domain] == (pytest.approx(bits[counted].sum()), sum(counted))
+            costs = [(next(bits), symbol) for symbol in text]
+            scored = [cost for cost, symbol in costs[first_half:] if symbol != END]
+            assert row_found == [pytest.approx(sum(scored)), len(scored)]
 
 
 @pytest.mark.parametrize("width", [2, 3, 10, 17])
@@ -97,7 +96,7 @@ def test_model_and_baseline_are_asked_for_the_same_bytes(tokenizer, batches, hel
     held_out = {domain: rows[:, :width] for domain, rows in held_out.items()}
     baseline = baseline_scores(batches, CONFIG, held_out, tokenizer.token_bytes())
     for domain, rows in held_out.items():
-        assert score_rows(small_model(), rows, lengths, context_tokens(rows))[1] == baseline[domain][1]
+        assert (row_scores(small_model(), rows, lengths, context_tokens(rows))[1] == baseline[domain][1]).all()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -134,6 +133,7 @@ def test_the_report_holds_what_the_single_measures_say(report, tokenizer, held_o
     assert report["bits_per_byte"] == {name: pytest.approx(bits / n) for name, (bits, n) in sums.items()}
     solved = [right for _, right in solved_problems(model, tokenizer, CORPUS.validation["arithmetic"])]
     assert report["arithmetic_accuracy"] == sum(solved) / len(solved)
+    assert report["arithmetic_problems"]["all"] == len(solved) == sum(report["arithmetic_problems"].values()) / 2
     assert report["mtp_agreement"] == pytest.approx(mtp_agreement(model, np.concatenate(list(held_out.values()))))
     for domain, sample in report["samples"].items():
         assert sample["prompt"].replace(END_OF_TEXT, "") in "".join(CORPUS.validation[domain])
@@ -155,6 +155,36 @@ def test_the_report_counts_tokens_and_time_and_is_json(report):
     assert again["train"]["steps"] == 3
 
 
+def test_names_are_asked_in_the_second_halves_and_the_rule_learns_from_the_run_s_rows_of_code(tokenizer):
+    train = CORPUS.train | {"code": ["alpha = 1\nbeta = alpha\n" * 9]}
+    validation = CORPUS.validation | {"code": ["gamma = alpha\nbeta = alpha\n" * 9]}
+    corpus = Corpus(train, validation, CORPUS.mixture)
+    model, batches, pieces = small_model(), batches_of(tokenizer, corpus), tokenizer.token_bytes()
+    report = make_report(model, tokenizer, corpus, batches, CONFIG, RECORDS)
+    seen = [batches.row(i) for i in range(3 * 4) if batches.domain(i) == "code"]
+    rows = validation_rows(encode_split(tokenizer, corpus.validation), CONFIG.sequence_length)["code"]
+    followers = Followers(b"".join(pieces[token] or b"\n" for token in row) for row in seen)
+    assert followers.commonest in (b"alpha", b"beta")
+    expected = identifier_shares(identifier_answers(model, rows, pieces, followers, context=8), len(rows))
+    assert report["identifiers"] == expected
+    assert code_followers(batches, CONFIG, pieces).after == followers.after
+
+
+def test_every_score_of_the_report_lies_in_its_interval_which_counts_rows_and_problems(report, tokenizer, held_out):
+    lengths = torch.tensor([len(piece) for piece in tokenizer.token_bytes()])
+    scores, base = report["bits_per_byte"], report["baseline_bits_per_byte"]
+    for name, interval in report["intervals"]["bits_per_byte"].items():
+        low, high = report["intervals"]["below_baseline"][name]
+        assert sum(interval) / 2 == pytest.approx(scores[name])
+        assert (low + high) / 2 == pytest.approx(1 - scores[name] / base[name])
+    bits, size = row_scores(small_model(initializer_range=0.3), held_out["prose"], lengths, context=8)
+    assert report["intervals"]["bits_per_byte"]["prose"] == pytest.approx(ratio_interval((bits, size)), rel=1e-5)
+    accuracy = report["intervals"]["arithmetic_accuracy"]
+    assert accuracy.keys() == report["arithmetic_problems"].keys()
+    count = report["arithmetic_problems"]["all"]
+    assert accuracy["all"] == wilson_interval(round(report["arithmetic_accuracy"] * count), count)
+
+
 @pytest.mark.parametrize("held_out", ["x", "def", "return 1\n", "def f(x):\n    return x"])
 def test_a_held_out_text_shorter_than_a_row_is_scored_all_the_same(tokenizer, held_out):
     """A small text of the reader's own holds out less still."""
@@ -169,8 +199,8 @@ def test_a_plain_model_on_text_of_ones_own_is_reported_without_what_it_has_not(t
     model = small_model(n_routed_experts=None, num_nextn_predict_layers=0)
     records = [{"max_violation": [], "load": [], "seconds": 1.0}] * 3
     report = make_report(model, tokenizer, corpus, batches_of(tokenizer, corpus), CONFIG, records)
-    absent = ("arithmetic_accuracy", "mtp_agreement", "max_violation", "load", "dead_experts")
-    assert [report[name] for name in absent] == [None] * 5
+    absent = ("arithmetic_accuracy", "mtp_agreement", "max_violation", "load", "dead_experts", "identifiers")
+    assert [report[name] for name in absent] == [None] * 6
     assert set(report["bits_per_byte"]) == {"text", "all"}
     text = format_report(report)
     assert not any(word in text for word in ("arithmetic", "MTP", "MaxVio", "dead", "None", "nan"))
@@ -187,10 +217,22 @@ def test_a_gate_that_routed_nothing_is_no_even_one(tokenizer):
     assert "experts without a token, at last (dead) 1 of 3" in lines
 
 
-def test_a_report_from_before_loads_were_reported_is_printed_without_them(report):
-    older = {name: value for name, value in report.items() if name not in ("load", "dead_experts")}
-    shown = [line for line in format_report(report).splitlines() if ", at last" not in line or "MaxVio" in line]
-    assert format_report(older).splitlines() == shown
+LATER = {  # entries that a report did not always have, and what begins the lines that show them
+    ("load", "dead_experts"): ("load of", "experts without"),
+    ("identifiers",): ("code, n", "  what followed"),
+    ("contamination",): (*(f"{domain}, 50-byte" for domain in CORPUS.train), "  bits per byte without"),
+    ("arithmetic_problems", "intervals"): ("  95% interval",),
+}
+
+
+@pytest.mark.parametrize("names", LATER, ids=" ".join)
+def test_a_report_from_before_some_entries_existed_is_printed_without_them(report, names):
+    older = {name: value for name, value in report.items() if name not in names}
+    shown, now = format_report(older).splitlines(), format_report(report).splitlines()
+    kept = [line for line in now if not line.startswith(LATER[names])]
+    assert len(kept) < len(now)
+    assert len(shown) == len(kept)
+    assert all(new.startswith(old) for old, new in zip(shown, kept, strict=True)), "intervals end a line"
 
 
 def test_accuracy_is_split_by_the_digits_of_the_longer_number_and_held_against_the_commonest_answer():
@@ -213,7 +255,7 @@ def test_the_printed_report_has_the_numbers_and_acts_on_no_terminal(report):
         arithmetic_accuracy_by_digits={"1": 0.25, "2": 0.0, "all": 0.125, "best_constant": 0.0625},
         tokens=1_310_720,
     )
-    text = format_report(report | numbers)
+    text = format_report({name: value for name, value in report.items() if name != "intervals"} | numbers)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in ("prose 1.500 2.000 25.0%", "code 1.250 2.500 50.0%", "arithmetic 2.000 1.000 -100.0%"):
         assert line in lines
@@ -222,3 +264,13 @@ def test_the_printed_report_has_the_numbers_and_acts_on_no_terminal(report):
         assert number in text
     for sample in report["samples"].values():
         assert printable(sample["prompt"] + "▸" + sample["continuation"]) in text
+    bits, below = ({name: [share - 0.25, share + 0.25] for name in report["bits_per_byte"]} for share in (1.5, 0.5))
+    intervals = {"bits_per_byte": bits, "below_baseline": below, "arithmetic_accuracy": {"all": [0.1, 0.15]}}
+    names = {"asked": 8, "model": 0.125, "interval": [0.0625, 0.25], "rule": 0.375}
+    more = {"intervals": intervals, "arithmetic_problems": {"all": 1234}, "identifiers": {"above": names, "new": names}}
+    lines = [" ".join(line.split()) for line in format_report(report | numbers | more).splitlines()]
+    for line in (
+        "prose 1.500 2.000 25.0% 1.250 to 1.750, gain 25.0% to 75.0%", "what followed the same word before 37.5%",
+        "95% interval, from 1,234 problems 10.0% to 15.0%", "code, new names, written exactly 12.5% (6.2% to 25.0%)",
+    ):  # fmt: skip
+        assert line in lines
