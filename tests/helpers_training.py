@@ -41,7 +41,7 @@ def small_train_config(**changes) -> TrainConfig:
 
 def other_value(field: Field):
     """A legal value of a field of TrainConfig that is not its default."""
-    known = {"micro_batch_size": 2, "betas": (0.8, 0.7), "dtype": "bfloat16"}
+    known = {"micro_batch_size": 2, "betas": (0.8, 0.7), "dtype": "bfloat16", "optimizer": "muon"}
     if field.name in known:
         return known[field.name]
     return field.default + 1 if isinstance(field.default, int) else field.default / 2

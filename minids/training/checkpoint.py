@@ -1,6 +1,6 @@
 """Exact resume: the complete training state in one safetensors file.
 
-The next step depends on the weights, the gates' biases, AdamW's two moments and its counter, and the
+The next step depends on the weights, the gates' biases, the optimizer's moments and counter, and the
 number of steps done. It depends on nothing else: batches are a function of the step, there is no dropout,
 and the loads are zero between steps. So a resumed run is bitwise equal to an uninterrupted one, on
 the same machine with the same number of threads.
@@ -23,6 +23,9 @@ from torch import Tensor
 from minids.files import atomic_path
 from minids.model.deepseek import DeepSeek
 from minids.tensors import open_tensors, write_tensors
+from minids.training.optimizer import moments_of
+
+ADVICE = "restore it, or train again in another folder"
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,14 @@ class Checkpoint:
             for name, parameter in model.named_parameters():
                 optimizer.state[parameter] = {
                     key: self.tensors[f"optimizer.{name}.{key}"].to(parameter.device, copy=True)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    for key in moments_of(optimizer, parameter)
                 }
 
     def check(self, model: DeepSeek, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Raise ValueError if a tensor is missing, extra or of another shape. The model may be on the meta device."""
         parts = {"model": _weights(model)}
         if optimizer is not None:
-            parts["optimizer"] = _moments(model)
+            parts["optimizer"] = _moments(model, optimizer)
         expected = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         # Generating text needs no optimizer, so its tensors are ignored.
         passed_over = () if optimizer is not None else ("optimizer.",)
@@ -81,16 +84,20 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; ValueError, one sentence, if there is none or it is damaged."""
-    with open_tensors(path, "there is no checkpoint to read") as file:
+    try:
+        opened = open_tensors(path, "there is no checkpoint to read")
+    except ValueError as error:
+        raise ValueError(f"{str(error).removesuffix('.')}; {ADVICE}.") from None
+    with opened as file:
         metadata = file.metadata() or {}
         if "sha256" not in metadata:
             raise ValueError(f"{path} is not the checkpoint of a run: `minids train` writes one.")
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         except SafetensorError as error:  # a dtype that torch does not know
-            raise ValueError(f"{path} is damaged: {error}.") from None
+            raise ValueError(f"{path} is damaged: {error}; {ADVICE}.") from None
     if metadata.pop("sha256") != _digest(tensors, metadata):
-        raise ValueError(f"{path} is damaged: its content does not match its digest, so the run must start again.")
+        raise ValueError(f"{path} is damaged: its content does not match its digest; {ADVICE}.")
     try:
         step, settings, log_sha256 = int(metadata["step"]), json.loads(metadata["settings"]), metadata["log_sha256"]
         if step < 0 or not isinstance(settings, dict):
@@ -115,13 +122,9 @@ def _weights(model: DeepSeek) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | biases
 
 
-def _moments(model: DeepSeek, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-    """AdamW's state by name; zeros for a parameter that has had no gradient yet, or without an optimizer for all."""
+def _moments(model: DeepSeek, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by name; zeros for a parameter that has had no gradient yet."""
     moments = {}
     for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter) if optimizer is not None else None
-        if not state:
-            zeros = torch.zeros_like(parameter)
-            state = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-        moments |= {f"{name}.{key}": value for key, value in state.items()}
+        moments |= {f"{name}.{key}": value for key, value in moments_of(optimizer, parameter).items()}
     return moments

@@ -11,6 +11,10 @@ They follow DeepSeek-V3's recipe (report §4.2), scaled to a run of minutes:
     batch            constant                                    grows fivefold over the first 3%
     dtype            float32 or bfloat16; fp8 is V3's recipe     fp8
 
+`MINIATURE` is what `minids train` uses. In the same time it gets further than these defaults on the book's miniature
+(figures/data/miniature.json has both): Muon updates the matrices (muon.py), a step has twice as many tokens, and the
+learning rates are higher. The chapters and most recorded experiments stay with AdamW, as V3.
+
 A run is a number of steps, not a time, so that it can be repeated. Every field is an option of `minids train`, with the
 help text given here. A checkpoint from before a field existed can be resumed as if it had the default, so the default
 of a new field must train as before.
@@ -23,6 +27,7 @@ from typing import Any
 from minids.validation import is_number, require, require_fields, require_whole_fields
 
 DTYPES = ("float32", "bfloat16", "fp8")
+OPTIMIZERS = ("adamw", "muon")
 
 
 def _field(default: Any, help: str) -> Any:
@@ -39,6 +44,7 @@ class TrainConfig:
         None, "Sequences per forward pass: less memory, same step. Default: batch size."
     )
     sequence_length: int = _field(256, "Tokens per sequence.")
+    optimizer: str = _field("adamw", "adamw, as V3, or muon for the matrices. `minids train` uses muon.")
     learning_rate: float = _field(1.8e-3, "Peak learning rate.")
     final_learning_rate_fraction: float = _field(0.05, "Learning rate at the end, as a fraction of the peak.")
     warmup_fraction: float = _field(0.03, "Fraction of the steps in which the learning rate rises.")
@@ -81,6 +87,7 @@ class TrainConfig:
         whole = isinstance(micro, int) and not isinstance(micro, bool)
         require("micro_batch_size", micro, micro is None or (whole and 1 <= micro <= size), f"1 to batch_size={size}")
         require("dtype", self.dtype, self.dtype in DTYPES, "float32, bfloat16 or fp8")
+        require("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, "adamw or muon")
 
     @property
     def decay_start(self) -> int:
@@ -104,3 +111,9 @@ class TrainConfig:
     def bias_speed_at(self, step: int) -> float:
         """Return γ of a step."""
         return 0.0 if step >= self.steps - round(self.frozen_bias_fraction * self.steps) else self.bias_speed
+
+
+MINIATURE = TrainConfig(
+    optimizer="muon", steps=900, batch_size=8, learning_rate=5e-3, final_learning_rate_fraction=0, betas=(0.9, 0.99),
+    save_every=100,
+)  # fmt: skip

@@ -115,8 +115,17 @@ class Log:
         self._digest.update(line)
 
     def sync(self) -> None:
-        """Flush all lines to the disk."""
+        """Flush all lines to the disk. Raises OSError if the path no longer leads to this file.
+
+        Then it was removed or replaced, and a checkpoint would be one without a log, or fall into another run.
+        """
         os.fsync(self._file.fileno())
+        try:
+            same = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise OSError(errno.ENOENT, "The log was removed or replaced during the run", str(self.path))
 
 
 def _without_following(path: str, flags: int) -> int:

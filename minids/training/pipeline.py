@@ -26,7 +26,8 @@ from minids.parallel.simulate import Times, simulate
 from minids.parallel.stages import layers_of
 from minids.quantization.products import Recipe
 from minids.training.config import TrainConfig
-from minids.training.step import Loss, Terms, TrainingDiverged, language_model_loss, make_optimizer, update_weights
+from minids.training.optimizer import make_optimizer
+from minids.training.step import Loss, Terms, TrainingDiverged, language_model_loss, update_weights
 from minids.validation import require
 
 

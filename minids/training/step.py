@@ -23,8 +23,38 @@ from torch import Tensor, nn
 from minids.device import autocast
 from minids.model.deepseek import DeepSeek, LossTerms
 from minids.training.config import TrainConfig
+from minids.validation import quoted
 
 Batch = dict[str, Tensor]
+
+
+def as_batch(arrays: dict, step: int, config: TrainConfig, vocab_size: int) -> Batch:
+    """Return a source's arrays for a step as tensors, after checks; tokens are (batch_size, sequence_length + 1) int64.
+
+    Raises ValueError, one sentence, for tokens of another shape or type or outside the vocabulary, for a mask that has
+    not the shape of the tokens, and for entries with another number of rows or with values that are not finite.
+    """
+    this, shape = f"the batch of step {step}", (config.batch_size, config.sequence_length + 1)
+    if not (isinstance(arrays, dict) and "tokens" in arrays):
+        raise ValueError(f"{this} is {quoted(arrays)}: it must be a dict of arrays with an entry tokens.")
+    batch = {}
+    for name, array in arrays.items():
+        try:
+            batch[name] = values = torch.as_tensor(array)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{this} has {name}={quoted(array)}: it must be an array of numbers.") from None
+        found, wanted = tuple(values.shape), shape if name in ("tokens", "mask") else (shape[0], *values.shape[1:])
+        if found != wanted:
+            raise ValueError(f"{this} has {name} of shape {found}: it must be {wanted}.")
+        if not values.isfinite().all():
+            raise ValueError(f"{this} has values in {name} that are not finite: NaN and infinity are not allowed.")
+    tokens = batch["tokens"]
+    if tokens.dtype != torch.int64:
+        raise ValueError(f"{this} has tokens of type {str(tokens.dtype).removeprefix('torch.')}: they must be int64.")
+    for token in (tokens.min().item(), tokens.max().item()):
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"{this} has the token {token}: tokens must be from 0 to {vocab_size - 1}.")
+    return batch
 
 
 class Terms(Protocol):
@@ -53,38 +83,6 @@ def language_model_loss(model: DeepSeek, rows: Batch, whole: Batch, config: Trai
 
 class TrainingDiverged(Exception):
     """The loss or the gradient is no longer a finite number; the last checkpoint is unchanged."""
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on the matrices only: decay would pull the scales of the norms to zero."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-    if config.dtype == "fp8":
-        keep_moments_in_bfloat16(optimizer)
-    return optimizer
-
-
-def keep_moments_in_bfloat16(optimizer: torch.optim.AdamW) -> None:
-    """Store both moments in bfloat16 between the steps (V3 report §3.3.3). The update itself is in float32.
-
-    During the update both moments of all parameters exist in float32, so the peak of memory is not halved.
-
-    Rounded to 8 significant bits, a moment keeps its old value if a step changes it by less than a 512th. With V3's
-    β2 = 0.95 the second moment falls by up to a 20th per step. With the usual β2 = 0.999 it could not fall at all.
-    """
-
-    def convert(dtype: torch.dtype) -> Callable:
-        def hook(optimizer, args, kwargs):
-            for state in optimizer.state.values():
-                for name in ("exp_avg", "exp_avg_sq"):
-                    state[name] = state[name].to(dtype)
-
-        return hook
-
-    optimizer.register_step_pre_hook(convert(torch.float32))
-    optimizer.register_step_post_hook(convert(torch.bfloat16))
 
 
 def accumulate_gradients(

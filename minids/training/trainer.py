@@ -21,20 +21,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from minids.files import remove_leftovers
 from minids.model.balance import max_violation
 from minids.model.deepseek import DeepSeek
 from minids.quantization.products import Recipe, leave_fp8, use_fp8
 from minids.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.log import Log
+from minids.training.optimizer import make_optimizer
 from minids.training.step import (
     Batch,
     Loss,
     Terms,
     TrainingDiverged,
     accumulate_gradients,
+    as_batch,
     language_model_loss,
-    make_optimizer,
     update_weights,
 )  # fmt: skip
 from minids.validation import quoted, require
@@ -108,7 +110,9 @@ class Trainer:
         if not self.log.path.exists():
             raise ValueError(f"{self.log.path} does not exist: restore it, or choose another folder.")
         with self.log:
-            return self._resume(load_checkpoint(self.checkpoint_path))
+            differences = self._resume(load_checkpoint(self.checkpoint_path))
+            remove_leftovers(self.checkpoint_path)  # of a save in which the process was killed
+            return differences
 
     def _resume(self, checkpoint: Checkpoint) -> list[str]:
         differences = []
@@ -145,7 +149,8 @@ class Trainer:
 
         With a folder it saves every `save_every` steps and at the end. Ctrl-C lets the step finish, saves if there is a
         folder, and raises TrainingInterrupted; calling `run` again continues. Raises TrainingDiverged, and ValueError
-        if the folder holds a run that was not resumed or another process trains there; OSError for a full disk.
+        if the folder holds a run that was not resumed or another process trains there; OSError for a full disk or a log
+        that was removed.
         """
         with _stop_requested() as stop, self.log or nullcontext() as log:
             if log:
@@ -174,7 +179,8 @@ class Trainer:
                 raise TrainingDiverged(f"step {self.step - 1}: {name} is no longer finite. {self._advice()}")
 
     def _advice(self) -> str:
-        return f"Try a learning rate below {self.config.learning_rate:g}, or a longer warm-up"
+        own = "" if self.loss is language_model_loss else f"Check the loss, {self.settings['loss']}. "
+        return f"{own}Try a learning rate below {self.config.learning_rate:g}, or a longer warm-up"
 
     def accumulate(self, batch: Batch) -> list[Terms]:
         """Run this step's batch forward and backward. A trainer that splits the model among machines overrides this."""
@@ -184,10 +190,11 @@ class Trainer:
         )
 
     def train_step(self) -> dict:
-        """Take one optimizer step and return its log record."""
+        """Take one optimizer step and return its log record; ValueError for a batch that `as_batch` refuses."""
         config, step, began = self.config, self.step, time.perf_counter()
         arrays = self.batches.batch(step, config.batch_size)
-        batch = {name: torch.as_tensor(array, device=self.device) for name, array in arrays.items()}
+        batch = as_batch(arrays, step, config, self.model.config.vocab_size)
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         self.model.train()
         self.optimizer.zero_grad()
         for gate in self.model.gates:

@@ -15,8 +15,9 @@ from minids.model.config import ModelConfig
 from minids.parallel.launch import RankFailed, launch
 from minids.parallel.schedules import SCHEDULES, Schedule, spell
 from minids.training.config import TrainConfig
+from minids.training.optimizer import make_optimizer
 from minids.training.pipeline import run_pipeline
-from minids.training.step import make_optimizer, update_weights
+from minids.training.step import update_weights
 
 TIED = replace(ModelConfig.preset("tiny"), num_hidden_layers=4, tie_word_embeddings=True)
 LENGTHS = torch.tensor([3, 6, 10, 12])  # of the tokens that count in each row, so in each micro-batch

@@ -26,7 +26,7 @@ from minids.model.moe import Experts, Gate
 from minids.quantization.fp8 import quantize, scale_shape
 from minids.quantization.products import Recipe, use_fp8
 from minids.training.config import TrainConfig
-from minids.training.step import make_optimizer
+from minids.training.optimizer import make_optimizer
 
 V3, TINY = ModelConfig.preset("deepseek-v3"), ModelConfig.preset("tiny")
 TOKENS, TILE = 20, 24  # no width of `tiny` is a multiple of this tile

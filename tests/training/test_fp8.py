@@ -25,8 +25,8 @@ from minids.quantization.products import Recipe, use_fp8
 from minids.training.checkpoint import load_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.log import read_log
+from minids.training.optimizer import keep_moments_in_bfloat16, make_optimizer
 from minids.training.run import load_run, start_run
-from minids.training.step import keep_moments_in_bfloat16, make_optimizer
 from minids.training.trainer import Trainer, TrainingInterrupted
 
 FP8 = dict(dtype="fp8", fp8_block=16)

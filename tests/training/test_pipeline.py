@@ -21,8 +21,9 @@ from minids.parallel.simulate import IllegalSchedule, Times
 from minids.parallel.stages import layers_of
 from minids.quantization.products import Recipe, use_fp8
 from minids.training.config import TrainConfig
+from minids.training.optimizer import make_optimizer
 from minids.training.pipeline import PipelineRun, run_pipeline
-from minids.training.step import Loss, accumulate_gradients, language_model_loss, make_optimizer, update_weights
+from minids.training.step import Loss, accumulate_gradients, language_model_loss, update_weights
 
 TINY = ModelConfig.preset("tiny")  # MLA, MoE with bias, one MTP module, 8 layers
 M = 8

@@ -1,12 +1,17 @@
 """A run that is stopped, in whatever way and wherever, goes on bit for bit; what is not its own is left alone."""
 
+import errno
 import math
 import os
 import re
 import signal
 import threading
-from dataclasses import fields
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers_training import (
@@ -22,7 +27,7 @@ from helpers_training import (
 from minids.training.checkpoint import load_checkpoint
 from minids.training.config import TrainConfig
 from minids.training.log import read_log
-from minids.training.step import TrainingDiverged
+from minids.training.step import TrainingDiverged, language_model_loss
 from minids.training.trainer import Trainer, TrainingInterrupted
 
 
@@ -74,7 +79,7 @@ STOPS = [  # how, after which step, and how many steps are kept
     *((poison, 2, 2) for poison in (poison_weight, poison_gradient)),
     (poison_weight, 3, 2),  # in the last step: no other loss would show it
 ]
-OPTIONS = ({"micro_batch_size": 3}, {"dtype": "bfloat16"}, {"loss": last_token_loss})
+OPTIONS = ({"micro_batch_size": 3}, {"dtype": "bfloat16"}, {"optimizer": "muon"}, {"loss": last_token_loss})
 
 
 @pytest.mark.parametrize(("options", "stops"), [({}, STOPS), *((options, [(crash, 2, 2)]) for options in OPTIONS)])
@@ -265,6 +270,108 @@ def test_on_a_full_disk_the_log_stays_whole_and_the_run_can_begin_again(tmp_path
     assert read_log(full.log.path) == full.records[: len(read_log(full.log.path))]
     again = small_trainer(tmp_path, save_every=2)
     assert without_seconds(again.run()) == without_seconds(straight.run())
+
+
+# ---------------------------------------------------------------------------------------------------
+# What goes wrong in the middle of a run
+
+
+def batches(change: Callable[[dict], object]) -> Callable:
+    """From now on, let the source of batches give something else."""
+
+    def harm(trainer: Trainer, stack: ExitStack) -> None:
+        real = trainer.batches
+        trainer.batches = SimpleNamespace(batch=lambda *which: change(real.batch(*which)), domain=real.domain)
+
+    return harm
+
+
+def tokens(change: Callable[[np.ndarray], object]) -> Callable:
+    return batches(lambda batch: {"tokens": change(batch["tokens"])})
+
+
+def loss_times(factor: float) -> Callable:
+    def loss(*arguments):
+        terms = language_model_loss(*arguments)
+        return replace(terms, total=factor * terms.total)
+
+    return lambda trainer, stack: setattr(trainer, "loss", loss)
+
+
+def full_disk(trainer: Trainer, stack: ExitStack) -> None:
+    stack.enter_context(file_size_limit(100_000))
+
+
+def read_only_folder(trainer: Trainer, stack: ExitStack) -> None:
+    """As root is refused nothing, the system's answer is made here."""
+
+    def refuse(**where):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), where["dir"])
+
+    stack.enter_context(pytest.MonkeyPatch.context()).setattr("tempfile.mkdtemp", refuse)
+
+
+FAULTS = [
+    (full_disk, OSError, "File too large: '.*checkpoint.safetensors'"),
+    (read_only_folder, OSError, "Read-only file system: '.*checkpoint.safetensors'"),
+    *((loss_times(x), TrainingDiverged, f"step 3: the loss is {x} .*Check the loss") for x in (math.nan, math.inf)),
+    (tokens(lambda t: t + 512), ValueError, r"has the token \d+: tokens must be from 0 to 511"),
+    (tokens(lambda t: t - 512), ValueError, r"has the token -\d+: tokens must be from 0 to 511"),
+    (tokens(lambda t: t[:3]), ValueError, r"has tokens of shape \(3, 17\): it must be \(4, 17\)"),
+    (tokens(lambda t: t[:, :9]), ValueError, r"has tokens of shape \(4, 9\): it must be \(4, 17\)"),
+    (tokens(lambda t: t[0]), ValueError, r"has tokens of shape \(17,\): it must be \(4, 17\)"),
+    (tokens(lambda t: t.astype(np.float32)), ValueError, "has tokens of type float32: they must be int64"),
+    (tokens(lambda t: t * math.nan), ValueError, "has values in tokens that are not finite"),
+    (tokens(lambda t: t.astype(str)), ValueError, "has tokens=array.* …: it must be an array of numbers"),
+    (batches(lambda b: b | {"mask": np.ones((4, 16))}), ValueError, r"mask of shape \(4, 16\): it must be \(4, 17\)"),
+    (batches(lambda b: b | {"mask": np.full((4, 17), math.inf)}), ValueError, "has values in mask that are not finite"),
+    (batches(lambda b: b | {"reward": np.ones((3, 2))}), ValueError, r"reward of shape \(3, 2\): it must be \(4, 2\)"),
+    (batches(lambda b: [b]), ValueError, r"is \[\{'tokens.* …: it must be a dict of arrays with an entry tokens"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("harm", "error", "words"), FAULTS)
+def test_a_fault_is_told_in_one_sentence_and_the_run_goes_on_bitwise_from_its_last_checkpoint(
+    tmp_path, harm, error, words
+):
+    """It begins after step 2 (of 0 to 5), between two checkpoints."""
+    straight, broken, resumed = small_trainer(), *(small_trainer(tmp_path, save_every=2) for _ in range(2))
+    straight.run()
+    with ExitStack() as stack, pytest.raises(error, match=words) as told:
+        broken.run(lambda record: harm(broken, stack) if record["step"] == 2 else None)
+    assert "\n" not in str(told.value)
+    if error is not OSError:
+        assert "step 3" in str(told.value)
+    resumed.resume()
+    assert resumed.step == 2
+    assert without_seconds(resumed.run()) == without_seconds(straight.records)
+    assert_bitwise_equal(state(resumed.model), state(straight.model))
+
+
+def test_a_run_whose_folder_was_moved_away_writes_nothing_into_its_successor(tmp_path):
+    """And it goes on where its folder is now."""
+    moved, straight, first = tmp_path / "moved", small_trainer(), small_trainer(tmp_path / "run", save_every=2)
+
+    def replace_folder(record):
+        if record["step"] == 2:
+            first.folder.rename(moved)
+            small_trainer(first.folder, seed=1, steps=2).run()
+
+    with pytest.raises(OSError, match=r"log was removed or replaced during the run: '.*/run/log\.jsonl'"):
+        first.run(replace_folder)
+    assert small_trainer(first.folder, seed=1, steps=2).resume() == [], "the successor is whole"
+    resumed = small_trainer(moved, save_every=2)
+    resumed.resume()
+    assert resumed.step == 2
+    assert without_seconds(resumed.run()) == without_seconds(straight.run())
+
+
+def test_what_a_killed_save_left_goes_when_the_run_is_resumed_even_if_it_is_complete(tmp_path):
+    small_trainer(tmp_path, steps=1).run()
+    (tmp_path / ".checkpoint.safetensors.killed_1.tmp").mkdir()
+    (tmp_path / ".checkpoint.safetensors.killed_1.tmp" / "new").write_text("half of a checkpo")
+    small_trainer(tmp_path, steps=1).resume()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "log.jsonl"}
 
 
 # ---------------------------------------------------------------------------------------------------

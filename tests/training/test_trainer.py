@@ -20,7 +20,8 @@ from helpers_training import (
 from torch import Tensor, nn
 
 from minids.training.config import TrainConfig
-from minids.training.step import TrainingDiverged, accumulate_gradients, make_optimizer, update_weights
+from minids.training.optimizer import make_optimizer
+from minids.training.step import TrainingDiverged, accumulate_gradients, update_weights
 from minids.training.trainer import Trainer
 
 

@@ -21,7 +21,8 @@ from minids.hub.save import save_pretrained
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
 from minids.training.config import TrainConfig
-from minids.training.step import accumulate_gradients, make_optimizer, update_weights
+from minids.training.optimizer import make_optimizer
+from minids.training.step import accumulate_gradients, update_weights
 
 _BASE = ModelConfig(
     vocab_size=2048, hidden_size=256, num_hidden_layers=6, intermediate_size=1024, initializer_range=0.02,
