@@ -156,8 +156,10 @@ def training() -> dict[str, Picture]:
     """Chapter 10, and the README."""
     mini = load("miniature")
     return {
-        "training_loss": plots.draw_loss(mini["log"], mini["runs"][0]["report"]),
-        "expert_load": plots.draw_expert_load(mini["log"], ModelConfig.preset("mini").moe_layer_names()),
+        "dashboard": plots.draw_dashboard(
+            mini["log"], mini["runs"][0]["report"], layer_names=ModelConfig.preset("mini").moe_layer_names()
+        ),
+        "schedules": plots.draw_schedules(),
         "growth": plots.draw_growth(load("bench")["growth"]),
     }
 

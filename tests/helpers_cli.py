@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from minids.__main__ import app
 from minids.training.checkpoint import load_checkpoint
 
-FILES = {"checkpoint.safetensors", "tokenizer.json", "log.jsonl", "report.json", "loss.png", "experts.png"}
+FILES = {"checkpoint.safetensors", "tokenizer.json", "log.jsonl", "report.json", "dashboard.png"}
 SMALL = ["--sequence-length", 32, "--batch-size", 2, "--threads", 1, "--dtype", "float32"]
 BLOCKED = """
 import runpy, sys

@@ -1,5 +1,6 @@
 """Every picture of the book, on data of all shapes, each drawn once: `picture("wall: 8")`."""
 
+from dataclasses import asdict
 from functools import cache
 
 import numpy as np
@@ -25,6 +26,7 @@ from minids.model.deepseek import DeepSeek
 from minids.parallel.schedules import SCHEDULES
 from minids.parallel.simulate import Times
 from minids.quantization.products import use_fp8
+from minids.training.config import MINIATURE, TrainConfig
 
 DOMAINS = ("prose", "code", "arithmetic")
 RELEASED = list(REPORTS)
@@ -33,28 +35,47 @@ V3, LITE = PRESETS["deepseek-v3"], PRESETS["deepseek-v2-lite"]
 
 
 def run(steps=60, held_out=(1.62, 1.21, 2.05), baseline=(2.31, 1.94, 2.63), domains=DOMAINS, trained=None, layers=4,
-        experts=32):  # fmt: skip
-    """Records and a report like those of a real run; MaxVio falls from 5 to about 0.2."""
+        experts=32, mtp=True, **changes):  # fmt: skip
+    """Records and a report like those of a real run; MaxVio falls from 5 to about 0.2. `changes` are made in a record.
+
+    Without layers the model is dense.
+    """
     rng, falling = np.random.default_rng(0), np.exp(-9 * np.arange(steps) / steps)
     held_out, baseline = (dict(zip(domains, values, strict=False)) for values in (held_out, baseline))
     records = [
         {
             "step": step,
+            "loss": 3.4 + 4 * falling[step],
+            "next_token": 3 + 4 * falling[step],
+            "mtp": 3.3 + 4 * falling[step] if mtp else 0.0,
             "bits_per_byte": {d: held_out[d] + 3 * falling[step] for d in trained or domains},
+            "gradient_norm": 0.4 + 3 * falling[step] + rng.random() / 4,
             "max_violation": (0.2 + 5 * falling[step] + 0.05 * rng.random(layers)).tolist(),
             "load": rng.integers(50, 150, (layers, experts)).tolist(),
+            "seconds": (step + 1) * 0.31,
+            **changes,
         }
         for step in range(steps)
     ]
     together = {"all": 1.6} | ({"prose_and_code": 1.5} if len(domains) > 1 else {})
     bits = {"bits_per_byte": held_out | together, "baseline_bits_per_byte": baseline | together}
-    return records, {"tokens": steps * 2048} | bits
+    return records, {"train": asdict(TrainConfig(steps=steps)), "mtp_agreement": 0.64 if mtp else None} | bits
 
 
-def loads(steps=60, layers=4, experts=32, **changes):
-    """Records, with `changes` made in each, and the names of their layers."""
-    records, _ = run(steps, layers=layers, experts=experts)
-    return [record | changes for record in records], [*(f"layer {i + 2}" for i in range(layers - 1)), "MTP"]
+def part(steps: int, of: int, **changes):
+    """Records of the first steps of a run, no report, and the run's configuration."""
+    return run(of, **changes)[0][:steps], None, TrainConfig(steps=of)
+
+
+def sick():
+    """Records with every defect at once, and the configuration."""
+    records, _ = run(200, layers=2)
+    for record in records[100:]:
+        record["load"][1][7] = 0
+        record |= {"next_token": record["next_token"] + 1, "mtp": 0.4, "gradient_norm": 30.0}
+    for i, record in enumerate(records[150:]):
+        record["seconds"] += 2 * i
+    return records, None, TrainConfig(steps=1000)
 
 
 def observed(rows=8) -> Observed:
@@ -285,15 +306,24 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
         "usual": executed("DualPipe", 4, 8, 1.1), "same": executed("1F1B", 2, 3, 1), "fast": executed("ZBV", 4, 8, 0.9),
         "slow": executed("GPipe", 8, 20, 2.3),
     },
-    "loss": {
+    "dashboard": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),
         "own text": run(domains=("text",)), "equal": run(held_out=(1.5,) * 3), "above": run(held_out=(4.1, 3.9, 6.0)),
         "mixed": run(held_out=(2.5, 1.2, 2.0)), "far apart": run(held_out=(0.9, 0.5, 0.1)),
         "arithmetic never reached": run(3, trained=("prose", "code")),
+        "dense": run(layers=0), "without MTP": run(mtp=False), "neither": run(layers=0, mtp=False),
+        "one layer": run(layers=1, experts=8), "wide": run(layers=9, experts=256),
+        "even": run(max_violation=[0.5] * 4, load=[[100] * 8] * 4), "MTP not trained": run(load=[[9, 7], [0, 0]]),
+        "first step": part(1, 1800), "five steps": part(5, 1800), "half": part(900, 1800), "nearly": part(1790, 1800),
+        "own domains": part(40, 90, domains=("letters", "mathematics and physics", "e")),
+        "another loss": part(30, 60, bits_per_byte={}), "sick": sick(),
+        "recorded": (load("miniature")["log"], load("miniature")["runs"][0]["report"]),
+        "recorded, first half": (load("miniature")["log"][:450], None, MINIATURE),
     },
-    "expert_load": {
-        "usual": loads(), "long": loads(640), "one step": loads(1), "eight layers": loads(3, layers=8, experts=8),
-        "one layer": loads(layers=1, experts=8), "equal": loads(max_violation=[0.5] * 4),
+    "schedules": {
+        "mini": (), "no decay": (TrainConfig(decay_fraction=0.0, frozen_bias_fraction=0.0),), "off": (
+            TrainConfig(steps=3, bias_speed=0.0, mtp_weight=0.0, final_mtp_weight=0.0, batch_size=20_000),
+        ),
     },
     "growth": {str(power): (curves(power),) for power in (-0.5, 0, 0.5)},
 }  # fmt: skip

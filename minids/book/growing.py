@@ -1,7 +1,7 @@
 """The growing model: one small transformer that gains a part in every chapter, trains, writes text, and is scored.
 
-All stages train on the same prose, with the same tokenizer, recipe and seeds; only the configuration changes, and in
-one stage the number format:
+All stages train on the same prose, with the same tokenizer, recipe and seeds. Only the configuration changes, in one
+stage the number format, and in the last the number of steps:
 
     grown = grow(STAGES["baseline"])        # trains, about 20 seconds
     grown.write("Return the")               # shows what it writes
@@ -62,8 +62,12 @@ STAGES = {
     "+ bias": _BIASED,
     "+ MTP": replace(_BIASED, num_nextn_predict_layers=1),  # the last block of four predicts one more token
     "+ FP8": replace(_BIASED, num_nextn_predict_layers=1),  # the same model, trained and scored in FP8
+    "longer": replace(_BIASED, num_nextn_predict_layers=1),  # the same in float32, four times as many steps
 }
-CHANGES = {"+ FP8": {"dtype": "fp8", "fp8_block": 32}}  # of the recipe, by stage; 32: four tiles for 128 channels
+CHANGES = {  # of the recipe, by stage
+    "+ FP8": {"dtype": "fp8", "fp8_block": 32},  # four tiles for 128 channels
+    "longer": {"steps": 4 * RECIPE.steps},
+}
 
 
 @dataclass(frozen=True)

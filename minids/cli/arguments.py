@@ -16,19 +16,20 @@ from minids.validation import quoted, require, require_whole
 LONGEST_PROMPT = 100_000  # characters that are read from standard input
 
 
-def with_options_of(config_class: type) -> Callable:
+def with_options_of(defaults: object) -> Callable:
     """Let a command take every field of a dataclass as an option, with the help that its metadata holds.
 
-    The command receives the options as keyword arguments, None if not given, and so need not list the fields.
+    The command receives the options as keyword arguments, None if not given, and so need not list the fields. The help
+    names the values in `defaults`, an instance.
     """
 
     def decorate(command: Callable) -> Callable:
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        types = inspect.get_annotations(config_class, eval_str=True)
+        types = inspect.get_annotations(type(defaults), eval_str=True)
         options = []
-        for field in dataclasses.fields(config_class):
-            option = typer.Option(help=field.metadata["help"] + _shown(field.default))
+        for field in dataclasses.fields(defaults):
+            option = typer.Option(help=field.metadata["help"] + _shown(getattr(defaults, field.name)))
             hint = Annotated[types[field.name] | None, option]
             options.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
         command.__signature__ = signature.replace(parameters=[*own, *options])

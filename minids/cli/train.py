@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,14 +16,14 @@ from minids.cli.errors import killed_by_ctrl_c, sentence_of, stop, told_in_one_s
 from minids.cost.parameters import count_parameters
 from minids.files import atomic_path, write_atomically
 from minids.model.config import ModelConfig
-from minids.training.config import TrainConfig
+from minids.training.config import MINIATURE
 
 if TYPE_CHECKING:
     from minids.text.corpus import Corpus
     from minids.training.run import Run
 
 
-@with_options_of(TrainConfig)
+@with_options_of(MINIATURE)
 def train(
     config: Annotated[str, typer.Option(help="A preset (see `minids count --help`) or a config.json.")] = "mini",
     data: Annotated[
@@ -53,7 +54,7 @@ def train(
         torch_device = choose_device(device)
         model_config = read_config(config)
         given = {name: value for name, value in settings.items() if value is not None}
-        train_config = TrainConfig(**{"dtype": best_dtype(torch_device)} | given)
+        train_config = replace(MINIATURE, **{"dtype": best_dtype(torch_device)} | given)
         name = config if config in ModelConfig.preset_names() else Path(config).stem
         folder = path_of("out", out) or Path("runs") / name
         text = path_of("data", data)
@@ -107,14 +108,16 @@ def _describe(run: Run) -> None:
 
 
 def _train(run: Run) -> None:
-    """Train with a progress bar; exit with a code if the run was stopped or diverged."""
+    """Train with a progress bar, and renew the dashboard now and then; exit with a code if stopped or diverged."""
     from tqdm import tqdm
 
+    from minids.book.live import Pace
     from minids.training.step import TrainingDiverged
     from minids.training.trainer import TrainingInterrupted
 
     trainer, config = run.trainer, run.trainer.config
     tokens_per_step = config.batch_size * config.sequence_length
+    pace = Pace(share=0.02, seconds=15)
     with tqdm(
         total=config.steps * tokens_per_step, initial=trainer.step * tokens_per_step, unit="tok", unit_scale=True
     ) as bar:
@@ -123,6 +126,10 @@ def _train(run: Run) -> None:
             bar.update(tokens_per_step)
             by_domain = "  ".join(f"{domain} {value:.2f}" for domain, value in record["bits_per_byte"].items())
             bar.set_postfix_str(f"step {record['step'] + 1}  bits per byte: {by_domain}", refresh=False)
+            # Not before the first checkpoint: a folder with results but no run is refused.
+            if pace.due() and trainer.checkpoint_path.exists():
+                with pace:
+                    _write_dashboard(run)
 
         try:
             trainer.run(show)
@@ -138,21 +145,24 @@ def _train(run: Run) -> None:
 
 
 def _write_results(run: Run, report: dict) -> None:
-    """Write report and pictures into the folder of the run, and print the report."""
+    """Write report and dashboard into the folder of the run, and print the report."""
     from minids.training.report import format_report
     from minids.training.run import RUN_FILES
 
-    folder, records = run.trainer.folder, run.trainer.records
+    folder = run.trainer.folder
     write_atomically(folder / "report.json", json.dumps(report, indent=2, default=float) + "\n")
-    from minids.book.plots.c10_training import draw_expert_load, draw_loss  # after the report is safe
-
-    pictures = {"loss.png": draw_loss(records, report)}
-    if report["max_violation"] is not None:
-        pictures["experts.png"] = draw_expert_load(records, run.model.config.moe_layer_names())
-    for name, figure in pictures.items():
-        with atomic_path(folder / name) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
+    _write_dashboard(run, report)  # after the report is safe
     typer.echo(format_report(report))
     files = ", ".join(name for name in RUN_FILES if (folder / name).exists())
     typer.echo(f"\n{report['seconds']:.0f} seconds in all. In {folder}/: {files}.")
     typer.echo(f'Next: minids generate {shlex.quote(str(folder))} --prompt "Return the"')
+
+
+def _write_dashboard(run: Run, report: dict | None = None) -> None:
+    """Write dashboard.png, a picture of the run so far."""
+    from minids.book.plots.c10_dashboard import draw_dashboard
+
+    trainer, names = run.trainer, run.model.config.moe_layer_names()
+    picture = draw_dashboard(trainer.records, report, config=trainer.config, layer_names=names).png()
+    with atomic_path(trainer.folder / "dashboard.png") as temporary:
+        temporary.write_bytes(picture)

@@ -3,7 +3,10 @@
 All other numbers of the book are computed from these and from the configurations (presets.py).
 """
 
+import math
 from dataclasses import dataclass
+
+from minids.validation import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +159,49 @@ DEEPSEEKMOE_2B = {
     "4 + 4 of 60": {"total": "2.0B", "active": "0.3B", "loss": 1.811},
     "1 + 7 of 63, shared one replaced": {"loss": 2.414},
 }
+
+# V3 report, §4.2: settings of pre-training that change, over 14.8T tokens in sequences of 4K.
+V3_TOKENS, V3_SEQUENCE = REPORTS["deepseek-v3"].tokens, 4096
+V3_WARMUP_STEPS, V3_BATCHES, V3_BATCH_GROWTH = 2000, (3072, 15360), 469e9  # steps, sequences, tokens
+V3_RATES = (2.2e-4, 2.2e-5, 7.3e-6)  # constant, after the cosine, of the last plateau
+V3_RATE_ENDS = (10e12, 14.3e12, 14.633e12)  # tokens: of the constant, of the cosine, of the first plateau (333B long)
+V3_BIAS_SPEED, V3_FROZEN = 0.001, 500e9  # γ, and the tokens at the end for which it is 0
+V3_MTP_WEIGHTS = (0.3, 0.1)  # λ, until and from the end of the constant learning rate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What changes while V3 is pre-trained."""
+
+    learning_rate: float
+    batch_size: float  # sequences
+    bias_speed: float  # γ
+    mtp_weight: float  # λ
+
+
+def v3_settings_at(tokens: float) -> Settings:
+    """Return V3's settings after so many tokens of pre-training, from 0 to 14.8T (V3 report §4.2).
+
+    The report says that the batch is "gradually increased"; here it grows in proportion to the tokens. The warm-up is
+    linear in steps, of which the first are small. Raises ValueError for other numbers of tokens.
+    """
+    require("tokens", tokens, 0 <= tokens <= V3_TOKENS, f"0 to {V3_TOKENS:g}")
+    small, large = V3_BATCHES
+    batch = min(large, small + (large - small) * tokens / V3_BATCH_GROWTH)
+    # The batch b grows by g = (large - small) / growth a token, a step takes 4096 b tokens: ln(b / small) = 4096 g s.
+    steps = math.log(batch / small) * V3_BATCH_GROWTH / (V3_SEQUENCE * (large - small))
+    constant_end, cosine_end, plateau_end = V3_RATE_ENDS
+    high, low, last = V3_RATES
+    if tokens < constant_end:
+        rate = high * min(1, steps / V3_WARMUP_STEPS)
+    elif tokens < cosine_end:
+        done = (tokens - constant_end) / (cosine_end - constant_end)
+        rate = low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+    else:
+        rate = low if tokens < plateau_end else last
+    return Settings(
+        learning_rate=rate,
+        batch_size=batch,
+        bias_speed=V3_BIAS_SPEED if tokens < V3_TOKENS - V3_FROZEN else 0.0,
+        mtp_weight=V3_MTP_WEIGHTS[int(tokens >= constant_end)],
+    )

@@ -10,8 +10,8 @@ _V3_LONG = dict(**_LONG, mscale=1.0, mscale_all_dim=1.0)
 _V2_LONG = dict(max_position_embeddings=163840, rope_scaling=dict(**_LONG, mscale=0.707, mscale_all_dim=0.707))
 _GATE_V1 = dict(scoring_func="softmax", topk_method="greedy", norm_topk_prob=False)
 _MINI = dict(
-    vocab_size=2048, hidden_size=192, num_hidden_layers=4, initializer_range=0.04, eos_token_id=0,
-    num_attention_heads=4, q_lora_rank=96, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16,
+    vocab_size=2048, hidden_size=192, num_hidden_layers=4, initializer_range=0.04, embedding_initializer_range=1.0,
+    eos_token_id=0, num_attention_heads=4, q_lora_rank=96, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16,
     v_head_dim=32, num_nextn_predict_layers=1,
 )  # fmt: skip
 

@@ -35,7 +35,7 @@ from minids.training.step import Loss, language_model_loss
 from minids.training.trainer import BatchSource, Trainer
 from minids.units import GIB
 
-RESULTS = ("report.json", "loss.png", "experts.png")  # what the command line writes at the end
+RESULTS = ("report.json", "dashboard.png")  # what the command line writes
 RUN_FILES = ("checkpoint.safetensors", "log.jsonl", "tokenizer.json", *RESULTS)
 
 

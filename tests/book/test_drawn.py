@@ -9,7 +9,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
-from pictures import DOMAINS, PRESETS, RELEASED, V3, arguments, picture, run, title
+from pictures import PRESETS, RELEASED, V3, arguments, picture, title
 
 from minids.book import plots
 from minids.book.plots.architecture import EVERYTHING, LATER, LIT
@@ -246,32 +246,6 @@ def test_score_parts_are_drawn_less_the_mean_of_their_rows_and_the_weights_are_t
 
 # ---------------------------------------------------------------------------------------------------
 # A training run
-
-
-def test_the_line_is_a_running_mean_of_the_training_loss():
-    records, report = run(steps=240)
-    rng = np.random.default_rng(1)
-    for record in records:
-        record["bits_per_byte"] = {d: rng.random() for d in DOMAINS if rng.random() < 0.5}
-    line = plots.draw_loss(records, report).axes[0].lines[0]
-    served = [(r["step"], r["bits_per_byte"]["prose"]) for r in records if "prose" in r["bits_per_byte"]]
-    half = max(1, len(served) // 60)
-    means = [np.mean([y for _, y in served[max(0, i - half) : i + half + 1]]) for i in range(len(served))]
-    np.testing.assert_allclose(line.get_ydata(), means)
-    np.testing.assert_allclose(line.get_xdata(), [(step + 1) * 2048 / 1e6 for step, _ in served])
-
-
-def test_the_experts_say_their_numbers_and_are_drawn_in_the_colours_of_their_labels_and_over_the_average():
-    (records, names), fig = arguments("expert_load: usual"), picture("expert_load: usual")
-    violations = np.array([record["max_violation"] for record in records])
-    first, last = violations[:20].mean(), violations[-20:].mean()
-    assert f"4 MoE layers: {first:.2f} in the first 20 steps, {last:.2f} in the last 20" in fig.alt
-    assert title(fig).endswith(f"from {1 + first:.1f} times the average load to {1 + last:.1f} times")
-    upper, lower, _ = fig.axes
-    colors = {text.get_text(): text.get_color() for text in upper.texts}
-    assert colors == {name: line.get_color() for name, line in zip(names, upper.lines, strict=True)}
-    expected = [[load / np.mean(r["load"][0]) for load in r["load"][0]] for r in records]
-    np.testing.assert_allclose(lower.images[0].get_array(), np.array(expected).T)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "mini", "mini-dense"])

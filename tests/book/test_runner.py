@@ -21,9 +21,9 @@ from minids.book.growing import STAGES
 from minids.book.recorded import load, reports_of
 from minids.text.corpus import load_corpus
 from minids.text.own_text import read_texts
-from minids.training.config import TrainConfig
+from minids.training.config import MINIATURE, TrainConfig
 
-SHORT = TrainConfig(steps=2, batch_size=2, sequence_length=16)
+SHORT = replace(MINIATURE, steps=2, batch_size=2, sequence_length=16)
 MODEL = small_config(num_nextn_predict_layers=0)
 TWO = Experiment(
     name="two",
@@ -133,8 +133,11 @@ def test_what_is_done_is_not_done_again_and_runs_of_other_settings_or_text_are_n
         (lambda _: Experiment("x", {"a b": Arm(MODEL), "a, b": Arm(MODEL)}), "files of one folder"),
         (lambda _: Experiment("two", {"two": Arm(MODEL)}), "files of one folder"),
         (lambda _: Experiment("x", {"a": Arm(MODEL)}, logged="c"), "logged='c' is no arm"),
-        (lambda _: Arm(MODEL, TrainConfig(seed=1)), "seed=1 is not possible: it must be 0, the same for all arms"),
-        (lambda _: Arm(MODEL, TrainConfig(dtype="bfloat16")), "dtype='bfloat16'"),
+        (
+            lambda _: Arm(MODEL, replace(MINIATURE, seed=1)),
+            "seed=1 is not possible: it must be 0, the same for all arms",
+        ),
+        (lambda _: Arm(MODEL, replace(MINIATURE, dtype="bfloat16")), "dtype='bfloat16'"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_and_leaves_nothing_behind(tmp_path, impossible, says):
@@ -175,11 +178,14 @@ def test_only_the_books_seeds_and_corpus_renew_the_books_data_and_are_measured(t
     assert remembered["corpus_sha256"] == read_texts(text).sha256 != load_corpus().sha256
 
 
-def test_a_thinned_log_keeps_few_digits_and_one_layer():
-    line = {"step": 0, "bits_per_byte": {"prose": 1.23456}, "max_violation": [0.98765, 1], "load": [[1, 2], [3, 4]]}
-    few = {"step": 0, "bits_per_byte": {"prose": 1.235}, "max_violation": [0.988, 1], "load": [[1, 2]]}
+def test_a_thinned_log_keeps_few_digits_of_what_is_drawn():
+    same = {"step": 0, "load": [[1, 2], [3, 4]]}
+    line = same | {"bits_per_byte": {"prose": 1.23456}, "max_violation": [0.98765, 1], "balance": 1.0}
+    few = same | {"bits_per_byte": {"prose": 1.235}, "max_violation": [0.988, 1]}
+    names = ("next_token", "mtp", "gradient_norm", "seconds")
+    line, few = line | dict.fromkeys(names, 3.14159), few | dict.fromkeys(names, 3.142)
     dense = {"load": [], "max_violation": []}
-    assert thin([line | {"seconds": 3.0}, line | dense]) == [few, few | dense]
+    assert thin([line, line | dense]) == [few, few | dense]
 
 
 # ---------------------------------------------------------------------------------------------------

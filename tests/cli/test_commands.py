@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,9 @@ from minids.hub.load import load_pretrained
 from minids.text.tokenizer import Tokenizer
 from minids.training import trainer
 from minids.training.checkpoint import load_checkpoint
-from minids.training.config import TrainConfig
+from minids.training.config import MINIATURE, TrainConfig
 from minids.training.log import read_log
+from minids.training.step import TrainingDiverged
 from minids.training.trainer import Trainer
 
 # ---------------------------------------------------------------------------------------------------
@@ -85,14 +86,14 @@ def test_every_setting_is_an_option_and_reaches_the_run(folder, tmp_path, monkey
         raise ValueError("enough.")
 
     monkeypatch.setattr("minids.training.run.start_run", start_run)
-    value = other_value(field)
+    value = "adamw" if field.name == "optimizer" else other_value(field)
     values = value if isinstance(value, tuple) else (value,)
     option = f"--{field.name.replace('_', '-')}"
     result = minids("train", "--data", folder / "text.txt", "--device", "cpu", option, *values)
     assert result.output == "minids: enough.\n"
     dtype = {"dtype": best_dtype(torch.device("cpu"))}
-    assert asked == [TrainConfig(**dtype | {field.name: value})]
-    assert value != field.default
+    assert asked == [replace(MINIATURE, **dtype | {field.name: value})]
+    assert value != getattr(MINIATURE, field.name)
 
 
 def test_a_run_leaves_all_its_files_and_no_others_and_says_so(finished):
@@ -101,8 +102,7 @@ def test_a_run_leaves_all_its_files_and_no_others_and_says_so(finished):
     assert all(name in printed for name in (*FILES, "held-out bits per byte", f"minids generate {run}"))
     assert load_checkpoint(run / "checkpoint.safetensors").step == 3
     assert [record["step"] for record in read_log(run / "log.jsonl")] == [0, 1, 2]
-    for name in ("loss.png", "experts.png"):
-        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    assert (run / "dashboard.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((run / "report.json").read_text())
     assert (report["preset"], report["train"]["steps"]) == (str(run.parents[1] / "small.json"), 3)
     assert set(report["bits_per_byte"]) == {"text", "all"}
@@ -114,11 +114,29 @@ def test_a_dense_model_on_another_corpus_than_the_book_s_without_a_named_folder(
     result = minids("train", *SMALL, "--config", folder / "dense.json", "--steps", 1)
     assert result.exit_code == 0, result.output
     assert "this corpus differs from the recorded one" in result.stdout
-    assert "experts.png" not in result.stdout
-    assert names_in(Path("runs/dense")) == FILES - {"experts.png"}
+    assert names_in(Path("runs/dense")) == FILES
     report = json.loads(Path("runs/dense/report.json").read_text())
     assert set(report["samples"]) == {"prose", "code", "arithmetic"}
     assert report["arithmetic_accuracy"] is not None
+
+
+@pytest.mark.parametrize(("save_every", "drawn"), [(1, True), (9, False)])
+def test_the_dashboard_is_renewed_while_a_run_goes_on_but_not_before_its_first_checkpoint(
+    folder, tmp_path, monkeypatch, save_every, drawn
+):
+    train_step = Trainer.train_step
+
+    def diverge_at_the_third(trainer):
+        if trainer.step == 2:
+            raise TrainingDiverged("step 2")
+        return train_step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", diverge_at_the_third)
+    result = train(folder, "--out", tmp_path / "run", "--steps", 5, "--save-every", save_every)
+    assert result.exit_code == 1
+    assert (tmp_path / "run" / "dashboard.png").exists() == drawn
+    again = train(folder, "--out", tmp_path / "run", "--steps", 5, "--save-every", save_every, "--resume")
+    assert "training diverged at step 2" in again.stderr, "whatever is in the folder, the run begins or resumes"
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from minids.training.config import TrainConfig
 from minids.training.report import per_byte, score_held_out, spread, validation_rows
 from minids.training.run import load_run
 
-TRAIN = TrainConfig()
+TRAIN = TrainConfig()  # AdamW
 DOMAINS = ("prose", "code")
 RANKS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192)
 ROWS = 64  # of each domain, to find the subspaces on, and as many held-out ones to measure on

@@ -24,7 +24,7 @@ from minids.model.deepseek import DeepSeek
 from minids.text.batches import encode_split
 from minids.text.corpus import Corpus, load_corpus
 from minids.text.tokenizer import Tokenizer
-from minids.training.config import TrainConfig
+from minids.training.config import MINIATURE, TrainConfig
 from minids.training.report import format_report, make_report, score_held_out, spread, validation_rows
 from minids.training.run import start_run
 
@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
 
 def quick_scores(model: DeepSeek, tokenizer: Tokenizer, corpus: Corpus, count: int = 12) -> dict[str, float]:
     """Return the bits per byte on a few held-out rows of each domain: in seconds, where the report takes a minute."""
-    held_out = validation_rows(encode_split(tokenizer, corpus.validation), TrainConfig().sequence_length)
+    held_out = validation_rows(encode_split(tokenizer, corpus.validation), MINIATURE.sequence_length)
     few = {domain: spread(rows, count) for domain, rows in held_out.items()}
     return {domain: bits / size for domain, (bits, size) in score_held_out(model, tokenizer, few).items()}
 

@@ -33,12 +33,12 @@ from minids.files import write_atomically
 from minids.model.config import ModelConfig
 from minids.text.corpus import load_corpus
 from minids.text.own_text import read_texts
-from minids.training.config import TrainConfig
+from minids.training.config import MINIATURE, TrainConfig
 from minids.training.log import read_log
 from minids.validation import require
 
 SEEDS = (0, 1, 2)
-DEFAULT = TrainConfig()
+DEFAULT = MINIATURE
 SAME_FOR_ALL = ("seed", "dtype")  # every arm is trained with every seed, and in the dtype of the machine
 
 
@@ -175,7 +175,8 @@ def thin(log: list[dict]) -> list[dict]:
             "step": record["step"],
             "bits_per_byte": {domain: round(value, 3) for domain, value in record["bits_per_byte"].items()},
             "max_violation": [value and round(value, 3) for value in record["max_violation"]],
-            "load": [record["load"][0]] if record["load"] else [],
+            "load": record["load"],
+            **{name: round(record[name], 3) for name in ("next_token", "mtp", "gradient_norm", "seconds")},
         }
         for record in log
     ]

@@ -49,5 +49,7 @@ from minids.book.plots.c08_gaps import draw_gap, draw_stages
 from minids.book.plots.c08_measured import draw_measured
 from minids.book.plots.c08_overlap import draw_overlap
 from minids.book.plots.c08_timeline import draw_schedule
-from minids.book.plots.c10_training import draw_expert_load, draw_loss
+from minids.book.plots.c10_dashboard import draw_dashboard
+from minids.book.plots.c10_kills import draw_kills
+from minids.book.plots.c10_schedules import draw_schedules
 from minids.book.plots.growth import draw_growth

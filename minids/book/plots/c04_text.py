@@ -141,7 +141,7 @@ AROUND = 16  # tokens at least on either side of it
 
 
 @styled()
-def draw_expert_tokens(observed: Observed, expert: int = 14, layer: int = 1) -> Picture:
+def draw_expert_tokens(observed: Observed, expert: int = 2, layer: int = 1) -> Picture:
     """Draw the tokens that an expert prefers most, the domains of its tokens, and three places where it is chosen.
 
     A bar is the share of a token's occurrences that are routed to the expert; only tokens seen 20 times or more.

@@ -71,7 +71,7 @@ def kinds(found: dict[str, Operands], count: int = SAMPLE) -> dict[str, Tensor]:
 
 
 def training_rows(tokenizer: Tokenizer, rows: int = 4, length: int = 256) -> Tensor:
-    """Return rows of training text, (rows, length + 1): by default as many tokens as a step of `mini`'s training has.
+    """Return rows of training text, (rows, length + 1): by default half as many tokens as a step of `mini`'s has.
 
     They are packed from the first documents of each domain only.
     """
