@@ -54,7 +54,7 @@ def launch(function: Callable, ranks: int, *args: Any, timeout: float = 120.0, b
     with tempfile.TemporaryDirectory(prefix="minids-") as folder:
         processes, pipes = [], []
         try:
-            with _main_module_hidden():
+            with main_module_hidden():
                 for rank in range(ranks):
                     receiver, sender = context.Pipe(duplex=False)
                     parts = (call, rank, ranks, folder, timeout, backend, sender)
@@ -74,7 +74,7 @@ def launch(function: Callable, ranks: int, *args: Any, timeout: float = 120.0, b
 def _pickled(call: tuple) -> bytes:
     """Return the function and its arguments as bytes, without shared memory; functions are in there by their names."""
     try:
-        with _main_module_hidden():
+        with main_module_hidden():
             return pickle.dumps(call)
     except (pickle.PicklingError, AttributeError) as error:
         raise ValueError(
@@ -121,7 +121,7 @@ def _how(code: int | None) -> str:
 
 def _work(call: bytes, rank: int, ranks: int, folder: str, timeout: float, backend: str, pipe: Connection) -> None:
     """Run the function in the process group, and send its result or its error."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         store = dist.FileStore(str(Path(folder) / "store"), ranks)
@@ -148,14 +148,14 @@ def _flush_prints() -> None:
     sys.stderr.flush()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when the one that started it ends, however that happens."""
     wait([mp.parent_process().sentinel])
     os._exit(1)
 
 
 @contextmanager
-def _main_module_hidden() -> Iterator[None]:
+def main_module_hidden() -> Iterator[None]:
     """Let new processes not import the caller's script, which would run it again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

@@ -11,9 +11,10 @@ They follow DeepSeek-V3's recipe (report §4.2), scaled to a run of minutes:
     batch            constant                                    grows fivefold over the first 3%
     dtype            float32 or bfloat16; fp8 is V3's recipe     fp8
 
-`MINIATURE` is what `minids train` uses. In the same time it gets further than these defaults on the book's miniature
-(figures/data/miniature.json has both): Muon updates the matrices (muon.py), a step has twice as many tokens, and the
-learning rates are higher. The chapters and most recorded experiments stay with AdamW, as V3.
+`MINIATURE` is what `minids train` uses. In the same time this recipe gets further than the defaults on the book's
+miniature (figures/data/miniature.json has both): Muon updates the matrices (muon.py), AdamW's β2 is 0.99, a step has
+twice as many tokens and there are half as many steps, and the learning rate is higher and falls to 0. The chapters and
+most recorded experiments stay with AdamW, as V3.
 
 A run is a number of steps, not a time, so that it can be repeated. Every field is an option of `minids train`, with the
 help text given here. A checkpoint from before a field existed can be resumed as if it had the default, so the default
@@ -44,12 +45,12 @@ class TrainConfig:
         None, "Sequences per forward pass: less memory, same step. Default: batch size."
     )
     sequence_length: int = _field(256, "Tokens per sequence.")
-    optimizer: str = _field("adamw", "adamw, as V3, or muon for the matrices. `minids train` uses muon.")
+    optimizer: str = _field("adamw", "muon, for the matrices; or adamw for all, as V3.")
     learning_rate: float = _field(1.8e-3, "Peak learning rate.")
     final_learning_rate_fraction: float = _field(0.05, "Learning rate at the end, as a fraction of the peak.")
     warmup_fraction: float = _field(0.03, "Fraction of the steps in which the learning rate rises.")
     decay_fraction: float = _field(0.6, "Fraction of the steps, at the end, in which the learning rate falls.")
-    weight_decay: float = _field(0.1, "AdamW's weight decay, on matrices only.")
+    weight_decay: float = _field(0.1, "Weight decay, on matrices only.")
     betas: tuple[float, float] = _field((0.9, 0.95), "AdamW's β1 and β2.")
     clip_norm: float = _field(1.0, "Largest norm of the gradient.")
     mtp_weight: float = _field(0.3, "λ, weight of the MTP loss until the learning rate falls.")
@@ -90,15 +91,24 @@ class TrainConfig:
         require("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, "adamw or muon")
 
     @property
+    def warmup_steps(self) -> int:
+        """How many steps at the beginning the learning rate rises for."""
+        return round(self.warmup_fraction * self.steps)
+
+    @property
+    def frozen_start(self) -> int:
+        """The first step in which the biases are frozen."""
+        return self.steps - round(self.frozen_bias_fraction * self.steps)
+
+    @property
     def decay_start(self) -> int:
         """The first step in which the learning rate falls."""
         return self.steps - round(self.decay_fraction * self.steps)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: linear warm-up, plateau, linear decay."""
-        warmup = round(self.warmup_fraction * self.steps)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
         if step < self.decay_start:
             return self.learning_rate
         done = (step - self.decay_start + 1) / (self.steps - self.decay_start)
@@ -110,7 +120,7 @@ class TrainConfig:
 
     def bias_speed_at(self, step: int) -> float:
         """Return γ of a step."""
-        return 0.0 if step >= self.steps - round(self.frozen_bias_fraction * self.steps) else self.bias_speed
+        return 0.0 if step >= self.frozen_start else self.bias_speed
 
 
 MINIATURE = TrainConfig(

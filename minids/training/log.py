@@ -115,17 +115,20 @@ class Log:
         self._digest.update(line)
 
     def sync(self) -> None:
-        """Flush all lines to the disk. Raises OSError if the path no longer leads to this file.
+        """Flush all lines to the disk. Raises OSError if the log was removed or replaced.
 
-        Then it was removed or replaced, and a checkpoint would be one without a log, or fall into another run.
+        A checkpoint would then be saved without its log, or into another run's folder.
         """
         os.fsync(self._file.fileno())
-        try:
-            same = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            same = False
-        if not same:
+        if not self.is_in_place():
             raise OSError(errno.ENOENT, "The log was removed or replaced during the run", str(self.path))
+
+    def is_in_place(self) -> bool:
+        """Return whether the path still leads to the open file."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
 
 
 def _without_following(path: str, flags: int) -> int:

@@ -1,20 +1,22 @@
 """Muon: momentum whose matrix is made orthogonal before it becomes the update (Jordan et al. 2024).
 
 AdamW divides each number of the gradient by its own recent size. Muon looks at a matrix as a whole. With the momentum's
-singular value decomposition M = U S Vᵀ, the update is U Vᵀ: all singular values become 1, so the weak directions of the
-gradient move the weights as much as the strong ones.
+singular value decomposition M = U S Vᵀ, the update is U Vᵀ, the *polar factor*: all singular values become 1, so the
+weak directions of the gradient move the weights as much as the strong ones.
 
 U Vᵀ needs no decomposition. An odd polynomial of M leaves U and V as they are and changes the singular values only, so
 a few steps of
 
     X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X        from X = M / |M|, with a, b, c = 3.4445, -4.7750, 2.0315
 
-bring all of them near 1 (*Newton-Schulz iteration*): five steps to between 0.7 and 1.2, which is near enough.
+bring them near 1 (*Newton-Schulz iteration*): five steps bring all that are above 0.002 of |M| to between 0.68 and
+1.21, which is near enough.
 
 The update of an A x B matrix is multiplied by 0.2 · sqrt(max(A, B)), so that its numbers are about as large as AdamW's,
 and the same learning rate and weight decay suit both (Liu et al. 2025). Embedding, head, gates and norms stay with
-AdamW: their rows or numbers are looked up or compared one by one. DeepSeek-V3 was trained with AdamW throughout,
-DeepSeek-V4 with Muon.
+AdamW: a row of the first three belongs to one token or one expert, and a norm is no matrix. DeepSeek-V3 was trained
+with AdamW throughout. DeepSeek-V4 uses Muon for most matrices, with ten steps instead of five, of which the last two
+bring the values nearer to 1.
 
 Stacked expert weights (E, A, B) are E matrices, and `gate_up_proj` holds two in each: those of gate and of up.
 """
@@ -37,46 +39,41 @@ def is_muons(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not name.endswith(NOT_MATRICES)
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon for the matrices of a model, AdamW for its other parameters.
+class Muon(torch.optim.AdamW):
+    """AdamW, and Muon for the groups of parameters that say so.
 
-    `matrices` are parameters by name. The products of the iteration are in `dtype`. The state of a matrix is its
-    `momentum`. `adamw` is the optimizer of the others: its groups and its state are also in this one's, so learning
-    rates are set and moments are stored as those of a single optimizer.
+    A group of Muon's has two more entries: `parts`, of how many matrices each of its matrices is stacked, and
+    `products`, the dtype in which the iteration multiplies. Its state is the `momentum` of each parameter.
     """
-
-    def __init__(
-        self, matrices: dict[str, nn.Parameter], adamw: torch.optim.AdamW, *, lr: float,
-        weight_decay: float = 0.1, dtype: torch.dtype = torch.float32,
-    ):  # fmt: skip
-        self.matrices = set(matrices.values())
-        self.halves = {matrix for name, matrix in matrices.items() if name.endswith("gate_up_proj")}
-        super().__init__(list(matrices.values()), {"lr": lr, "weight_decay": weight_decay})
-        self.adamw, self.dtype = adamw, dtype
-        self.param_groups += adamw.param_groups
-        adamw.state = self.state
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Update all parameters that have a gradient."""
-        group = self.param_groups[0]
-        updates = {p: self._direction(p) for p in group["params"] if p.grad is not None}
-        for parameter, update in zip(updates, orthogonalise(list(updates.values()), self.dtype), strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            scale = SCALE * math.sqrt(max(update.shape[-2:]))
-            parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
-        self.adamw.step()
+        """Update all parameters that have a gradient; Muon's lose it."""
+        for group in self.param_groups:
+            if "parts" not in group:
+                continue
+            matrices = [p for p in group["params"] if p.grad is not None]
+            updates = orthogonalise([self._direction(p, group["parts"]) for p in matrices], group["products"])
+            for matrix, update in zip(matrices, updates, strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])  # decoupled weight decay, as AdamW's
+                scale = SCALE * math.sqrt(max(update.shape[-2:]))
+                matrix.add_(update.reshape(matrix.shape), alpha=-group["lr"] * scale)
+                matrix.grad = None  # so that AdamW passes it over
+        super().step()
 
-    def _direction(self, parameter: nn.Parameter) -> Tensor:
+    def __setstate__(self, state: dict) -> None:
+        """Take over a copied or loaded state; AdamW's own method expects its moments for every parameter."""
+        torch.optim.Optimizer.__setstate__(self, state)
+
+    def _direction(self, parameter: nn.Parameter, parts: int) -> Tensor:
         """Update the momentum, and return Nesterov's direction as a stack of matrices (N, A, B)."""
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
         ahead = parameter.grad.lerp(state["momentum"], MOMENTUM)
-        if parameter in self.halves:
-            ahead = ahead.unflatten(-2, (2, -1))
-        return ahead.reshape(-1, *ahead.shape[-2:])
+        *_, rows, columns = ahead.shape
+        return ahead.reshape(-1, rows // parts, columns)
 
 
 def orthogonalise(stacks: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

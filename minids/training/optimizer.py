@@ -1,7 +1,7 @@
 """Which optimizer updates which parameter, what it keeps between steps, and in which number format.
 
-DeepSeek-V3 was trained with AdamW. Muon (muon.py) gets further in the same time on the book's miniature, so `minids
-train` uses it; the chapters and the recorded experiments use AdamW, as V3, unless they say otherwise.
+DeepSeek-V3 was trained with AdamW. `minids train` uses Muon (muon.py), in a recipe that gets further on the book's
+miniature in the same time; the chapters and most recorded experiments use AdamW, as V3.
 """
 
 from __future__ import annotations
@@ -15,37 +15,40 @@ from minids.training.config import TrainConfig
 from minids.training.muon import Muon, is_muons
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW with weight decay on the matrices only: decay would pull the scales of the norms to zero.
 
     With `optimizer` muon, Muon updates all matrices but embedding, head and gates (muon.py).
     """
-    named = dict(model.named_parameters())
-    muons = {name: p for name, p in named.items() if config.optimizer == "muon" and is_muons(name, p)}
-    others = [p for name, p in named.items() if name not in muons]
-    groups = [
-        {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-    if muons:
-        products = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        optimizer = Muon(muons, optimizer, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=products)
+    groups: dict[str, list[nn.Parameter]] = {"flat": [], "table": [], "matrix": [], "gate and up": []}
+    for name, parameter in model.named_parameters():
+        muons = config.optimizer == "muon" and is_muons(name, parameter)
+        stacked = "gate and up" if name.endswith("gate_up_proj") else "matrix"
+        groups[stacked if muons else "table" if parameter.ndim >= 2 else "flat"].append(parameter)
+    products = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    settings = {
+        "table": {}, "flat": {"weight_decay": 0.0},
+        "matrix": {"parts": 1, "products": products}, "gate and up": {"parts": 2, "products": products},
+    }  # fmt: skip
+    optimizer = (Muon if config.optimizer == "muon" else torch.optim.AdamW)(
+        [{"params": groups[name]} | settings[name] for name in settings if groups[name]],
+        lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True,
+    )  # fmt: skip
     if config.dtype == "fp8":
         keep_moments_in_bfloat16(optimizer)
     return optimizer
 
 
-def moments_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+def moments_of(optimizer: torch.optim.AdamW, parameter: nn.Parameter) -> dict[str, Tensor]:
     """Return what the optimizer keeps of a parameter between steps; zeros before its first gradient.
 
     Muon keeps `momentum`, AdamW the two moments `exp_avg` and `exp_avg_sq`, and a counter, `step`.
     """
-    state = optimizer.state.get(parameter)
-    if state:
+    if state := optimizer.state.get(parameter):
         return state
     zeros = torch.zeros_like(parameter)
-    if isinstance(optimizer, Muon) and parameter in optimizer.matrices:
+    muons = (group["params"] for group in optimizer.param_groups if "parts" in group)
+    if any(parameter is matrix for matrices in muons for matrix in matrices):
         return {"momentum": zeros}
     return {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
@@ -53,7 +56,7 @@ def moments_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
 def keep_moments_in_bfloat16(optimizer: torch.optim.Optimizer) -> None:
     """Store the moments in bfloat16 between the steps (V3 report §3.3.3). The update itself is in float32.
 
-    During the update both moments of all parameters exist in float32, so the peak of memory is not halved.
+    During the update the moments of all parameters exist in float32, so the peak of memory is not halved.
 
     Rounded to 8 significant bits, a moment keeps its old value if a step changes it by less than a 512th. With V3's
     β2 = 0.95 the second moment falls by up to a 20th per step. With the usual β2 = 0.999 it could not fall at all.

@@ -4,10 +4,10 @@ After the schedule has run, each rank has the gradients of its own stages. Then,
 
     sum the gradients and loads of parameters that are on several ranks
     loss of the whole batch, norm of the whole gradient                    two numbers are exchanged
-    clip, AdamW, and the bias update, for the rank's own parameters
+    clip, the optimizer's step, and the bias update, for the rank's own parameters
 
-Each rank has AdamW's moments of its own parameters only. With DualPipe a parameter is on two ranks, and both make the
-same update from the same sum, so the copies stay equal. (V3 splits the moments among ranks that hold the same
+Each rank has the optimizer's moments of its own parameters only. With DualPipe a parameter is on two ranks, and both
+make the same update from the same sum, so the copies stay equal. (V3 splits the moments among ranks that hold the same
 parameters: ZeRO-1, which is not done here.)
 """
 

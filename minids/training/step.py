@@ -3,7 +3,7 @@
 The rows of a batch may be processed in several micro-batches whose gradients add up (`accumulate_gradients`); then the
 optimizer updates the weights (`update_weights`). Weights and optimizer stay in float32. With `dtype` bfloat16 the
 matrix products of forward and backward run in bfloat16 (autocast), the gates and the losses in float32. With fp8 they
-follow V3's recipe (quantization/products.py), and between steps AdamW's moments are in bfloat16.
+follow V3's recipe (quantization/products.py), and between steps the optimizer's moments are in bfloat16.
 
 The loss is an argument, a function that turns some rows of a batch into terms. The default, `language_model_loss`, is
 pre-training. A batch is a dict of tensors with one row per sequence: "tokens", and optionally "mask", which says which
@@ -13,7 +13,7 @@ tokens count; other losses may need further entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Protocol
 
@@ -32,23 +32,26 @@ def as_batch(arrays: dict, step: int, config: TrainConfig, vocab_size: int) -> B
     """Return a source's arrays for a step as tensors, after checks; tokens are (batch_size, sequence_length + 1) int64.
 
     Raises ValueError, one sentence, for tokens of another shape or type or outside the vocabulary, for a mask that has
-    not the shape of the tokens, and for entries with another number of rows or with values that are not finite.
+    not the shape of the tokens or is not finite, and for entries with another number of rows. The values of further
+    entries are their loss's affair: log-probabilities, for example, can be infinite.
     """
     this, shape = f"the batch of step {step}", (config.batch_size, config.sequence_length + 1)
-    if not (isinstance(arrays, dict) and "tokens" in arrays):
+    if not (isinstance(arrays, Mapping) and "tokens" in arrays):
         raise ValueError(f"{this} is {quoted(arrays)}: it must be a dict of arrays with an entry tokens.")
     batch = {}
     for name, array in arrays.items():
         try:
-            batch[name] = values = torch.as_tensor(array)
+            batch[name] = torch.as_tensor(array)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"{this} has {name}={quoted(array)}: it must be an array of numbers.") from None
-        found, wanted = tuple(values.shape), shape if name in ("tokens", "mask") else (shape[0], *values.shape[1:])
+    for name, values in batch.items():
+        found = tuple(values.shape)
+        wanted = shape if name in ("tokens", "mask") else (shape[0], *found[1:])
         if found != wanted:
             raise ValueError(f"{this} has {name} of shape {found}: it must be {wanted}.")
-        if not values.isfinite().all():
-            raise ValueError(f"{this} has values in {name} that are not finite: NaN and infinity are not allowed.")
     tokens = batch["tokens"]
+    if "mask" in batch and not batch["mask"].isfinite().all():
+        raise ValueError(f"{this} has a mask with values that are not finite: NaN and infinity are not allowed.")
     if tokens.dtype != torch.int64:
         raise ValueError(f"{this} has tokens of type {str(tokens.dtype).removeprefix('torch.')}: they must be int64.")
     for token in (tokens.min().item(), tokens.max().item()):

@@ -225,7 +225,7 @@ class Trainer:
     def _bits_per_byte(self, batch: Batch, parts: list[Terms]) -> dict[str, dict[str, float]]:
         """Return {"bits_per_byte": by domain} of this step's rows; {} for a loss without `nats_B`.
 
-        Unlike in `score_rows`, the bits of end-of-text tokens count, so this is a little larger.
+        Unlike in `row_scores`, the bits of end-of-text tokens count, so this is a little larger.
         """
         if self.bytes_per_token is None or not hasattr(parts[0], "nats_B"):
             return {}

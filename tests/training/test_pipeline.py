@@ -108,6 +108,7 @@ VARIANTS = {
     "one stage": ("GPipe", 1, {}, {}),
     "uneven stages": ("1F1B", 3, {}, {}),
     "clipped, with rates that change": ("DualPipe", 4, {}, dict(clip_norm=0.01, **CHANGING)),
+    "Muon": ("DualPipe", 2, {}, dict(optimizer="muon", **CHANGING)),
 }
 
 

@@ -290,6 +290,17 @@ def tokens(change: Callable[[np.ndarray], object]) -> Callable:
     return batches(lambda batch: {"tokens": change(batch["tokens"])})
 
 
+def last_token(value: int) -> Callable:
+    """Change the last token of the last row."""
+
+    def change(t: np.ndarray) -> np.ndarray:
+        t = t.copy()
+        t[-1, -1] = value
+        return t
+
+    return change
+
+
 def loss_times(factor: float) -> Callable:
     def loss(*arguments):
         terms = language_model_loss(*arguments)
@@ -321,11 +332,15 @@ FAULTS = [
     (tokens(lambda t: t[:, :9]), ValueError, r"has tokens of shape \(4, 9\): it must be \(4, 17\)"),
     (tokens(lambda t: t[0]), ValueError, r"has tokens of shape \(17,\): it must be \(4, 17\)"),
     (tokens(lambda t: t.astype(np.float32)), ValueError, "has tokens of type float32: they must be int64"),
-    (tokens(lambda t: t * math.nan), ValueError, "has values in tokens that are not finite"),
+    (tokens(last_token(512)), ValueError, r"has the token 512: tokens must be from 0 to 511"),
+    (tokens(last_token(-1)), ValueError, r"has the token -1: tokens must be from 0 to 511"),
+    (tokens(lambda t: t.astype(np.int32)), ValueError, "has tokens of type int32: they must be int64"),
     (tokens(lambda t: t.astype(str)), ValueError, "has tokens=array.* …: it must be an array of numbers"),
+    (tokens(lambda t: [[1, 2], [3]]), ValueError, r"has tokens=\[\[1, 2\], \[3\]\]: it must be an array of numbers"),
     (batches(lambda b: b | {"mask": np.ones((4, 16))}), ValueError, r"mask of shape \(4, 16\): it must be \(4, 17\)"),
-    (batches(lambda b: b | {"mask": np.full((4, 17), math.inf)}), ValueError, "has values in mask that are not finite"),
+    (batches(lambda b: b | {"mask": np.full((4, 17), math.inf)}), ValueError, "a mask with values that are not finite"),
     (batches(lambda b: b | {"reward": np.ones((3, 2))}), ValueError, r"reward of shape \(3, 2\): it must be \(4, 2\)"),
+    (batches(lambda b: {}), ValueError, "is {}: it must be a dict of arrays with an entry tokens"),
     (batches(lambda b: [b]), ValueError, r"is \[\{'tokens.* …: it must be a dict of arrays with an entry tokens"),
 ]  # fmt: skip
 
@@ -364,6 +379,18 @@ def test_a_run_whose_folder_was_moved_away_writes_nothing_into_its_successor(tmp
     resumed.resume()
     assert resumed.step == 2
     assert without_seconds(resumed.run()) == without_seconds(straight.run())
+
+
+def test_a_log_that_was_removed_during_the_run_ends_it_and_every_checkpoint_comes_after_its_lines(
+    tmp_path, monkeypatch
+):
+    trainer, real, events = small_trainer(tmp_path, save_every=2), os.fsync, []
+    log_file = lambda fd: trainer.log._file and fd == trainer.log._file.fileno()
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("log") if log_file(fd) else None, real(fd))[1])
+    monkeypatch.setattr(trainer, "save", lambda save=trainer.save: (events.append("save"), save()))
+    with pytest.raises(OSError, match="log was removed"):
+        trainer.run(lambda record: trainer.log.path.unlink() if record["step"] == 2 else None)
+    assert events == ["log", "save", "log"]
 
 
 def test_what_a_killed_save_left_goes_when_the_run_is_resumed_even_if_it_is_complete(tmp_path):

@@ -1,12 +1,13 @@
-"""mini against its dense twin, three seeds each, at equal tokens and at equal time, and trained as V3, with AdamW.
+"""mini against its dense twin, three seeds each, at equal tokens and at equal time; and mini with V3's recipe.
 
-With AdamW a step of mini has half the tokens, and there are twice as many steps; in the same time it trains on as many
-tokens as with Muon (0.99 times). Equal time needs a ratio of speeds, which cannot be measured while other runs are
-going. So the dense twin's steps for equal time are a constant here, and the ratios are measured by
+The arm with V3's recipe (TrainConfig's defaults) differs in more than AdamW: in rate, β2, decay and batch. A step of it
+has half the tokens, and there are twice as many steps; in the same time it trains on as many tokens (0.99 times). Equal
+time needs a ratio of speeds, which cannot be measured while other runs are going. So the dense twin's steps for equal
+time are a constant here, and the ratios are measured by
 
     python -m minids.book.experiments.miniature
 
-on all cores, with training steps of the two models in turn in one process. Let nothing else run meanwhile.
+on all cores, with training steps of the arms in turn in one process. Let nothing else run meanwhile.
 """
 
 import statistics
@@ -38,7 +39,7 @@ EXPERIMENT = Experiment(
 
 
 def measure_speed(rounds: int = 12) -> dict[str, float]:
-    """Return how many steps mini-dense, and tokens mini with AdamW, trains in the time of one of mini: medians."""
+    """Return how many tokens each arm trains in the time in which mini trains one: medians of the rounds."""
     dtype, corpus = best_dtype(torch.device("cpu")), load_corpus()
     arms = {name: EXPERIMENT.arms[name] for name in ("mini", "mini, AdamW", "dense, equal tokens")}
     trainers = {

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from minids.model.config import ModelConfig
-from minids.parallel.launch import PRELOADED, _end_with_parent, _main_module_hidden
+from minids.parallel.launch import PRELOADED, end_with_parent, main_module_hidden
 from minids.text.arithmetic import arithmetic_documents
 from minids.text.corpus import Corpus
 from minids.training.checkpoint import load_checkpoint
@@ -119,7 +119,7 @@ def _live(folder: Path, kill: Kill | None = None, last: int = CONFIG.steps) -> t
     context.set_forkserver_preload([*PRELOADED, __name__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_train, args=(folder, None if kill is None else last, sender), daemon=True)
-    with _main_module_hidden():
+    with main_module_hidden():
         process.start()
     sender.close()
     try:
@@ -142,7 +142,7 @@ def _live(folder: Path, kill: Kill | None = None, last: int = CONFIG.steps) -> t
 
 def _train(folder: Path, last: int | None, sender: Connection) -> None:
     """Begin or resume the run and send the seconds; train to its end and send the seconds, or wait at the last step."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     gc.freeze()  # to look for garbage in all that the fork server has loaded would take longer than the training
     torch.set_num_threads(1)
 
