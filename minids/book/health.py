@@ -1,14 +1,15 @@
 """Is a training run healthy? What its log records say, by simple rules that an engineer would apply by eye.
 
-`defects(records, config)` returns a sentence for each defect, under the name of the quantity that shows it:
+`judge(records, config)` returns what each rule says, under the name of the quantity that shows the defect:
 
     loss      its running mean is more than a tenth above the lowest one
     experts   one of them got no token in the last 20 steps: it gets no gradient either, and does not learn
     mtp       the MTP loss is far below the next-token loss, although its task is harder: the module sees its target
-    gradient  most steps after the warm-up are clipped: the learning rate is then no longer what sets the step's size
+    gradient  most steps after the warm-up are clipped: the limit is too low for this model, or the training is unstable
     speed     the last steps take more than twice as long as the usual one
 
-No rule proves that a run is right; a missing quantity, such as the load of a dense model, is not judged.
+A quantity that is missing, such as the load of a dense model, and one of too few steps are not judged: the loss and
+the speed need 40 steps, the others 20. No rule proves that a run is right.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ import torch
 from minids.model.balance import dead_experts
 from minids.training.config import TrainConfig
 
-LAST = 20  # steps at the end whose load is judged, and the fewest from which anything else is
+LAST = 20  # steps at the end whose load is judged, and the fewest from which anything is
 RISEN, LEAKED, CLIPPED, SLOWED = 1.1, 0.8, 0.5, 2.0
 
 
-def defects(records: list[dict], config: TrainConfig) -> dict[str, str]:
-    """Return a sentence for each defect of a run with these log records so far, the gravest first; {} if healthy."""
-    found = {
+def judge(records: list[dict], config: TrainConfig) -> dict[str, str | None]:
+    """Return what each rule says of a run with these log records so far, the gravest defect first.
+
+    It is a sentence for a defect, "" where there is none, and None where the rule cannot judge.
+    """
+    return {
         "loss": _loss(records), "experts": _experts(records), "mtp": _mtp(records),
         "gradient": _gradient(records, config), "speed": _speed(records),
     }  # fmt: skip
-    return {name: sentence for name, sentence in found.items() if sentence}
 
 
 def last_load(records: list[dict]) -> np.ndarray:
@@ -39,8 +42,8 @@ def last_load(records: list[dict]) -> np.ndarray:
 
 def clipped(records: list[dict], config: TrainConfig) -> float | None:
     """Return the share of the steps after the warm-up whose gradient was clipped; None if there are too few."""
-    warmup = round(config.warmup_fraction * config.steps)
-    norms = np.array([r["gradient_norm"] for r in records if r["step"] >= warmup and "gradient_norm" in r])
+    after = [r for r in records if r["step"] >= config.warmup_steps]
+    norms = np.array([r["gradient_norm"] for r in after if "gradient_norm" in r])
     return float((norms > config.clip_norm).mean()) if len(norms) >= LAST else None
 
 
@@ -51,22 +54,22 @@ def step_seconds(records: list[dict]) -> np.ndarray:
 
 
 def _loss(records: list[dict]) -> str | None:
-    losses = np.array([r.get("next_token", r.get("loss", np.nan)) for r in records], dtype=float)
+    losses = [r["next_token"] if "next_token" in r else r["loss"] for r in records]
     width = max(LAST, len(losses) // 20)
-    if len(losses) < 2 * width or not np.isfinite(losses).all():
+    if len(losses) < 2 * width:
         return None
     sums = np.cumsum([0.0, *losses])
     means = (sums[width:] - sums[:-width]) / width
     risen = means[-1] / means.min()
-    return f"the loss is {risen - 1:.0%} above its lowest" if risen > RISEN else None
+    return f"the loss is {risen - 1:.0%} above its lowest" if risen > RISEN else ""
 
 
 def _experts(records: list[dict]) -> str | None:
-    if len(records) < LAST:
-        return None
     load = last_load(records)
+    if len(records) < LAST or not load.any():
+        return None
     dead = sum(dead_experts(torch.tensor(layer)) for layer in load if layer.any())
-    return f"{dead} of {load.size} experts {'gets' if dead == 1 else 'get'} no token" if dead else None
+    return f"{dead} of {load.size} experts {'gets' if dead == 1 else 'get'} no token" if dead else ""
 
 
 def _mtp(records: list[dict]) -> str | None:
@@ -74,12 +77,14 @@ def _mtp(records: list[dict]) -> str | None:
     if len(pairs) < LAST:
         return None
     mtp, next_token = pairs.mean(axis=0)
-    return f"MTP’s loss is {mtp / next_token:.0%} of the next token’s" if mtp < LEAKED * next_token else None
+    return f"MTP’s loss is {mtp / next_token:.0%} of the next token’s" if mtp < LEAKED * next_token else ""
 
 
 def _gradient(records: list[dict], config: TrainConfig) -> str | None:
     share = clipped(records, config)
-    return f"{share:.0%} of the steps are clipped" if share is not None and share > CLIPPED else None
+    if share is None:
+        return None
+    return f"{share:.0%} of the steps are clipped" if share > CLIPPED else ""
 
 
 def _speed(records: list[dict]) -> str | None:
@@ -87,4 +92,4 @@ def _speed(records: list[dict]) -> str | None:
     if len(seconds) < 2 * LAST:
         return None
     slower = float(np.median(seconds[-max(5, len(seconds) // 20) :]) / np.median(seconds))
-    return f"steps take {slower:.1f} times as long as before" if slower > SLOWED else None
+    return f"steps take {slower:.1f} times as long as before" if slower > SLOWED else ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from minids.book.notebook import in_notebook
 from minids.book.plots.style import Picture
@@ -47,31 +47,46 @@ def live(draw: Callable[[], Picture]) -> Iterator[Callable[[dict], None]]:
     """Yield a function for `Trainer.run` that shows `draw()` after the first step and renews it now and then.
 
     At the end, also after an interrupt, the picture is drawn once more, as sharp as all others. Where no notebook runs
-    nothing is shown. `draw` is called only after a step.
+    nothing is shown. `draw` is called only after a step. An error of it does not end the training: it is raised at the
+    end, unless another exception is.
     """
     if not in_notebook():
         yield lambda record: None
         return
     from IPython.display import display
 
-    pace, shown = Pace(), None
+    pace, shown, error = Pace(), None, None
 
     def on_step(record: dict) -> None:
-        nonlocal shown
-        if not pace.due():
-            return
-        with pace:
-            figure = draw()
-            data = {"text/plain": repr(figure), "image/png": base64.b64encode(figure.quick_png()).decode()}
-            metadata = {"image/png": {"width": figure.shown_width()}}
-            if shown is None:
-                shown = display(data, metadata=metadata, raw=True, display_id=True)
-            else:
-                shown.update(data, metadata=metadata, raw=True)
+        nonlocal error
+        if error is None and pace.due():
+            try:
+                with pace:
+                    show()
+            except Exception as reason:
+                error = reason
 
-    try:
-        yield on_step
-    finally:
+    def show() -> None:
+        nonlocal shown
+        figure = draw()
+        data = {"text/plain": repr(figure), "image/png": base64.b64encode(figure.quick_png()).decode()}
+        metadata = {"image/png": {"width": figure.shown_width()}}
+        if shown is None:
+            shown = display(data, metadata=metadata, raw=True, display_id=True)
+        else:
+            shown.update(data, metadata=metadata, raw=True)
+
+    def show_last() -> None:
+        if error is not None:
+            raise error
         if shown is not None:
             data, metadata = draw()._repr_mimebundle_()
             shown.update(data, metadata=metadata, raw=True)
+
+    try:
+        yield on_step
+    except BaseException:
+        with suppress(Exception):  # of the picture: it would hide why the training ended
+            show_last()
+        raise
+    show_last()

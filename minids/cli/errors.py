@@ -68,9 +68,12 @@ def sentence_of(error: OSError) -> str:
 
 
 def stop(sentence: str, code: int) -> NoReturn:
-    """Print the sentence on one line of stderr, with line breaks in names escaped, and exit with the code."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
-    if len(line) > LONGEST_LINE:
-        line = f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
-    typer.echo(f"minids: {line}", err=True)
+    """Print the sentence on one line of stderr and exit with the code."""
+    typer.echo(f"minids: {one_line(sentence)}", err=True)
     raise typer.Exit(code) from None
+
+
+def one_line(sentence: str) -> str:
+    """Return the sentence with line breaks, as in a name, escaped, and cut in the middle if it is long."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"

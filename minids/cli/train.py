@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minids.cli.arguments import path_of, read_config, set_up, with_options_of
-from minids.cli.errors import killed_by_ctrl_c, sentence_of, stop, told_in_one_sentence
+from minids.cli.errors import killed_by_ctrl_c, one_line, sentence_of, stop, told_in_one_sentence
 from minids.cost.parameters import count_parameters
 from minids.files import atomic_path, write_atomically
 from minids.model.config import ModelConfig
@@ -65,11 +66,12 @@ def train(
         for difference in run.differences:
             typer.echo(f"{difference}: the run continues, but the last bits of its numbers may differ.")
         _describe(run)
-        _train(run)
+        dashboard = _Dashboard(run)
+        _train(run, dashboard)
         typer.echo("evaluating on held-out text ...")
         try:
             report = {"preset": config} | run.report() | {"seconds": time.perf_counter() - began + seconds_before}
-            _write_results(run, report)
+            _write_results(run, report, dashboard)
         except KeyboardInterrupt:
             stop("the trained run is saved. To evaluate it, run the same command with --resume.", 130)
 
@@ -107,17 +109,15 @@ def _describe(run: Run) -> None:
         typer.echo(f"resuming from step {run.trainer.step}")
 
 
-def _train(run: Run) -> None:
+def _train(run: Run, dashboard: _Dashboard) -> None:
     """Train with a progress bar, and renew the dashboard now and then; exit with a code if stopped or diverged."""
     from tqdm import tqdm
 
-    from minids.book.live import Pace
     from minids.training.step import TrainingDiverged
     from minids.training.trainer import TrainingInterrupted
 
     trainer, config = run.trainer, run.trainer.config
     tokens_per_step = config.batch_size * config.sequence_length
-    pace = Pace(share=0.02, seconds=15)
     with tqdm(
         total=config.steps * tokens_per_step, initial=trainer.step * tokens_per_step, unit="tok", unit_scale=True
     ) as bar:
@@ -126,10 +126,7 @@ def _train(run: Run) -> None:
             bar.update(tokens_per_step)
             by_domain = "  ".join(f"{domain} {value:.2f}" for domain, value in record["bits_per_byte"].items())
             bar.set_postfix_str(f"step {record['step'] + 1}  bits per byte: {by_domain}", refresh=False)
-            # Not before the first checkpoint: a folder with results but no run is refused.
-            if pace.due() and trainer.checkpoint_path.exists():
-                with pace:
-                    _write_dashboard(run)
+            dashboard.renew()
 
         try:
             trainer.run(show)
@@ -144,25 +141,59 @@ def _train(run: Run) -> None:
             stop(f"{what}.{kept}", 1)
 
 
-def _write_results(run: Run, report: dict) -> None:
-    """Write report and dashboard into the folder of the run, and print the report."""
+def _write_results(run: Run, report: dict, dashboard: _Dashboard) -> None:
+    """Print the report, and write it and the dashboard into the folder of the run."""
     from minids.training.report import format_report
     from minids.training.run import RUN_FILES
 
     folder = run.trainer.folder
-    write_atomically(folder / "report.json", json.dumps(report, indent=2, default=float) + "\n")
-    _write_dashboard(run, report)  # after the report is safe
     typer.echo(format_report(report))
+    with run.trainer.log as log:  # locked, so that no other run begins in the folder
+        log.begin(run.trainer.step)  # raises ValueError if it holds another run now
+        write_atomically(folder / "report.json", json.dumps(report, indent=2, default=float) + "\n")
+        dashboard.write(report)
     files = ", ".join(name for name in RUN_FILES if (folder / name).exists())
     typer.echo(f"\n{report['seconds']:.0f} seconds in all. In {folder}/: {files}.")
     typer.echo(f'Next: minids generate {shlex.quote(str(folder))} --prompt "Return the"')
 
 
-def _write_dashboard(run: Run, report: dict | None = None) -> None:
-    """Write dashboard.png, a picture of the run so far."""
-    from minids.book.plots.c10_dashboard import draw_dashboard
+class _Dashboard:
+    """dashboard.png, a picture of the run so far.
 
-    trainer, names = run.trainer, run.model.config.moe_layer_names()
-    picture = draw_dashboard(trainer.records, report, config=trainer.config, layer_names=names).png()
-    with atomic_path(trainer.folder / "dashboard.png") as temporary:
-        temporary.write_bytes(picture)
+    A picture is no reason to end a training: an error is told in one sentence, and nothing is drawn after it.
+    """
+
+    def __init__(self, run: Run):
+        from minids.book.live import Pace
+
+        self.run, self.pace, self.broken = run, Pace(seconds=15), False
+
+    def renew(self) -> None:
+        """Write the picture again if the last one was written long enough ago."""
+        if self.pace.due():
+            self.write()
+
+    def write(self, report: dict | None = None) -> None:
+        """Write the picture while the run's log is open; not before the first checkpoint."""
+        from tqdm import tqdm
+
+        if self.broken:
+            return
+        try:
+            if self.run.trainer.checkpoint_path.exists():  # a folder with results but no run is refused
+                with self.pace:
+                    self._write(report)
+        except Exception as error:
+            self.broken = True
+            reason = sentence_of(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+            tqdm.write(one_line(f"dashboard.png was not written: {reason.rstrip('.')}."), file=sys.stderr)
+
+    def _write(self, report: dict | None) -> None:
+        from minids.book.plots.c10_dashboard import draw_dashboard
+
+        trainer, names = self.run.trainer, self.run.model.config.moe_layer_names()
+        picture = draw_dashboard(trainer.records, report, config=trainer.config, layer_names=names).png()
+        if not trainer.log.is_in_place():
+            raise ValueError(f"{trainer.folder} was removed or replaced during the run")
+        with atomic_path(trainer.folder / "dashboard.png") as temporary:
+            temporary.write_bytes(picture)

@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from legibility import assert_legible
-from pictures import ARGUMENTS, DOMAINS, part, picture, run, title
+from pictures import ARGUMENTS, DOMAINS, part, picture, run, sick, title
 
 from minids.book.plots.c10_dashboard import draw_dashboard
 from minids.training.config import TrainConfig
@@ -20,10 +21,11 @@ def panels(fig) -> dict:
     """The axes by the first words of the header above them."""
     headers = [text for text in fig.texts if text.get_size() == 11 and text.get_color() == "#222222"]
     axes = [ax for ax in fig.axes if ax.get_position().width > 0.05]  # without the colour bar
-    found = {}
-    for text, ax in zip(headers, axes, strict=True):
-        found[next(header for header in HEADERS if text.get_text().startswith(header))] = ax
-    return found
+    return {named(text): ax for text, ax in zip(headers, axes, strict=True)}
+
+
+def named(text) -> str:
+    return next(header for header in HEADERS if text.get_text().startswith(header))
 
 
 def curve(ax, i=0):
@@ -129,18 +131,29 @@ def test_its_text_is_the_same_from_the_first_step_to_the_report_and_holds_no_tra
     assert f"{config.steps:,} steps" in first
 
 
-def test_a_panel_whose_defect_the_title_names_is_marked():
-    for variant, wrong in (("usual", 0), ("sick", 5)):
-        marks = [text.get_text() for text in picture(f"dashboard: {variant}").texts if text.get_size() == 12]
-        assert (marks.count("✗"), marks.count("✓")) == (wrong, 5 - wrong), variant
-    assert title(picture("dashboard: sick")).startswith("Look here: the loss is ")
-
-
-def test_a_run_that_has_just_begun_is_not_judged():
-    assert title(picture("dashboard: five steps")).startswith("Too early to judge: 5 of 1,800 steps, bits per byte ")
-    assert title(picture("dashboard: half")).startswith("Healthy: bits per byte ")
-    records, _, config = part(10, 10)
-    assert title(draw_dashboard(records, None, config)).startswith("Healthy: "), "a run of ten steps is complete"
+@pytest.mark.parametrize(
+    ("arguments", "verdict", "marked"),
+    [
+        (part(1, 1800), "Too early to judge: 1 of 1,800 steps, bits per byte ", ""),
+        (part(25, 800), "Too early to judge: 25 of 800 steps, bits per byte ", "✓ MaxVio"),
+        (part(10, 10), "Too short to judge: 10 steps, bits per byte ", ""),
+        (run(1), "Too short to judge: 1 step, held-out ", ""),
+        (run(39), "Too short to judge: 39 steps, held-out ", "✓ MaxVio, ✓ gradient norm"),
+        (run(40), "Healthy: ", "✓ bits per byte, ✓ MaxVio, ✓ loss, ✓ gradient norm, ✓ tokens per second"),
+        (part(50, 99, mtp=False, bits_per_byte={}), "Healthy: loss ",
+         "✓ MaxVio, ✓ loss, ✓ gradient norm, ✓ tokens per second"),
+        (sick(), "Look here: the loss is ",
+         "✗ bits per byte, ✗ MaxVio, ✗ loss, ✗ gradient norm, ✗ tokens per second"),
+    ],
+)  # fmt: skip
+def test_only_what_was_judged_is_marked_and_a_run_is_healthy_only_if_its_loss_was(arguments, verdict, marked):
+    fig = draw_dashboard(*arguments)
+    assert title(fig).startswith(verdict)
+    marks = [(text, header) for text, header in pairwise(fig.texts) if text.get_text() in "✓✗"]
+    beside = [f"{mark.get_text()} {named(header)}" for mark, header in marks if mark.get_size() == 12]
+    assert ", ".join(beside) == marked
+    overall = [mark.get_text() for mark, _ in marks if mark.get_size() == 15]
+    assert overall == {"Too": [], "Healthy:": ["✓"], "Look": ["✗"]}[verdict.split()[0]]
 
 
 @pytest.mark.parametrize("steps", [5, 77, 1799])

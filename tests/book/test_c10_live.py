@@ -5,6 +5,7 @@ import pytest
 from minids.book import live as module
 from minids.book.live import Pace, live
 from minids.book.plots.style import new_figure
+from minids.training.step import TrainingDiverged
 
 
 class Clock:
@@ -45,16 +46,16 @@ def picture():
 
 def test_drawing_takes_its_share_of_the_time_and_no_more():
     clock = Clock()
-    pace = Pace(share=0.1, seconds=2, clock=clock)
+    pace = Pace(clock=clock)
     spent = 0.0
-    for _ in range(1000):
+    for _ in range(9000):
         clock.now += 0.3  # a step
         if pace.due():
             with pace:
                 clock.now += 0.5
                 spent += 0.5
-    assert 0.08 < spent / clock.now <= 0.1
-    quick = Pace(share=0.1, seconds=2, clock=clock)
+    assert 0.015 < spent / clock.now <= 0.02
+    quick = Pace(clock=clock)
     with quick:
         pass
     assert not quick.due()
@@ -89,6 +90,35 @@ def test_after_an_interrupt_the_last_picture_is_drawn_and_without_a_step_none(no
     with live(lambda: 1 / 0):
         pass
     assert len(shown) == 2
+
+
+@pytest.mark.parametrize("reason", [None, TrainingDiverged("step 2")])
+def test_an_error_of_the_picture_ends_no_training_and_hides_no_exception(notebook, reason):
+    steps = []
+
+    def train() -> None:
+        with live(lambda: 1 / 0) as on_step:
+            for step in range(3):
+                on_step({})
+                steps.append(step)
+            if reason:
+                raise reason
+
+    with pytest.raises(type(reason) if reason else ZeroDivisionError):
+        train()
+    assert steps == [0, 1, 2]
+
+
+def test_an_error_of_the_last_picture_hides_no_exception(notebook):
+    pictures = iter([picture()])
+
+    def train() -> None:
+        with live(lambda: next(pictures)) as on_step:
+            on_step({})
+            raise TrainingDiverged("step 1")
+
+    with pytest.raises(TrainingDiverged):
+        train()
 
 
 def test_where_no_notebook_runs_nothing_is_drawn():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -137,6 +138,49 @@ def test_the_dashboard_is_renewed_while_a_run_goes_on_but_not_before_its_first_c
     assert (tmp_path / "run" / "dashboard.png").exists() == drawn
     again = train(folder, "--out", tmp_path / "run", "--steps", 5, "--save-every", save_every, "--resume")
     assert "training diverged at step 2" in again.stderr, "whatever is in the folder, the run begins or resumes"
+
+
+def test_a_dashboard_that_cannot_be_drawn_is_told_once_and_ends_no_training(folder, tmp_path, monkeypatch):
+    calls = []
+
+    def draw(*_, **__):
+        calls.append("drawn")
+        raise RuntimeError("no\nfont")
+
+    monkeypatch.setattr("minids.book.plots.c10_dashboard.draw_dashboard", draw)
+    result = train(folder, "--out", tmp_path / "run", "--steps", 4, "--save-every", 1)
+    assert (result.exit_code, calls) == (0, ["drawn"]), result.output
+    assert result.stderr.count("dashboard.png was not written: no\\nfont.\n") == 1
+    assert "held-out bits per byte" in result.stdout
+    assert names_in(tmp_path / "run") == FILES - {"dashboard.png"}
+    assert "dashboard.png" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("moment", "code", "words"),
+    [
+        ("minids.training.trainer.Trainer.train_step", 1, "dashboard.png was not written: {} was removed or replaced"),
+        ("minids.training.run.make_report", 2, "log.jsonl was changed meanwhile"),
+    ],
+)
+def test_nothing_is_written_into_another_run_s_folder_that_took_the_place_of_this_one(
+    folder, finished, tmp_path, monkeypatch, moment, code, words
+):
+    run, real = tmp_path / "run", pkgutil.resolve_name(moment)
+
+    def after_the_swap(*arguments):
+        if run.exists() and (run / "checkpoint.safetensors").exists() and not (tmp_path / "moved").exists():
+            run.rename(tmp_path / "moved")
+            run.mkdir()
+            for name in ("checkpoint.safetensors", "log.jsonl", "tokenizer.json"):
+                shutil.copy(finished / name, run)
+        return real(*arguments)
+
+    monkeypatch.setattr(moment, after_the_swap)
+    result = train(folder, "--out", run, "--steps", 2, "--save-every", 1)
+    assert result.exit_code == code, result.output
+    assert words.format(run) in result.stderr
+    assert names_in(run) == {"checkpoint.safetensors", "log.jsonl", "tokenizer.json"}
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ def draw_dashboard(
 
     `config` is the run's, by default the one in the report. `layer_names` are those of the layers with experts. A panel
     is drawn for what the records have: a dense model has no load, a model without MTP no second loss. A ✓ or ✗ before
-    a panel is the verdict of minids.book.health, and the title says what is wrong. `alt` says what is drawn, not the
-    numbers, so it is the same during a run, after it, and on every processor. Raises ValueError without records, and
-    without a configuration.
+    a panel is the verdict of minids.book.health, which needs some steps, and the title says what is wrong. `alt` says
+    what is drawn, not the numbers, so it is the same during a run, after it, and on every processor. Raises ValueError
+    without records, and without a configuration.
     """
     if not records:
         raise ValueError("there are no records: train at least one step first.")
@@ -45,8 +45,10 @@ def draw_dashboard(
         main, side = main + side, []
     _stack(fig, run, main, LEFT if side else (LEFT[0], WIDEST - LEFT[0] - 1.6))
     _stack(fig, run, side, RIGHT)
-    if run.wrong or not run.begins:
-        _mark(fig, "wrong" if run.wrong else "right", 0.18, HEIGHT - 0.33, size=15)
+    if any(run.verdicts.values()):
+        _mark(fig, "wrong", 0.18, HEIGHT - 0.33, size=15)
+    elif run.verdicts["loss"] is not None:
+        _mark(fig, "right", 0.18, HEIGHT - 0.33, size=15)
     fig.text(0.05, (HEIGHT - 0.33) / HEIGHT, _verdict(run), size=14)
     fig.note(0.05, (HEIGHT - 0.58) / HEIGHT, _progress(run))
     if report:
@@ -57,23 +59,24 @@ def draw_dashboard(
 
 
 # ---------------------------------------------------------------------------------------------------
-# The panels, from the top down: how to draw each, its name, what health.py calls it, and its share of the height
+# The panels, from the top down: how to draw each, its name, the rules of health.py for it, its share of the height
 
 
 def _panels(run: Run) -> tuple[list[tuple], list[tuple]]:
     has = {name for record in (run.records[0], run.records[-1]) for name in record}
     bits = bool(run.domains)
-    main = [(panel.draw_bits, "bits per byte by domain", "loss", 2.7)] if bits else []
+    main = [(panel.draw_bits, "bits per byte by domain", ["loss"], 2.7)] if bits else []
     if run.load.any():
-        main += [(panel.draw_violation, "MaxVio", "experts", 0.75), (panel.draw_load, "load", None, 1.4)]
+        main += [(panel.draw_violation, "MaxVio", ["experts"], 0.75), (panel.draw_load, "load", [], 1.4)]
     side = []
     if "next_token" in has or not bits:
-        side.append((panel.draw_losses, "next-token loss" + (" and MTP’s" if has_mtp(run) else ""), "mtp", 1))
+        name, rules = ("next-token loss and MTP’s", ["loss", "mtp"]) if has_mtp(run) else ("next-token loss", ["loss"])
+        side.append((panel.draw_losses, name, rules, 1))
     if "gradient_norm" in has:
-        side.append((panel.draw_gradient, "gradient norm and its limit", "gradient", 1))
-    side.append((panel.draw_learning_rate, "learning rate", None, 1))
+        side.append((panel.draw_gradient, "gradient norm and its limit", ["gradient"], 1))
+    side.append((panel.draw_learning_rate, "learning rate", [], 1))
     if "seconds" in has:
-        side.append((panel.draw_speed, "tokens per second", "speed", 1))
+        side.append((panel.draw_speed, "tokens per second", ["speed"], 1))
     return main, side
 
 
@@ -83,7 +86,7 @@ def _stack(fig: Picture, run: Run, panels: list[tuple], column: tuple[float, flo
     room = TOP - BOTTOM - (KEY if run.report else 0) - len(panels) * (HEADER + GAP) + GAP
     shares = sum(share for *_, share in panels)
     y = TOP
-    for i, (draw, _, judged, share) in enumerate(panels):
+    for i, (draw, _, rules, share) in enumerate(panels):
         height = room * share / shares
         y -= HEADER + height
         ax = fig.add_axes((left / WIDEST, y / HEIGHT, width / WIDEST, height / HEIGHT))
@@ -92,8 +95,10 @@ def _stack(fig: Picture, run: Run, panels: list[tuple], column: tuple[float, flo
         ax.xaxis.set_major_locator(MaxNLocator(4 if width < 3 else 6))
         header = draw(ax, run, height)
         above = y + height + 0.08
+        verdicts = [run.verdicts[rule] for rule in rules]
+        judged = any(verdicts) or (verdicts and None not in verdicts)
         if judged:
-            _mark(fig, "wrong" if judged in run.wrong else "right", left, above, size=12)
+            _mark(fig, "wrong" if any(verdicts) else "right", left, above, size=12)
         fig.text((left + (0.2 if judged else 0)) / WIDEST, above / HEIGHT, header, size=11)
         y -= GAP
     if panels:
@@ -117,11 +122,12 @@ def _verdict(run: Run) -> str:
     else:
         _, values = run.line(level)
         bits = f"{'bits per byte' if run.domains else 'loss'} {values[0]:.2f} → {values[-1]:.2f}"
-    if run.wrong:
-        first, *others = run.wrong.values()
-        return f"Look here: {first}" + "".join(f"; {other}" for other in others[:1])
-    if run.begins:
-        return f"Too early to judge: {done} of {run.config.steps:,} steps, {bits}"
+    if wrong := [sentence for sentence in run.verdicts.values() if sentence]:
+        return f"Look here: {'; '.join(wrong[:2])}"
+    if run.verdicts["loss"] is None:
+        if done < run.config.steps:
+            return f"Too early to judge: {done} of {run.config.steps:,} steps, {bits}"
+        return f"Too short to judge: {done} step{'s' * (done > 1)}, {bits}"
     dead = f", none of {run.load.size} experts dead" if run.load.any() else ""
     return f"Healthy: {bits}{dead}"
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from minids.book.health import LAST, clipped, defects, last_load, step_seconds
+from minids.book.health import clipped, judge, last_load, step_seconds
 from minids.book.plots.helpers import DASHED, label, label_ends, log_scale
 from minids.book.plots.style import DOMAINS, INK, LAYERS, MUTED, PARTS, VERDICTS
 from minids.training.config import TrainConfig
@@ -24,8 +24,7 @@ class Run:
 
     def __init__(self, records: list[dict], report: dict | None, config: TrainConfig, layer_names: list[str]):
         self.records, self.report, self.config, self.layer_names = records, report, config, layer_names
-        self.wrong = defects(records, config)
-        self.begins = len(records) < min(LAST, config.steps)  # too early for a verdict
+        self.verdicts = judge(records, config)
         self.tokens = config.batch_size * config.sequence_length  # a step
         total = config.steps * self.tokens
         self.unit, self.unit_name = next(
@@ -91,9 +90,8 @@ def changes_of(run: Run) -> list[tuple[int, str, float, float]]:
     config, found = run.config, []
     if has_mtp(run) and config.mtp_weight != config.final_mtp_weight and 0 < config.decay_start < config.steps:
         found.append((config.decay_start, "λ", config.mtp_weight, config.final_mtp_weight))
-    frozen = config.steps - round(config.frozen_bias_fraction * config.steps)
-    if run.load.any() and config.bias_speed and 0 < frozen < config.steps:
-        found.append((frozen, "γ", config.bias_speed, 0.0))
+    if run.load.any() and config.bias_speed and 0 < config.frozen_start < config.steps:
+        found.append((config.frozen_start, "γ", config.bias_speed, 0.0))
     return found
 
 

@@ -61,7 +61,7 @@ def draw_schedules(config: TrainConfig | None = None) -> Picture:
     for y, run, color in ((0.865, "V3", V3), (0.828, "miniature", OURS)):
         fig.text(0.825, y, run, size=13, color=color, weight="bold")
     falls, others = f"{config.decay_start / config.steps:.0%}", f"{V3_RATE_ENDS[0] / V3_TOKENS:.0%}"
-    frozen, theirs = f"{_frozen(config):.1%}", f"{V3_FROZEN / V3_TOKENS:.1%}"
+    frozen, theirs = f"{1 - config.frozen_start / config.steps:.1%}", f"{V3_FROZEN / V3_TOKENS:.1%}"
     beside = "as" if falls == others else f"from {others}"
     finding = (
         f"The learning rate falls from {falls} of the tokens on, {beside} in V3;",
@@ -101,7 +101,3 @@ def _said(values: np.ndarray) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,g}" if value >= 1e-3 or not value else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
-
-
-def _frozen(config: TrainConfig) -> float:
-    return round(config.frozen_bias_fraction * config.steps) / config.steps
