@@ -1,5 +1,7 @@
 """Numbers with units, as the command line and the pictures print them."""
 
+from collections.abc import Sequence
+
 GIB = 2**30  # bytes
 COUNT = ("", "K", "M", "B", "T")  # for parameters and dollars: thousand, million, billion, trillion
 SI = ("", "k", "M", "G", "T", "P", "E")
@@ -33,3 +35,8 @@ def in_k(tokens: float) -> str:
 def in_gib(size: float) -> str:
     """Return the label of a size in GiB on an axis: 0.5 GiB, 1,000 GiB."""
     return f"{size:,g} GiB"
+
+
+def from_to(interval: Sequence[float], form: str = ".1%") -> str:
+    """Return an interval as text, each end in the given format: 14.5% to 17.5%."""
+    return f"{interval[0]:{form}} to {interval[1]:{form}}"

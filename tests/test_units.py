@@ -2,7 +2,7 @@
 
 import pytest
 
-from minids.units import SI, in_k, in_unit, short
+from minids.units import SI, from_to, in_k, in_unit, short
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,7 @@ def test_a_unit_begins_where_it_leaves_one_and_the_last_has_no_end():
     assert in_unit(1024, 1024, binary) == (1, "KiB")
     assert in_unit(5 * 2**30, 1024, binary) == (5 * 1024, "MiB")
     assert [in_k(tokens) for tokens in (512, 1024, 2**17)] == ["512", "1K", "128K"]
+
+
+def test_an_interval_is_shown_in_the_format_of_its_number():
+    assert (from_to([0.1449, 0.175]), from_to((1.75, 1.9116), ".3f")) == ("14.5% to 17.5%", "1.750 to 1.912")

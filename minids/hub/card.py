@@ -16,6 +16,8 @@ from minids.cost.cache import attention_kind, kv_cache_bytes
 from minids.cost.parameters import count_parameters
 from minids.model.config import ModelConfig
 from minids.text.corpus import CORPUS_SHA256, SOURCES
+from minids.text.windows import WINDOW
+from minids.units import from_to
 from minids.validation import require
 
 CARD = "README.md"
@@ -38,16 +40,11 @@ def model_card(
     transformers reads them. Raises ValueError if known entries are not of the form that a report has.
     """
     name, report = "".join(c if c.isprintable() else "?" for c in " ".join(name.split())), report or {}
+    sizes = "## Sizes\n\n" + _table(["", ""], _sizes(config, dtype))
+    loading = "## Loading\n\n" + _loading(config, name, tokenizer, transformers)
     try:
-        parts = [
-            f"# {name}",
-            _introduction(config, report),
-            "## Sizes\n\n" + _table(["", ""], _sizes(config, dtype)),
-            *_training(report),
-            *_scores(report, dtype),
-            *_limits(config, report),
-            "## Loading\n\n" + _loading(config, name, tokenizer, transformers),
-        ]
+        of_report = [*_training(report), *_scores(report, dtype), *_limits(config, report)]
+        parts = [f"# {name}", _introduction(config, report), sizes, *of_report, loading]
         front = "\n".join(_yaml(_front_matter(config, name, report, transformers)))
     except (LookupError, TypeError, AttributeError, ValueError):
         require("report", report, False, "the report of a run, as make_report returns it")
@@ -190,10 +187,8 @@ def _scores(report: dict, dtype: str) -> Iterator[str]:
     for domain, bits in report["bits_per_byte"].items():
         base = report["baseline_bits_per_byte"][domain]
         of_bits, below = (intervals.get(of, {}).get(domain) for of in ("bits_per_byte", "below_baseline"))
-        rows.append([
-            domain.replace("_", " "), f"{bits:.3f}{_between(of_bits, '.3f')}", f"{base:.3f}",
-            f"{1 - bits / base:.1%}{_between(below, '.1%')}",
-        ])  # fmt: skip
+        ours, gain = _with_interval(bits, of_bits, ".3f"), _with_interval(1 - bits / base, below)
+        rows.append([domain.replace("_", " "), ours, f"{base:.3f}", gain])
     text = (
         "## Scores\n\nOn held-out text, measured at the end of the training"
         f" (computing in {report['dtype']}; these files store the weights in {dtype}). Bits per byte are the negative"
@@ -212,15 +207,14 @@ def _scores(report: dict, dtype: str) -> Iterator[str]:
 def _shares(report: dict, intervals: dict) -> Iterator[list[str]]:
     digits = report.get("arithmetic_accuracy_by_digits")
     if digits:
-        between = _between(intervals.get("arithmetic_accuracy", {}).get("all"), ".1%")
+        solved = _with_interval(digits["all"], intervals.get("arithmetic_accuracy", {}).get("all"))
         comparison = f"always the commonest answer: {digits['best_constant']:.1%}"
-        yield ["arithmetic, held-out problems", f"{digits['all']:.1%}{between}", comparison]
+        yield ["arithmetic, held-out problems", solved, comparison]
     for kind, label in (("above", "names in code that occur above"), ("new", "new names in code")):
         found = (report.get("identifiers") or {}).get(kind)
         if found and found["asked"]:
-            between = _between(found["interval"], ".1%")
             comparison = f"what followed the same word before: {found['rule']:.1%}"
-            yield [label, f"{found['model']:.1%}{between}", comparison]
+            yield [label, _with_interval(found["model"], found["interval"]), comparison]
     if report.get("mtp_agreement") is not None:
         yield ["MTP's token, the main head's in its place", f"{report['mtp_agreement']:.1%}", ""]
 
@@ -246,8 +240,8 @@ def _known_limits(config: ModelConfig, report: dict) -> Iterator[str]:
     for domain, found in (report.get("contamination") or {}).items():
         if found["repeated_rows"]:
             yield (
-                f"{found['windows']:.1%} of the 50-byte windows of held-out {domain} occur in the training text, and "
-                f"{found['repeated_rows']} of {found['rows']} scored rows hold some of it."
+                f"{found['windows']:.1%} of the {WINDOW}-byte windows of held-out {domain} occur in the training text,"
+                f" and {found['repeated_rows']} of {found['rows']} scored rows hold some of it."
             )
 
 
@@ -287,5 +281,5 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _between(interval: list[float] | None, form: str) -> str:
-    return f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else ""
+def _with_interval(value: float, interval: list[float] | None, form: str = ".1%") -> str:
+    return f"{value:{form}}" + (f" ({from_to(interval, form)})" if interval else "")

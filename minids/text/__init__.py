@@ -1,1 +1,1 @@
-"""Text: the corpus and its batches, the tokenizer, and the n-gram baseline."""
+"""Text: the corpus and its batches, the tokenizer, and what is counted: n-grams, names, repeated windows."""

@@ -19,21 +19,16 @@ from minids.text.tokenizer import Tokenizer
 BATCH = 16
 
 
-def score_rows(model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, context: int = 1) -> tuple[float, int]:
-    """Return the bits that the model needs for packed rows (B, T + 1), and their bytes; bits per byte is the ratio.
-
-    The first `context` tokens of each row are given, the others scored. Tokens without bytes (end of
-    text) add neither bits nor bytes. `bytes_per_token` is indexed by token id.
-    """
-    bits, text_bytes = row_scores(model, rows, bytes_per_token, context)
-    return bits.sum().item(), text_bytes.sum().item()
-
-
 @torch.no_grad()
 def row_scores(
     model: DeepSeek, rows: np.ndarray, bytes_per_token: Tensor, context: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `score_rows` returns, for each row: bits (B,) float64 and bytes (B,) int64."""
+    """Return for each packed row (B, T + 1) the bits that the model needs, (B,) float64, and its bytes, (B,) int64.
+
+    The first `context` tokens of each row are given, the others scored. Tokens without bytes (end of
+    text) add neither bits nor bytes. `bytes_per_token` is indexed by token id. Bits per byte of a text
+    are the ratio of the sums over its rows.
+    """
     model.eval()
     bits, text_bytes = [], []
     for tokens_BT in batches_of(rows, model):

@@ -4,45 +4,25 @@ Bits per byte are a mean over everything, and much of a program is easy: spaces,
 meaning. Some occur **above** in the same text and can be copied from there, which induction heads do. Others are
 **new**, and the model can know them only from training, such as `ValueError` after `raise`.
 
-The measure is a cloze test: given the true text before a name, does greedy decoding write exactly this name? As with
-arithmetic (evaluate.py), it does if and only if each token of the name is the likeliest one given the right tokens
-before, so a single pass over the true text decides all names. In addition, the name must end where it ends: the
-likeliest next token must not continue it.
+The measure is a cloze test, scored by *exact match*: given the true text before a name, does greedy decoding write
+exactly this name? A single pass over the true text (*teacher forcing*) decides all names: a name counts as right if
+each of its tokens is the likeliest one given the true tokens before. In addition, the name must end where it ends: the
+likeliest next token must not continue it. The tokens are those into which the tokenizer cuts the true text; a name that
+greedy decoding would write in other tokens counts as wrong.
 
-The comparison is a rule that only counts. It writes the name that last followed the same word and the same signs
-above: after `self.` it writes `args` if the last `self.` was followed by `args`. If they do not occur above, it writes
-what most often followed them in the training code, or else the commonest name of that code.
-
-A row is a piece of a program, which no parser can read. A regular expression skips comments and strings of one line;
-words in longer strings count as names. Python's keywords do not count.
+The comparison is a rule that only counts (text/identifiers.py).
 """
 
-import keyword
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from minids.model.deepseek import DeepSeek
+from minids.text.identifiers import WORD, Followers, names, row_text
 from minids.training.evaluate import batches_of
 from minids.training.intervals import share_interval
-
-WORD = rb"(?<![\w\x80-\xff])[A-Za-z_\x80-\xff][\w\x80-\xff]*"  # in bytes; those above \x7f are parts of letters
-STRINGS = rb"""(?:\b[rbfuRBFU]{1,2})?(?:"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
-CODE = re.compile(rb"#[^\n]*|" + STRINGS + rb"|(?P<word>" + WORD + rb")")
-KEYWORDS = {word.encode() for word in keyword.kwlist}
-
-
-@dataclass(frozen=True)
-class Name:
-    """A name in a row's text. `before` is the word before it and what stands between, as bytes: b"self."."""
-
-    text: bytes
-    start: int
-    before: bytes
 
 
 @dataclass(frozen=True)
@@ -54,53 +34,6 @@ class Answer:
     above: bool
     model: bool
     rule: bool
-
-
-class Followers:
-    """What followed each word with its signs in the training code, and how often."""
-
-    def __init__(self, texts: Iterable[bytes]):
-        counts: dict[bytes, Counter[bytes]] = defaultdict(Counter)
-        everywhere: Counter[bytes] = Counter()
-        for text in texts:
-            for name in names(text):
-                counts[name.before][name.text] += 1
-                everywhere[name.text] += 1
-        self.commonest = _commonest(everywhere)
-        self.after = {before: _commonest(counter) for before, counter in counts.items()}
-
-    def guesses(self, found: list[Name]) -> Iterator[bytes]:
-        """Yield the rule's guess of each name of a text, from the names before it."""
-        last: dict[bytes, bytes] = {}
-        for name in found:
-            yield last.get(name.before) or self.after.get(name.before, self.commonest)
-            last[name.before] = name.text
-
-
-def _commonest(counter: Counter[bytes]) -> bytes:
-    """Return the commonest text, of equally common ones the first in the alphabet; b"" if there is none."""
-    return min(counter, key=lambda text: (-counter[text], text), default=b"")
-
-
-def names(text: bytes) -> list[Name]:
-    """Return all names of a piece of Python, in order, without keywords and without words in comments and strings."""
-    found, word_before = [], 0
-    for match in CODE.finditer(text):
-        if match["word"] is None:
-            continue
-        if match["word"] not in KEYWORDS:
-            found.append(Name(match["word"], match.start(), text[word_before : match.start()]))
-        word_before = match.start()
-    return found
-
-
-def row_text(row: np.ndarray, token_bytes: list[bytes]) -> tuple[bytes, np.ndarray]:
-    """Return the text of a row, and where each token begins in it, with the text's length as one more entry.
-
-    End of text becomes a line break, which belongs to no token of a name.
-    """
-    pieces = [token_bytes[token] or b"\n" for token in row]
-    return b"".join(pieces), np.cumsum([0, *map(len, pieces)])
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 Each score has a 95% interval, which says how much it depends on the sample of held-out text (intervals.py). Two parts
 of that text are looked at more closely: names in code (identifiers.py), and what also occurs in training, which could
-flatter the scores (leakage.py).
+flatter the scores (contamination.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from minids.model.deepseek import DeepSeek
 from minids.text.batches import Batches, encode_split, pack
 from minids.text.corpus import Corpus
 from minids.text.tokenizer import Tokenizer
+from minids.text.windows import WINDOW
 from minids.training.baseline import baseline_scores, best_constant, code_followers
 from minids.training.config import TrainConfig
+from minids.training.contamination import contamination
 from minids.training.evaluate import context_tokens, mtp_agreement, row_scores, solved_problems
 from minids.training.identifiers import identifier_answers, identifier_shares
 from minids.training.intervals import ratio_interval, wilson_interval
-from minids.training.leakage import contamination
+from minids.units import from_to
 
 ROWS_PER_DOMAIN = 256  # held-out rows evaluated, at most, spread evenly over the domain
 PROMPT_TOKENS, SAMPLE_TOKENS = 24, 48
@@ -192,11 +194,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def percents(interval: Sequence[float]) -> str:
-    """Return an interval of shares as text."""
-    return f"{interval[0]:.1%} to {interval[1]:.1%}"
-
-
 def _sample(model: DeepSeek, tokenizer: Tokenizer, row: np.ndarray) -> dict[str, str]:
     prompt = row[:PROMPT_TOKENS].tolist()
     out = generate(model, prompt, SAMPLE_TOKENS, temperature=0.7)
@@ -214,7 +211,7 @@ def format_report(report: dict) -> str:
         line = f"  {label:<22}{ours[name]:>8.3f}{base[name]:>9.3f}{1 - ours[name] / base[name]:>8.1%}"
         if intervals and intervals["bits_per_byte"][name]:
             bits, below = (intervals[of][name] for of in ("bits_per_byte", "below_baseline"))
-            line += f"   {bits[0]:.3f} to {bits[1]:.3f}, gain {percents(below)}"
+            line += f"   {from_to(bits, '.3f')}, gain {from_to(below)}"
         lines.append(line)
     lines.append("")
     if report["arithmetic_accuracy"] is not None:
@@ -223,18 +220,18 @@ def format_report(report: dict) -> str:
         lines.append(f"arithmetic, held-out problems solved exactly   {by_digits['all']:.1%} ({sizes} digits)")
         if intervals:
             count, all_of_them = report["arithmetic_problems"]["all"], intervals["arithmetic_accuracy"]["all"]
-            lines.append(f"  95% interval, from {count:<6,}problems              {percents(all_of_them)}")
+            lines.append(f"  95% interval, from {count:<6,}problems              {from_to(all_of_them)}")
         lines.append(f"  always giving the commonest answer solves    {by_digits['best_constant']:.1%}")
     for kind, label in (("above", "names that occur above"), ("new", "new names")):
         found = (report.get("identifiers") or {}).get(kind)
         if found and found["asked"]:
-            lines.append(f"{f'code, {label}, written exactly':<47}{found['model']:.1%} ({percents(found['interval'])})")
+            lines.append(f"{f'code, {label}, written exactly':<47}{found['model']:.1%} ({from_to(found['interval'])})")
             rule = "  what followed the same word before"
             lines.append(f"{rule:<47}{found['rule']:.1%}")
     for domain, found in report.get("contamination", {}).items():
         if found["repeated_rows"]:
             rows = f"{found['repeated_rows']} of {found['rows']} scored rows"
-            lines.append(f"{f'{domain}, 50-byte windows seen in training':<47}{found['windows']:.1%}, in {rows}")
+            lines.append(f"{f'{domain}, {WINDOW}-byte windows seen in training':<47}{found['windows']:.1%}, in {rows}")
             if found["clean_bits_per_byte"] is not None:
                 clean, gain = found["clean_bits_per_byte"], found["clean_below_baseline"]
                 lines.append(f"{'  bits per byte without these rows':<47}{clean:.3f}, {gain:.1%} below the 5-gram")

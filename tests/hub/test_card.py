@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 
 from minids.cost.parameters import count_parameters
+from minids.hub.card import model_card
 from minids.hub.reference import reference
 from minids.hub.save import save_pretrained
 from minids.text.batches import Batches, encode_split
@@ -70,14 +72,74 @@ def test_the_card_of_a_run_has_its_facts_and_its_scores_as_results(model, tokeni
     assert {result.dataset_revision for result in bits.values()} == {report["corpus_sha256"]}
     (accuracy,) = (result for result in found.data.eval_results if result.metric_type == "accuracy")
     assert (accuracy.dataset_config, accuracy.metric_value) == ("arithmetic", report["arithmetic_accuracy"])
-    low, high = report["intervals"]["bits_per_byte"]["prose"]
-    for fact in (
-        f"| tokens | {report['tokens']:,} |", f"`{report['corpus_sha256']}`", "sequences of 16 tokens",
-        f"| prose | {report['bits_per_byte']['prose']:.3f} ({low:.3f} to {high:.3f}) |", "the user's own text",
-        f"followed the same word before: {report['identifiers']['above']['rule']:.1%}", "weights in float32",
-    ):  # fmt: skip
+    for fact in ("sequences of 16 tokens", "the user's own text", "weights in float32"):
         assert fact in found.text, fact
     assert found.data.license == "unknown"
+
+
+def test_every_table_and_limit_of_a_card_says_what_report_and_configuration_say():
+    book = reference()
+    model, c, asked = book.model, book.model.config, book.report["identifiers"]
+    train = book.report["train"] | {"optimizer": "muon", "dtype": "float16"}
+    names = asked | {"new": {"asked": 0, "model": None}}
+    report = book.report | {"train": train, "dtype": "float32", "identifiers": names}
+    text = model_card(c, "mini", "bfloat16", report, tokenizer=True, transformers=True)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    found = {first: rest for first, *rest in lines if first not in ("", "---")}
+    count, chosen = report["parameters"], c.num_experts_per_tok
+    moe = [layer for layer in model.layers if hasattr(layer.mlp, "experts")]
+    digits, train_row = report["arithmetic_accuracy_by_digits"], ("steps", "batch_size", "sequence_length")
+    base, intervals, prose = report["baseline_bits_per_byte"], report["intervals"], report["contamination"]["prose"]
+    bits, below = intervals["bits_per_byte"], intervals["below_baseline"]
+
+    def measured(value, interval, form=".1%"):
+        low, high = interval
+        return f"{value:{form}} ({low:{form}} to {high:{form}})"
+
+    assert found == {
+        "parameters": [f"{count['total']:,}"],
+        "active per token (body and head, without the embedding)": [f"{count['active']:,}"],
+        "in MTP modules, on top of these": [f"{count['mtp']:,}"],
+        "layers": [str(len(model.layers))], "width": [str(c.hidden_size)], "layers with experts": [str(len(moe))],
+        "experts in each: routed, of these active, shared": [f"{c.n_routed_experts}, {chosen}, {c.n_shared_experts}"],
+        "width of an expert": [str(c.moe_intermediate_size)], "MTP modules": [str(len(model.mtp))],
+        "heads": [str(c.num_attention_heads)], "vocabulary": [f"{c.vocab_size:,}"], "weights stored in": ["bfloat16"],
+        "cache per token in BF16": [f"{2 * len(model.layers) * (c.kv_lora_rank + c.qk_rope_head_dim)} bytes"],
+        "tokens": [f"{report['tokens']:,}"], "optimizer": ["Muon for the matrices, AdamW for the rest"],
+        "steps, sequences per step, tokens per sequence": [", ".join(str(train[name]) for name in train_row)],
+        "peak learning rate": [str(train["learning_rate"])], "seed": [str(train["seed"])],
+        "products computed in": ["float16"], "SHA-256 of the corpus": [f"`{CORPUS_SHA256}`"],
+        "held-out text": ["bits per byte", "5-gram", "below the 5-gram"],
+        **{
+            name.replace("_", " "): [
+                measured(ours, bits[name], ".3f"), f"{base[name]:.3f}", measured(1 - ours / base[name], below[name])
+            ] for name, ours in report["bits_per_byte"].items()
+        },
+        "share that is exactly right": ["model", "for comparison"],
+        "arithmetic, held-out problems": [
+            measured(report["arithmetic_accuracy"], intervals["arithmetic_accuracy"]["all"]),
+            f"always the commonest answer: {digits['best_constant']:.1%}",
+        ],
+        "names in code that occur above": [
+            measured(asked["above"]["model"], asked["above"]["interval"]),
+            f"what followed the same word before: {asked['above']['rule']:.1%}",
+        ],
+        "MTP's token, the main head's in its place": [f"{report['mtp_agreement']:.1%}", ""],
+    }  # fmt: skip
+    assert "computing in float32; these files store the weights in bfloat16" in text
+    for limit in (
+        f"{report['tokens'] / count['total']:.2g} tokens per parameter",
+        f"numbers of 3 digits, it solves {digits['3']:.1%}",
+        f"{prose['windows']:.1%} of the 50-byte windows of held-out prose occur",
+        f"and {prose['repeated_rows']} of {prose['rows']} scored rows hold",
+    ):  # fmt: skip
+        assert limit in text, limit
+
+
+def test_a_mistake_in_the_library_is_not_blamed_on_the_report(monkeypatch):
+    monkeypatch.setattr("minids.hub.card.count_parameters", Mock(side_effect=KeyError("width")))
+    with pytest.raises(KeyError, match="width"):
+        model_card(SMALL, "model", "float32", OLDER, tokenizer=False, transformers=True)
 
 
 def test_the_book_s_model_has_the_book_s_license_and_an_older_report_gives_a_card_without_intervals(model, tmp_path):

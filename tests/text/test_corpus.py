@@ -15,8 +15,8 @@ import pytest
 import sympy
 
 from minids.text import corpus as module
-from minids.text.contamination import repeated_windows
 from minids.text.corpus import CORPUS_SHA256, HELD_OUT, MIXTURE, Corpus, load_corpus, separate
+from minids.text.windows import repeated_windows
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from minids.training.intervals import STRETCHES, Z, _student, ratio_interval, share_interval, wilson_interval
+from minids.training.intervals import BLOCKS, Z, _student, ratio_interval, share_interval, wilson_interval
 
 REPETITIONS = 1000
 
@@ -29,7 +29,7 @@ def test_wilson_s_bounds_are_the_shares_from_which_the_observed_one_is_as_far_as
 
 def test_the_quantiles_are_those_of_the_printed_tables():
     table = {1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 10: 2.228, 15: 2.131, 30: 2.042, 10**6: 1.960}
-    assert {freedom: _student(freedom) for freedom in table} == pytest.approx(table, rel=0.01)
+    assert {degrees: _student(degrees) for degrees in table} == pytest.approx(table, rel=0.01)
 
 
 def rows(rng: np.random.Generator, count: int, alike: float) -> tuple[np.ndarray, np.ndarray]:
@@ -58,18 +58,18 @@ def test_of_two_domains_the_intervals_hold_the_common_ratio():
     assert np.mean(held) == pytest.approx(0.95, abs=0.025)
 
 
-def test_the_reach_is_that_of_a_bootstrap_of_the_same_stretches_and_the_gain_of_paired_rows_is_known_better():
+def test_the_half_width_is_that_of_a_bootstrap_of_the_same_blocks_and_the_gain_of_paired_rows_is_known_better():
     rng = np.random.default_rng(1)
     bits, size = rows(rng, 256, 0.3)
     other = 1.2 * bits + 10 * rng.normal(size=256)
     spread = {}
     for name, pair in {"score": (bits, size), "gain": (bits, other)}.items():
-        x, y = (values.reshape(STRETCHES, -1).sum(axis=1) for values in pair)
-        drawn = rng.integers(STRETCHES, size=(4000, STRETCHES))
-        bootstrap = (x[drawn].sum(axis=1) / y[drawn].sum(axis=1)).std() * math.sqrt(STRETCHES / (STRETCHES - 1))
+        x, y = (values.reshape(BLOCKS, -1).sum(axis=1) for values in pair)
+        drawn = rng.integers(BLOCKS, size=(4000, BLOCKS))
+        bootstrap = (x[drawn].sum(axis=1) / y[drawn].sum(axis=1)).std() * math.sqrt(BLOCKS / (BLOCKS - 1))
         low, high = ratio_interval(pair)
         assert (low + high) / 2 == pytest.approx(pair[0].sum() / pair[1].sum())
-        assert (high - low) / 2 == pytest.approx(_student(STRETCHES - 1) * bootstrap, rel=0.05)
+        assert (high - low) / 2 == pytest.approx(_student(BLOCKS - 1) * bootstrap, rel=0.05)
         spread[name] = (high - low) / (high + low)
     assert spread["gain"] < spread["score"] / 3
 

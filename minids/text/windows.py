@@ -1,12 +1,13 @@
-"""Contamination: how much of a held-out text was in the training text.
+"""Contamination: which windows of a held-out text occur in the training text?
 
 A model may have memorised what it was trained on, so held-out text that repeats training text flatters its score. The
 measure here is a window of 50 bytes: long enough that two equal ones are rarely a coincidence, and short enough to find
 a copied line.
 
 Every window of the held-out text is compared with every window of the training text by its hash, a polynomial in the
-window's bytes modulo 2⁶⁴. The hashes of all windows of a text are computed at once by doubling: a window of 32 bytes
-is two of 16 side by side, and 50 = 32 + 16 + 2.
+window's bytes modulo 2⁶⁴. This is the hash of Rabin and Karp's string search (1987). They compute it as a *rolling
+hash*, each window's from that of the window before. Here the hashes of all windows of a text are computed at once by
+doubling: a window of 32 bytes is two of 16 side by side, and 50 = 32 + 16 + 2.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,8 @@ def repeated_windows(asked: Sequence[bytes], seen: Iterable[bytes], width: int =
     wanted, places = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *hashes]), return_inverse=True)
     found = np.zeros(len(wanted), dtype=bool)
     shift = np.uint64(64 - BITS)
-    may_be_wanted = np.zeros(1 << BITS, dtype=bool)  # by the hash's first bits: most seen windows need no search
+    # By the hash's first bits, like a Bloom filter with a single hash function: most seen windows need no search.
+    may_be_wanted = np.zeros(1 << BITS, dtype=bool)
     may_be_wanted[wanted >> shift] = True
     for text in seen:
         candidates = window_hashes(text, width)

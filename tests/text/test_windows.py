@@ -5,7 +5,7 @@ from configurations import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minids.text.contamination import WINDOW, repeated_windows, window_hashes
+from minids.text.windows import WINDOW, repeated_windows, window_hashes
 
 texts = st.lists(st.binary(max_size=40) | st.text("ab", max_size=60).map(str.encode), max_size=5)
 
@@ -22,7 +22,7 @@ def test_a_window_is_repeated_if_it_is_in_a_seen_text(asked, seen, width):
     assert [part.tolist() for part in found] == [[w in known for w in windows(text, width)] for text in asked]
 
 
-def test_a_copied_stretch_of_fifty_bytes_is_found_and_one_of_forty_nine_is_not():
+def test_a_copied_passage_of_fifty_bytes_is_found_and_one_of_forty_nine_is_not():
     rng = np.random.default_rng(0)
     text, before, after = (rng.bytes(WINDOW) for _ in range(3))
     assert repeated_windows([b"x" + text + b"y"], [before + text + after])[0].tolist() == [False, True, False]

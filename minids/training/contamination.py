@@ -1,4 +1,4 @@
-"""Does held-out text that also occurs in training flatter the scores?
+"""Contamination: does held-out text that also occurs in training flatter the scores?
 
 Some repetition is always left: licences, idioms, code copied from file to file. Here the score of all rows is compared
 with that of the clean ones, into whose scored half no repeated window reaches. If repeated rows score better, the
@@ -8,8 +8,8 @@ rows, too. If the model is as far below it there as on all rows, the comparison 
 
 import numpy as np
 
-from minids.text.contamination import WINDOW, repeated_windows
 from minids.text.corpus import Corpus
+from minids.text.windows import WINDOW, repeated_windows
 from minids.training.evaluate import context_tokens
 
 RowScores = dict[str, tuple[np.ndarray, np.ndarray]]  # bits and bytes of each row, by domain
@@ -22,9 +22,9 @@ def contamination(
     """Return by domain how much of the held-out text occurs in the training text, and the scores without it.
 
     `windows` is the share of the windows of 50 bytes of all held-out documents that occur in the training text of any
-    domain; `rows` and `repeated_rows` count the scored rows and those of them that hold such windows. Then come bits
-    per byte of the repeated and of the clean rows, and by which share the clean ones are below the 5-gram; None for no
-    rows.
+    domain; `rows` and `repeated_rows` count the scored rows and those of them into whose scored half such a window
+    reaches. Then come bits per byte of the repeated and of the clean rows, and by which share the clean ones are below
+    the 5-gram; None for no rows.
     """
     documents = {domain: [text.encode() for text in texts] for domain, texts in corpus.validation.items()}
     rows = {d: [b"".join(token_bytes[t] or NO_TEXT for t in row) for row in held_out[d]] for d in held_out}

@@ -5,10 +5,10 @@ import pytest
 
 from minids.text.backend import END_OF_TEXT
 from minids.text.batches import encode_split
-from minids.text.contamination import WINDOW
 from minids.text.corpus import Corpus
 from minids.text.tokenizer import Tokenizer
-from minids.training.leakage import contamination
+from minids.text.windows import WINDOW
+from minids.training.contamination import contamination
 from minids.training.report import validation_rows
 
 LONG = "A line of more than fifty bytes, which is in both of the texts, größer.\n"
@@ -20,7 +20,7 @@ def windows(text: bytes) -> list[bytes]:
 
 
 def test_repeated_windows_and_rows_are_those_of_a_set_of_all_windows():
-    train = {"prose": [ONLY_TRAIN, LONG], "code": ["x = 1\n"]}
+    train = {"prose": [ONLY_TRAIN], "code": ["x = 1\n", LONG]}  # the text of every domain counts for every other
     held_out = {
         "prose": [ONLY_HELD_OUT + LONG + ONLY_HELD_OUT, LONG[:40], LONG[40:], "short"],  # the parts are no windows
         "code": [ONLY_HELD_OUT, LONG, LONG[::-1]],
@@ -52,6 +52,23 @@ def test_repeated_windows_and_rows_are_those_of_a_set_of_all_windows():
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("half", [40, 60])
+def test_a_row_is_repeated_from_the_first_seen_window_that_ends_in_its_second_half(half):
+    """One window of training text, in every place of a row of random bytes; each token is a byte, 256 ends a text."""
+    seen = LONG.encode()[-WINDOW:]
+    rng, width = np.random.default_rng(0), 2 * half + 1
+    rows = rng.integers(128, 256, (width - WINDOW + 2, width))
+    for at, row in enumerate(rows[:-1]):
+        row[at : at + WINDOW] = list(seen)
+    rows[-1, -WINDOW:] = [*seen[:-1], 256]  # the end of the text instead of the line break is no repetition
+    scores = {"a": (rng.random(len(rows)), np.ones(len(rows)))}
+    corpus = Corpus({"a": [LONG]}, {"a": ["short"]}, {"a": 1})
+    found = contamination(corpus, {"a": rows}, scores, scores, [*(bytes([i]) for i in range(256)), b""])["a"]
+    repeated = np.array([at + WINDOW > half for at in range(len(rows) - 1)] + [False])
+    assert (found["rows"], found["repeated_rows"]) == (len(rows), repeated.sum())
+    assert found["repeated_bits_per_byte"] == pytest.approx(scores["a"][0][repeated].mean())
+
+
 def test_without_repeated_rows_or_without_others_there_is_no_score_of_them():
     tokenizer = Tokenizer.train([LONG], 300)
     for held_out, of in ((["new text"], "repeated"), ([LONG], "clean")):
@@ -59,5 +76,6 @@ def test_without_repeated_rows_or_without_others_there_is_no_score_of_them():
         rows = validation_rows(encode_split(tokenizer, one.validation), 99)
         scores = {"a": (np.array([3.0]), np.array([2]))}
         found = contamination(one, rows, scores, scores, tokenizer.token_bytes())["a"]
+        assert found["windows"] == (of == "clean"), "a text of fewer than 50 bytes has no window"
         assert found[f"{of}_bits_per_byte"] is None
         assert (found["clean_below_baseline"] is None) == (of == "clean")
