@@ -57,7 +57,8 @@ minutes: .venv/book.stamp
 bench: .venv/test.stamp
 	$(BIN)/python -m minids.book.bench $(ARGS)
 
-# Without NAME, lists the experiments. NAME=attention SEEDS="0 1" runs those seeds; finished runs are kept in its folder.
+# Without NAME, lists the experiments. NAME=attention SEEDS="0 1" runs those seeds, NAME=ablation ARGS="--arms GQA" one
+# of its rows; finished runs are kept in its folder.
 experiments: .venv/train.stamp
 	$(BIN)/python -m minids.book.experiments $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 from minids.book import plots
+from minids.book.ablation import recorded_rows
+from minids.book.ablation import table as ablation_table
 from minids.book.bench.table import table as bench_table
 from minids.book.claims import ARTICLES, all_claims
 from minids.book.experiments import miniature
@@ -25,7 +27,11 @@ def main() -> None:
         (HERE / f"{name}.png").write_bytes(figure.png())
         print(f"figures/{name}.png: {figure.alt}")
     GALLERY.write_text(gallery(drawn), encoding="utf-8")
-    tables = {"miniature": miniature.table(load("miniature")), "bench": bench_table(load("bench"))}
+    tables = {
+        "miniature": miniature.table(load("miniature")),
+        "ablation": ablation_table(recorded_rows()),
+        "bench": bench_table(load("bench")),
+    }
     README.write_text(with_tables(README.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
@@ -160,6 +166,8 @@ def training() -> dict[str, Picture]:
             mini["log"], mini["runs"][0]["report"], layer_names=ModelConfig.preset("mini").moe_layer_names()
         ),
         "schedules": plots.draw_schedules(),
+        "ablation": plots.draw_ablation(recorded_rows()),
+        "scaling": plots.draw_scaling(load("scaling")),
         "growth": plots.draw_growth(load("bench")["growth"]),
     }
 

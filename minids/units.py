@@ -1,4 +1,4 @@
-"""Numbers with units, as the command line and the pictures print them."""
+"""Numbers with units, and tables, as the command line, the pictures and the README print them."""
 
 from collections.abc import Sequence
 
@@ -40,3 +40,10 @@ def in_gib(size: float) -> str:
 def from_to(interval: Sequence[float], form: str = ".1%") -> str:
     """Return an interval as text, each end in the given format: 14.5% to 17.5%."""
     return f"{interval[0]:{form}} to {interval[1]:{form}}"
+
+
+def markdown_table(lines: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table with the first line as header; the first column is aligned to the left, others right."""
+    header, *rows = lines
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -9,13 +9,14 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from minids.book import plots
+from minids.book.ablation import Row, recorded_rows
 from minids.book.claims import ARTICLES, all_claims
 from minids.book.plots.c08_measured import simulated
 from minids.book.plots.style import Picture
 from minids.book.probes.drafts import Drafts
 from minids.book.probes.expert_products import ROUTINGS, WAYS
 from minids.book.probes.specialists import Observed
-from minids.book.recorded import load
+from minids.book.recorded import Measured, load
 from minids.book.toy import KINDS
 from minids.cost.attention import mla_cached_numbers
 from minids.cost.published import LOSS_FREE, REPORTS
@@ -193,6 +194,31 @@ def register_errors() -> dict:
     return {data: dict.fromkeys(("sums", "products"), found) for data in ("normal", "positive")}
 
 
+def of_a_reader(*bits: float) -> Row:
+    """A change that a reader trained, with these bits per byte in its runs."""
+    full = recorded_rows()[0]
+    return Row("eight heads", full.model, Measured(bits), Measured((2.2, 2.3)[: len(bits)]), 0.5, 0.6, recorded=False)
+
+
+def scaling(shift: float) -> dict:
+    """The recorded results of the scaling experiment, with the mixture's bits per byte shifted."""
+    result = load("scaling")
+    for run in result["runs"]:
+        run["bits_per_byte"]["prose_and_code"] += shift * run["arm"].startswith("MoE")
+    return result
+
+
+def mixed() -> dict:
+    """The same with mixtures that differ from the dense models by 0.1 exactly: below at two sizes, above at two."""
+    result = load("scaling")
+    dense = {(run["arm"][-2:], run["data"]): run for run in result["runs"] if run["arm"].startswith("dense")}
+    for run in result["runs"]:
+        if run["arm"].startswith("MoE"):
+            bits = dense[run["arm"][-2:], run["data"]]["bits_per_byte"]["prose_and_code"]
+            run["bits_per_byte"]["prose_and_code"] = bits + (0.1 if run["arm"][-1] in "SM" else -0.1)
+    return result
+
+
 def executed(name: str, ranks: int, micro_batches: int, slower: float) -> tuple:
     """A schedule, and the timeline of a run in which every action took so many times as long as its pace."""
     schedule, pace = SCHEDULES[name](ranks, micro_batches), Times(F=0.04, I=0.03, W=0.05)
@@ -319,6 +345,13 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
         "another loss": part(30, 60, bits_per_byte={}), "sick": sick(),
         "recorded": (load("miniature")["log"], load("miniature")["runs"][0]["report"]),
         "recorded, first half": (load("miniature")["log"][:450], None, MINIATURE),
+    },
+    "ablation": {
+        "recorded": (recorded_rows(),), "one row": (recorded_rows()[:2],),
+        "with a reader's": ((*recorded_rows(), of_a_reader(1.9), of_a_reader(2.4, 2.5)),),
+    },
+    "scaling": {
+        "recorded": (load("scaling"),), "apart": (scaling(-0.1),), "behind": (scaling(0.1),), "mixed": (mixed(),),
     },
     "schedules": {
         "mini": (), "no decay": (TrainConfig(decay_fraction=0.0, frozen_bias_fraction=0.0),), "off": (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minids.units import SI, from_to, in_k, in_unit, short
+from minids.units import SI, from_to, in_k, in_unit, markdown_table, short
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,7 @@ def test_a_unit_begins_where_it_leaves_one_and_the_last_has_no_end():
 
 def test_an_interval_is_shown_in_the_format_of_its_number():
     assert (from_to([0.1449, 0.175]), from_to((1.75, 1.9116), ".3f")) == ("14.5% to 17.5%", "1.750 to 1.912")
+
+
+def test_a_table_has_its_first_line_as_header_and_numbers_to_the_right():
+    assert markdown_table([["", "bits"], ["full", 1.5]]) == "|  | bits |\n| --- | ---: |\n| full | 1.5 |"

@@ -17,7 +17,7 @@ from minids.cost.parameters import count_parameters
 from minids.model.config import ModelConfig
 from minids.text.corpus import CORPUS_SHA256, SOURCES
 from minids.text.windows import WINDOW
-from minids.units import from_to
+from minids.units import from_to, markdown_table
 from minids.validation import require
 
 CARD = "README.md"
@@ -40,7 +40,7 @@ def model_card(
     transformers reads them. Raises ValueError if known entries are not of the form that a report has.
     """
     name, report = "".join(c if c.isprintable() else "?" for c in " ".join(name.split())), report or {}
-    sizes = "## Sizes\n\n" + _table(["", ""], _sizes(config, dtype))
+    sizes = "## Sizes\n\n" + markdown_table([["", ""], *_sizes(config, dtype)])
     loading = "## Loading\n\n" + _loading(config, name, tokenizer, transformers)
     try:
         of_report = [*_training(report), *_scores(report, dtype), *_limits(config, report)]
@@ -175,7 +175,7 @@ def _training(report: dict) -> Iterator[str]:
             ["products computed in", train["dtype"]],
             ["SHA-256 of the corpus", f"`{report['corpus_sha256']}`"],
         ]  # fmt: skip
-        yield f"## Training\n\nThe training text is {_corpus(report)}.\n\n" + _table(["", ""], rows)
+        yield f"## Training\n\nThe training text is {_corpus(report)}.\n\n" + markdown_table([["", ""], *rows])
 
 
 def _scores(report: dict, dtype: str) -> Iterator[str]:
@@ -199,9 +199,9 @@ def _scores(report: dict, dtype: str) -> Iterator[str]:
             " Brackets: 95% intervals for other held-out text of the same kind. They do not cover other seeds, with"
             " which the same training gives another model."
         )
-    yield text + "\n\n" + _table(["held-out text", "bits per byte", "5-gram", "below the 5-gram"], rows)
+    yield text + "\n\n" + markdown_table([["held-out text", "bits per byte", "5-gram", "below the 5-gram"], *rows])
     if shares := list(_shares(report, intervals)):
-        yield _table(["share that is exactly right", "model", "for comparison"], shares)
+        yield markdown_table([["share that is exactly right", "model", "for comparison"], *shares])
 
 
 def _shares(report: dict, intervals: dict) -> Iterator[list[str]]:
@@ -274,11 +274,6 @@ def _loading(config: ModelConfig, name: str, tokenizer: bool, transformers: bool
 
 def _python(*lines: str) -> str:
     return "\n".join(["```python", *lines, "```"])
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _with_interval(value: float, interval: list[float] | None, form: str = ".1%") -> str:

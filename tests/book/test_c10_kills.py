@@ -74,7 +74,7 @@ def test_the_bars_are_the_steps_of_the_run_and_those_done_again_and_the_text_is_
     again = [bar.get_width() for bar in fig.axes[0].patches if bar.get_hatch()]
     assert (sum(kept), sum(again)) == (12, run.repeated)
     marks = [line.get_marker() for line in fig.axes[0].lines]
-    assert (marks.count("x") + marks.count("X"), marks.count("X")) == (kills, sum(life.saving for life in lives))
+    assert (marks.count("x") + marks.count("D"), marks.count("D")) == (kills, sum(life.saving for life in lives))
     (title,) = (text.get_text() for text in fig.texts if "done again, " in text.get_text())
     assert title == f"{kills} kill{'s' * (kills > 1)}, {run.repeated} steps done again, not one bit different"
     others = KilledRun((*[Life(0, 1, killed=True)] * kills, Life(0, 12)), 12, 3, "b", "b")

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from minids.book.experiments import miniature
+from minids.book import ablation
+from minids.book.experiments import costs, miniature
 from minids.book.experiments.__main__ import EXPERIMENTS, POOLED
+from minids.book.experiments.ablation import FASTER
 from minids.book.experiments.attention import MODELS, RANKS, cut_to_ranks, without_parts
-from minids.book.experiments.pool import jobs
+from minids.book.experiments.pool import Arm, jobs
 from minids.book.experiments.runner import SEEDS, changed_arms
 from minids.book.probes.attention import keys_and_values_svd, project_keys_and_values, silence
 from minids.book.recorded import cached_per_layer, load, reports_of
@@ -72,6 +74,20 @@ def test_the_table_in_readme_is_that_of_the_recorded_runs_with_medians_of_the_se
     prose = statistics.median(report["bits_per_byte"]["prose"] for report in reports)
     (line,) = (line for line in table.splitlines() if line.startswith("| prose,"))
     assert line.split("|")[5].strip().startswith(f"{prose:.3f} (")
+
+
+def test_the_ablation_in_readme_is_that_of_the_recorded_runs():
+    assert ablation.table(ablation.recorded_rows()) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_at_equal_time_an_arm_has_as_many_more_steps_as_its_step_was_measured_to_be_faster():
+    recorded = load("costs")["arms"]
+    assert recorded.keys() == costs.MODELS.keys()
+    for name, faster in FASTER.items():
+        step = recorded[name]["step"]
+        assert step["lowest"] < 1 / faster < step["highest"]
+        arm = POOLED["ablation"].arms[f"{name.removesuffix(', active')}, equal time"]
+        assert arm == Arm(costs.MODELS[name].model, {"steps": round(POOLED["ablation"].train.steps * faster)})
 
 
 def test_the_log_covers_every_step_of_the_run():

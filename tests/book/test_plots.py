@@ -167,6 +167,13 @@ SAID = [
     ("cache_kinds: released", "V3 (MLA): MHA 488.0, GQA 30.5, MQA 3.8, MLA 8.6"),
     ("cache_kinds: released", "At 128K tokens V2 caches 57 times less than with MHA"),
     ("cache_kinds: dense", "The cache of 128K tokens, with each kind of attention"),
+    ("ablation: recorded", "4 of 13 changes beat the full model: MHA · GQA; at equal time dense · no MTP"),
+    ("ablation: with a reader's", "4 of 13 changes beat"),
+    ("ablation: with a reader's", "no MTP +0.003 (not separated)"),
+    ("ablation: with a reader's", "eight heads, 1 run; eight heads, 2 runs"),
+    ("ablation: one row", "1 of 1 changes beat the full model: MHA"),
+    ("scaling: apart", "The mixture at 4 sizes: ahead at 4 (up to"), ("scaling: behind", "behind at 4 (up to"),
+    ("scaling: mixed", "The mixture at 4 sizes: ahead at 2 (up to 0.10 bits), behind at 2 (up to 0.10 bits)"),
     ("score_parts: two", "layer 0 head 0: the rotated part makes "),
 ]  # fmt: skip
 

@@ -60,6 +60,17 @@ def test_seeds_that_are_not_crossed_and_not_the_book_s_stay_in_the_folder(done, 
     assert done == [(arm, seed, seed) for seed in (7, 8) for arm in ARMS]
 
 
+def test_some_arms_alone_leave_the_book_s_results_as_they_are(done, tmp_path, capsys):
+    path = record(experiment(done), tmp_path / "new", arms=["a: b"])
+    assert path == tmp_path / "new" / "made up.json"
+    assert json.loads(path.read_text())["arms"].keys() == {"a: b"} == {arm for arm, *_ in done}
+    assert "a: b, seeds 0 and 1: 4.1 bits per byte\n" in capsys.readouterr().out
+    record(experiment(done, run=lambda *_: {"seconds": 1, "bits_per_byte": 2.5}), tmp_path / "number", (7,))
+    assert "a, b, seeds 7 and 7: 2.5 bits per byte\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"'b' is not possible.* one of a, b, a: b"):
+        record(experiment(done), tmp_path / "new", arms=["b"])
+
+
 def test_only_what_is_not_there_is_run_and_other_settings_are_other_runs(done, tmp_path):
     first = record(experiment(done), tmp_path).read_text()
     next(tmp_path.glob("a-b-*-1-0.json")).unlink()

@@ -14,7 +14,7 @@ from helpers_training import small_config
 from typer.testing import CliRunner
 
 from minids.__main__ import app
-from minids.book.experiments import runner
+from minids.book.experiments import pool, runner
 from minids.book.experiments.__main__ import EXPERIMENTS, POOLED, listing, main
 from minids.book.experiments.runner import Arm, Experiment, changed_arms, record, thin
 from minids.book.growing import STAGES
@@ -199,6 +199,7 @@ def test_the_command_lists_what_there_is(capsys):
     runs_of |= {"growing": 5 * len(STAGES)}
     runs_of |= {name: 4 * len(POOLED[name].arms) for name in ("experts", "balance", "mtp")}
     runs_of |= {"fp8": 3 * len(POOLED["fp8"].arms)}
+    runs_of |= {"ablation": 4 * len(POOLED["ablation"].arms), "scaling": 3 * len(POOLED["scaling"].arms)}
     for line, (name, runs) in zip(lines, runs_of.items(), strict=True):
         minutes = load(name)["minutes"]
         assert line.split(":")[0].split() == f"{name} {runs} runs, {minutes:,.0f} minutes of one core".split()
@@ -210,9 +211,14 @@ def test_the_command_hands_its_options_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(runner, "record", lambda *given: asked.append(given) or ({}, tmp_path / "two.json"))
     main(["two", "--seeds", "5", "6", "--folder", str(tmp_path), "--data", "my.txt"])
     main(["two"])
+    monkeypatch.setattr(pool, "record", lambda *given: asked.append(given) or tmp_path / "one.json")
+    main(["fp8", "--seeds", "5", "--arms", "FP8", "BF16"])
+    main(["fp8"])
     assert asked == [
         (TWO, tmp_path, (5, 6), Path("my.txt")),
         (TWO, Path("runs/experiments/two"), runner.SEEDS, None),
+        (POOLED["fp8"], Path("runs/experiments/fp8"), (5,), ["FP8", "BF16"]),
+        (POOLED["fp8"], Path("runs/experiments/fp8"), None, None),
     ]
     assert f"wrote {tmp_path / 'two.json'}\n" in capsys.readouterr().out
     assert "two          6 runs, not yet recorded: one layer · slow, two" in listing()
@@ -223,7 +229,10 @@ def test_the_command_hands_its_options_on(monkeypatch, tmp_path, capsys):
     [
         ("none", 2, "'none' is no experiment: there are miniature, attention"),
         ("--seeds 1", 2, "name the experiment"),
+        ("--arms MHA", 2, "name the experiment"),
+        ("ablation --arms MHHA", 2, "minids: arm='MHHA' is not possible"),
         ("attention --seeds 1 1", 2, "minids: seeds 1, 1 are not possible"),
+        ("attention --arms MHA", 2, "attention has no --arms"),
         ("attention --data nothing.txt", 2, "minids: nothing.txt"),
         (f"attention --folder {__file__}", 2, "minids: "),
         ("attention", 130, "minids: stopped; the same command resumes."),

@@ -1,5 +1,7 @@
 """The results as the tables of the README."""
 
+from minids.units import markdown_table
+
 
 def table(data: dict) -> str:
     """Return the Markdown tables: steps beside the peer's, speculative decoding, the expert layer, and FP8.
@@ -21,7 +23,7 @@ def _steps(data: dict) -> str:
     for row in data["decoding"]:
         what = f"decoding step, batch {row['batch']}, context {row['context']:,}"
         lines.append([what, row["threads"], _milliseconds(row), _times(row["speedup"]), "", "", ""])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def _speculation(rows: list[dict]) -> str:
@@ -30,7 +32,7 @@ def _speculation(rows: list[dict]) -> str:
         how = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']:g}"
         numbers = [f"{row['acceptance']:.2f}", f"{row['tokens_per_step']:.2f}", f"{row['step_cost']:.2f} plain steps"]
         lines.append([f"{row['domain']}, {how}", row["threads"], *numbers, _times(row["speedup"], decimals=2)])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def _experts(rows: list[dict]) -> str:
@@ -38,7 +40,7 @@ def _experts(rows: list[dict]) -> str:
     for row in rows:
         shares = [f"{share:.0%}" for share in row["share"].values()]
         lines.append([f"threads: {row['threads']}", *shares, f"{row['growth']['median']:.2f}×"])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def _fp8(rows: list[dict]) -> str:
@@ -47,7 +49,7 @@ def _fp8(rows: list[dict]) -> str:
         what = f"linear layer, {' → '.join(map(str, row['shape']))}, {row['tokens']:,} tokens"
         costs = [_times(cost, decimals=2) for cost in row["cost"].values()]
         lines.append([what, row["threads"], f"{row['sides']['plain']['median_ms']:.0f} ms", *costs])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def _circumstances(data: dict) -> str:
@@ -66,12 +68,6 @@ def _circumstances(data: dict) -> str:
         "A decoding step of two tokens, as speculative decoding takes it, costs "
         f"{verify[0]:.2f} to {verify[-1]:.2f} times a plain one. Measured on {where}.{quiet}"
     )
-
-
-def _markdown(lines: list[list]) -> str:
-    head, *body = lines
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def _milliseconds(row: dict) -> str:

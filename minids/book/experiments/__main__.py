@@ -3,13 +3,33 @@
 import argparse
 from pathlib import Path
 
-from minids.book.experiments import attention, balance, experts, fp8, growing, miniature, mtp, pool, runner
+from minids.book.experiments import (
+    ablation,
+    attention,
+    balance,
+    experts,
+    fp8,
+    growing,
+    miniature,
+    mtp,
+    pool,
+    runner,
+    scaling,
+)
 from minids.book.recorded import DATA, load
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (miniature.EXPERIMENT, attention.EXPERIMENT)}
 POOLED = {
     experiment.name: experiment
-    for experiment in (growing.EXPERIMENT, experts.EXPERIMENT, balance.EXPERIMENT, mtp.EXPERIMENT, fp8.EXPERIMENT)
+    for experiment in (
+        growing.EXPERIMENT,
+        experts.EXPERIMENT,
+        balance.EXPERIMENT,
+        mtp.EXPERIMENT,
+        fp8.EXPERIMENT,
+        ablation.EXPERIMENT,
+        scaling.EXPERIMENT,
+    )
 }
 
 
@@ -22,10 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
         type=Path,
         help="for runs, which are resumed, and results; default: runs/experiments/NAME",
     )
+    parser.add_argument("--arms", nargs="+", help="only these, by name; the results go to the folder")
     parser.add_argument("--data", type=Path, help="text of your own instead of the book's corpus")
     chosen = parser.parse_args(arguments)
     if chosen.name is None:
-        if chosen.seeds or chosen.folder or chosen.data:
+        if chosen.seeds or chosen.folder or chosen.data or chosen.arms:
             parser.error("name the experiment that these options are for.")
         print(listing())
         return
@@ -33,11 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"{chosen.name!r} is no experiment: there are {', '.join(EXPERIMENTS | POOLED)}.")
     if chosen.data and chosen.name in POOLED:
         parser.error(f"{chosen.name} has no --data: its arms are compared on the book's text.")
+    if chosen.arms and chosen.name in EXPERIMENTS:
+        parser.error(f"{chosen.name} has no --arms: the tables of its report need all of them.")
     folder = chosen.folder or Path("runs") / "experiments" / chosen.name
     print(f"runs are kept in {folder}", flush=True)
     try:
         if chosen.name in POOLED:
-            path = pool.record(POOLED[chosen.name], folder, tuple(chosen.seeds) if chosen.seeds else None)
+            seeds = tuple(chosen.seeds) if chosen.seeds else None
+            path = pool.record(POOLED[chosen.name], folder, seeds, chosen.arms)
         else:
             seeds = tuple(chosen.seeds or runner.SEEDS)
             _, path = runner.record(EXPERIMENTS[chosen.name], folder, seeds, chosen.data)

@@ -23,6 +23,7 @@ from minids.model.config import ModelConfig
 from minids.text.corpus import load_corpus
 from minids.training.config import MINIATURE, TrainConfig
 from minids.training.run import start_run
+from minids.units import markdown_table
 
 DENSE_SPEEDUP = 1.4  # steps of mini-dense in the time of one of mini
 _MINI, _DENSE = ModelConfig.preset("mini"), ModelConfig.preset("mini-dense")
@@ -73,8 +74,7 @@ def table(data: dict) -> str:
     }
     for name, show in measures.items():
         rows.append([name, *(show(_median_report(reports, name)) for reports in arms.values()), ""])
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([header, *rows])
 
 
 def _median_and_range(reports: list[dict], table: str, name: str) -> str:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -61,7 +61,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms by name, and the function that trains one: `run(arm, weights, data)` returns what to keep (plain JSON)."""
+    """Arms by name, and the function that trains one: `run(arm, weights, data)` returns what to keep (plain JSON).
+
+    That includes "seconds" and "bits_per_byte", a number or, by domain, a dict with "all".
+    """
 
     name: str
     train: TrainConfig
@@ -79,12 +82,19 @@ def jobs(experiment: Experiment, seeds: tuple[int, ...] | None = None) -> list[t
     return [(arm, *pair) for pair in pairs for arm in experiment.arms]
 
 
-def record(experiment: Experiment, folder: Path, seeds: tuple[int, ...] | None = None) -> Path:
+def record(
+    experiment: Experiment, folder: Path, seeds: tuple[int, ...] | None = None, arms: Sequence[str] | None = None,
+) -> Path:  # fmt: skip
     """Do the runs that are not yet in the folder, write the results, and return the file's path.
 
-    With the experiment's own seeds that is figures/data/NAME.json, else NAME.json in the folder. Raises ValueError for
-    seeds below 0 or twice.
+    With all arms and the experiment's own seeds that is figures/data/NAME.json, else NAME.json in the folder. Raises
+    ValueError for seeds below 0 or twice, and for an arm that the experiment does not have.
     """
+    whole = experiment
+    if arms is not None:
+        for arm in arms:
+            require("arm", arm, arm in whole.arms, f"one of {', '.join(whole.arms)}")
+        experiment = replace(whole, arms={arm: whole.arms[arm] for arm in arms})
     seeds = experiment.seeds if seeds is None else seeds
     all_jobs = jobs(experiment, seeds)
     header = {
@@ -110,7 +120,8 @@ def record(experiment: Experiment, folder: Path, seeds: tuple[int, ...] | None =
         for file, (arm, weights, data) in zip(files, all_jobs, strict=True)
     ]
     result = header | {"minutes": round(sum(run["seconds"] for run in runs) / 60, 1), "runs": runs}
-    target = (DATA if tuple(seeds) == experiment.seeds else folder) / f"{experiment.name}.json"
+    complete = (tuple(seeds), list(experiment.arms)) == (whole.seeds, list(whole.arms))
+    target = (DATA if complete else folder) / f"{experiment.name}.json"
     write_atomically(target, json.dumps(result) + "\n")
     return target
 
@@ -119,8 +130,11 @@ def _run(run: Callable[[str, int, int], dict], file: Path, job: tuple[str, int, 
     if file.exists():
         return
     torch.set_num_threads(1)
-    write_atomically(file, json.dumps(run(*job)) + "\n")
-    print("{}, seeds {} and {}: done".format(*job), flush=True)
+    result = run(*job)
+    write_atomically(file, json.dumps(result) + "\n")
+    bits = result["bits_per_byte"]
+    bits = bits["all"] if isinstance(bits, dict) else bits
+    print("{}, seeds {} and {}: {} bits per byte".format(*job, bits), flush=True)
 
 
 def _file_name(header: dict, arm: str, weights: int, data: int) -> str:

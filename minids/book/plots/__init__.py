@@ -49,7 +49,9 @@ from minids.book.plots.c08_gaps import draw_gap, draw_stages
 from minids.book.plots.c08_measured import draw_measured
 from minids.book.plots.c08_overlap import draw_overlap
 from minids.book.plots.c08_timeline import draw_schedule
+from minids.book.plots.c10_ablation import draw_ablation
 from minids.book.plots.c10_dashboard import draw_dashboard
 from minids.book.plots.c10_kills import draw_kills
+from minids.book.plots.c10_scaling import draw_scaling
 from minids.book.plots.c10_schedules import draw_schedules
 from minids.book.plots.growth import draw_growth

@@ -137,7 +137,7 @@ def _progress(run: Run) -> str:
     parts = [f"step {done:,} of {steps:,}", f"{short(done * run.tokens)} tokens"]
     seconds = step_seconds(run.records)
     if len(seconds):
-        parts.append(f"{done * run.tokens / max(seconds.sum(), 1e-9):,.0f} tokens per second")
+        parts.append(f"{done * run.tokens / max(seconds.sum(), 1e-9):,.0f} tokens per second on average")
         left = (steps - done) * float(np.median(seconds[-50:]))
         if left:
             size, unit = next(

@@ -11,7 +11,7 @@ ROW = 0.2  # inches
 KEPT, LOST = LAYERS[1], LAYERS[6]
 KEY = (
     ("■", KEPT, "kept by a checkpoint"), ("■", LOST, "lost, done again"), ("×", INK, "killed"),
-    ("✖", INK, "while saving"), ("×", INK, "without a bar: while starting"),
+    ("◆", INK, "while saving"), ("×", INK, "without a bar: while starting"),
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def draw_kills(run: KilledRun) -> Picture:
         if life.end > kept:
             ax.barh(row, life.end - kept, left=kept, height=0.72, color=tint(LOST, 0.7), edgecolor=LOST, hatch="////")
         if life.killed:
-            ax.plot(life.end, row, "X" if life.saving else "x", color=INK, markersize=7, clip_on=False, zorder=5)
+            ax.plot(life.end, row, "D" if life.saving else "x", color=INK, markersize=7, clip_on=False, zorder=5)
             ax.plot([kept, kept], [row, row + 0.64], color=MUTED, linewidth=1, zorder=0.5)
     ax.set(xlim=(0, run.steps), ylim=(len(run.lives) - 0.4, -0.6), xlabel="step; grey lines: checkpoints")
     ax.set_ylabel("process", labelpad=8)
