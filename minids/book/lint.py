@@ -80,6 +80,8 @@ def _cells(notebook: NotebookNode) -> Iterator[str]:
     for cell in notebook.cells:
         for match in PLACE.finditer(cell.source):
             yield f"A cell names a place on one machine: {match[0]}."
+        if cell.cell_type == "markdown" and (raw := re.search(r"</summary>[ \t]*[^\s<].*", cell.source)):
+            yield f"Markdown is shown as it is typed until an empty line: {raw[0]!r}."
     for cell, size in zip(_code(notebook), sizes, strict=True):
         widest = max(cell.source.splitlines(), key=len, default="")
         if len(widest) > COLUMNS:

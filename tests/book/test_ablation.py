@@ -4,6 +4,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
+from pictures import picture
 
 from minids import ModelConfig
 from minids.book import ablation
@@ -67,6 +68,15 @@ def test_recorded_rows_are_the_full_model_and_every_change_in_order(recorded):
 def test_a_verdict_is_from_the_differences_of_equal_seeds(ours, verdict):
     row = Row("", TINY, Measured(ours), Measured((2.0, 2.1)[: len(ours)]))
     assert row.verdict == verdict
+
+
+def test_the_picture_has_a_dot_for_each_run_a_bar_for_the_mean_and_a_diamond_for_the_earlier_chapter():
+    rows = recorded_rows()
+    ax = picture("ablation: recorded").axes[0]
+    drawn = {(line.get_marker(), tuple(line.get_xdata())) for line in ax.lines}
+    for row in rows[1:]:
+        assert {("o", row.differences), ("None", (row.difference, row.difference))} <= drawn
+        assert row.earlier is None or ("D", (row.earlier,)) in drawn
 
 
 @pytest.mark.parametrize(("steps", "full"), [({}, (3.0, 3.3)), ({"steps": experiment.TRAIN.steps}, (2.0, 2.3))])

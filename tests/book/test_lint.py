@@ -64,6 +64,7 @@ BREAKS = {  # what is said, when this is replaced by that
     ),
     "`with reveal(guess):`": ("with reveal(guess):", "if True:"),
     "does not begin with <details>": ("<details>", "<br>"),
+    "Markdown is shown as it is typed until an empty line": ("Hint</summary>\\n", "Hint</summary>`a`\\n"),
     "wrong variant": ('"wrong"', '"other"'),
     "tagged `setup`": ('"setup"', '"other"'),
     "4 exercises": ('"ex-1.2"', '"other"'),

@@ -27,7 +27,7 @@ def draw_scaling(result: dict) -> Picture:
         ax.plot(np.repeat(compute, bits.shape[1]), bits.ravel(), "o", color=COLORS[kind], markersize=5)
         ends[f"{kind}\n∝ compute$^{{{exponent:.3f}}}$"] = (bits[-1].mean(), COLORS[kind])
     log_scale(ax, "x", lambda flops: f"10$^{{{np.log10(flops):.0f}}}$")
-    low, high = (end(bits.min() if end is min else bits.max() for bits in everything.values()) for end in (min, max))
+    low, high = np.min(list(everything.values())), np.max(list(everything.values()))
     log_scale(ax, "y", lambda bits: f"{bits:.1f}", ticks=np.arange(np.floor(10 * low), np.ceil(10 * high) + 1) / 10)
     ax.set_ylim(0.985 * low, 1.015 * high)
     label_ends(ax, ends, gap=0.14 * np.log10(1.03 * high / low), size=12)
