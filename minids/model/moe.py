@@ -131,10 +131,11 @@ def dispatch(x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, n_experts: in
 
 
 def sort_by_expert(weights_NK: Tensor, experts_NK: Tensor, n_experts: int) -> Route:
-    """Return the route of all tokens' choices, sorted by expert."""
+    """Return the route of all tokens' choices, sorted by expert. A choice of `n_experts`, no expert's number, is left
+    out."""
     expert_of_choice = experts_NK.flatten()
-    order = expert_of_choice.argsort(stable=True)
-    counts_E = expert_of_choice.bincount(minlength=n_experts)
+    counts_E = expert_of_choice.bincount(minlength=n_experts)[:n_experts]
+    order = expert_of_choice.argsort(stable=True)[: counts_E.sum()]
     return Route(weights_NK.flatten().index_select(0, order), order // experts_NK.shape[1], counts_E)
 
 
