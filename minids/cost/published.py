@@ -102,6 +102,7 @@ BENCHMARKS = {
 }
 R1_GPUS, R1_ZERO_RUN_HOURS, R1_RUN_HOURS, R1_DATA_GPU_HOURS = 512, 198, 80, 5e3  # Nature (2025), supplement
 NODE_LINKS, LINK_BYTES_PER_SECOND = 8, 50e9  # InfiniBand, of a node with 8 H800s (V3 report §3.2)
+NVLINK_BYTES_PER_SECOND = 160e9  # of a GPU, to the others of its node (V3 report §3.2.2)
 FOUR_BIT = 4.5  # bits per weight of common 4-bit files: 64 weights share a scale and an offset of 16 bits
 CACHE_BITS_V2 = 6  # of V2 as deployed, on average (V2 report, §3.2.3)
 

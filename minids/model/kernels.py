@@ -23,6 +23,11 @@ def to_compute_dtype(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
+def local(x: Tensor) -> Tensor:
+    """Return this rank's part of a tensor that is sharded among ranks (DTensor); any other one as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x / sqrt(mean(x²) + eps) · weight over the last dimension, in autocast's dtype if it is on.
 

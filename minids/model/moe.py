@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from minids.model.balance import sequence_balance_loss
 from minids.model.config import ModelConfig
 from minids.model.grouped import grouped_linear
-from minids.model.kernels import to_compute_dtype
+from minids.model.kernels import local, to_compute_dtype
 from minids.model.layers import SwiGLU
 
 ROW_MULTIPLE = 32  # each expert's rows are padded to a multiple of this
@@ -160,7 +160,10 @@ def fill_up(route: Route) -> Route:
 
 
 class Experts(nn.Module):
-    """The routed experts, with stacked weights: rows sorted by expert -> their weighted outputs."""
+    """The routed experts, with stacked weights: rows sorted by expert -> their weighted outputs.
+
+    With expert parallelism the weights are sharded, and a rank applies the experts that it has.
+    """
 
     product: Callable[[Tensor, Tensor, list[int]], Tensor] = staticmethod(grouped_linear)  # rows, matrices, counts
 
@@ -172,10 +175,10 @@ class Experts(nn.Module):
     def forward(self, x_RD: Tensor, weight_R: Tensor, counts_E: Tensor) -> Tensor:
         """Return g_i FFN_i(h) for each row, (R, D); the first `counts_E[0]` rows are expert 0's, and so on."""
         counts = counts_E.tolist()
-        gate, up = self.product(x_RD, self.gate_up_proj, counts).chunk(2, dim=-1)
+        gate, up = self.product(x_RD, local(self.gate_up_proj), counts).chunk(2, dim=-1)
         # The factor g_i is applied before down_proj, where the rows are narrower than the outputs.
         hidden_RI = F.silu(gate) * up * weight_R[:, None].to(x_RD.dtype)
-        return self.product(hidden_RI, self.down_proj, counts)
+        return self.product(hidden_RI, local(self.down_proj), counts)
 
 
 class MoE(nn.Module):

@@ -40,8 +40,11 @@ from torch.distributed.pipelining.schedules import _Action, _ComputationType, _P
 from minids.device import autocast
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
+from minids.model.kernels import local
 from minids.model.moe import Gate
 from minids.parallel.deferred import Store, defer
+from minids.parallel.experts import spread_experts
+from minids.parallel.layout import Grid, Layout
 from minids.parallel.schedules import Action, Pair, Schedule
 from minids.parallel.simulate import Times, simulate
 from minids.parallel.stages import Stage, load
@@ -73,29 +76,42 @@ class Executed:
 class Pipeline:
     """One rank of a pipeline.
 
-    `tensors` has the weights of the whole model, or at least of this rank's stages. With `fp8` the products follow that
-    recipe. `pace` gives the least duration of F, B, I and W, in seconds.
+    `rank` is its place in the pipeline. `tensors` has the weights of the whole model, or at least of this rank's
+    stages. With `fp8` the products follow that recipe. `pace` gives the least duration of F, B, I and W, in seconds.
+    With a `layout` and its `grid`, several pipelines are side by side, and may share the experts.
     """
 
     def __init__(
         self, schedule: Schedule, rank: int, config: ModelConfig, tensors: dict[str, Tensor], device: torch.device,
         *, dtype: str = "float32", fp8: Recipe | None = None, pace: Times | None = None,
+        layout: Layout | None = None, grid: Grid | None = None,
     ):  # fmt: skip
         self.schedule, self.rank, self.config, self.device, self.dtype, self.pace = (
             schedule, rank, config, device, dtype, pace
         )  # fmt: skip
         with torch.device("meta"):
             model = DeepSeek(config)
-        self.holders = holders(schedule, model)
+        self.group = dist.group.WORLD if grid is None else grid.pp.get_group()
+        self.layout, me = layout or Layout(len(schedule), pp=len(schedule)), dist.get_rank()
+        in_pipeline = holders(schedule, model)
+        self.holders = {n: self.layout.holders(ranks, me, ".experts." in n) for n, ranks in in_pipeline.items()}
         self.stages = nn.ModuleList(
             Stage(model, schedule.place(rank, chunk).stage, schedule.stages) for chunk in range(schedule.chunks)
         )
         load(list(self.stages), tensors, device)
+        if self.layout.ep > 1:
+            spread_experts(self.stages, grid.ep, grid.expert_groups)
         if fp8 is not None:
             use_fp8(self.stages, fp8)
         self.store = Store()
         defer(self.stages, self.store)
-        self.groups = {ranks: dist.new_group(ranks) for ranks in sorted(set(self.holders.values())) if len(ranks) > 1}
+        shared = {
+            self.layout.holders(ranks, rank, ".experts." in name)
+            for name, ranks in in_pipeline.items() for rank in range(self.layout.ranks)
+        }  # fmt: skip
+        # All ranks have to make all groups, in the same order.
+        groups = {ranks: dist.new_group(ranks) for ranks in sorted(shared) if len(ranks) > 1}
+        self.groups = {ranks: group for ranks, group in groups.items() if me in ranks}
         self.timeline: list[Executed] = []
         self._runtime = None
 
@@ -113,9 +129,9 @@ class Pipeline:
         if self._runtime is None or self._runtime.shape != shape:
             self._runtime = _Runtime(self, shape)
         self.stages.train()
-        dist.barrier()
+        dist.barrier(self.group)
         origin = torch.tensor([time.perf_counter()], dtype=torch.float64, device=self.device)
-        dist.broadcast(origin, src=0)  # the processes of a machine share this clock
+        dist.broadcast(origin, group=self.group, group_src=0)  # the processes of a machine share this clock
         self.origin = origin.item()
         try:
             self._runtime.step(return_outputs=False)
@@ -131,25 +147,21 @@ class Pipeline:
         none gets one: AdamW would update it.
         """
         for ranks, group in self.groups.items():
-            if self.rank in ranks:
-                mine = [p for name, p in self.named_parameters() if self.holders[name] == ranks]
-                used = torch.tensor([int(p.grad is not None) for p in mine], device=self.device)
-                dist.all_reduce(used, group=group)
-                mine = [p for p, count in zip(mine, used.tolist(), strict=True) if count]
-                for parameter in mine:
-                    if parameter.grad is None:
-                        parameter.grad = torch.zeros_like(parameter)
-                flat = torch.cat([parameter.grad.flatten() for parameter in mine])
-                dist.all_reduce(flat, group=group)
-                for parameter, part in zip(mine, flat.split([p.numel() for p in mine]), strict=True):
-                    parameter.grad.copy_(part.view_as(parameter))
-                for name, gate in self.named_gates():
-                    if self.holders[f"{name}.weight"] == ranks:
-                        dist.all_reduce(gate.load, group=group)
+            mine = [p for name, p in self.named_parameters() if self.holders[name] == ranks]
+            used = torch.tensor([int(p.grad is not None) for p in mine], device=self.device)
+            dist.all_reduce(used, group=group)
+            mine = [p for p, count in zip(mine, used.tolist(), strict=True) if count]
+            for parameter in mine:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            together(lambda flat, group=group: dist.all_reduce(flat, group=group), [local(p.grad) for p in mine])
+            for name, gate in self.named_gates():
+                if self.holders[f"{name}.weight"] == ranks:
+                    dist.all_reduce(gate.load, group=group)
 
     def gradient_norm(self) -> Tensor:
         """Return the norm of the whole model's gradient, in which each parameter counts once."""
-        own = [p.grad for name, p in self.named_parameters() if p.grad is not None and self.owns(name)]
+        own = [local(p.grad) for name, p in self.named_parameters() if p.grad is not None and self.owns(name)]
         square = (
             torch.stack([grad.square().sum() for grad in own]).sum() if own else torch.zeros((), device=self.device)
         )
@@ -165,7 +177,7 @@ class Pipeline:
 
     def owns(self, name: str) -> bool:
         """Whether this rank is the first of those that hold the parameter."""
-        return self.holders[name][0] == self.rank
+        return self.holders[name][0] == dist.get_rank()
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters of all stages of this rank by their names in the model, each once, in the same order on all
@@ -175,6 +187,15 @@ class Pipeline:
     def named_gates(self) -> list[tuple[str, Gate]]:
         found = {n: m for stage in self.stages for n, m in stage.named_modules() if isinstance(m, Gate)}
         return sorted(found.items())
+
+
+def together(collective: Callable[[Tensor], object], tensors: list[Tensor]) -> None:
+    """Apply a collective in place to tensors of one dtype, as a single message."""
+    if tensors:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        collective(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def cut(batch: Batch, schedule: Schedule) -> list[Batch]:
@@ -210,6 +231,7 @@ class _Stage(PipelineStage):
         super().__init__(
             pipeline.stages[chunk], _number(schedule, *self.place), 2 * schedule.pipes * self.count, pipeline.device,
             input_args=(stream, balance), output_args=(stream, balance), dw_builder=pipeline.store.take,
+            group=pipeline.group,
         )  # fmt: skip
 
     @property

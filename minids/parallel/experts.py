@@ -39,11 +39,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from minids.model import moe
-from minids.model.moe import Route
+from minids.model.moe import MoE, Route
 from minids.quantization.fp8 import Quantized, dequantize, quantize
 
 GRADIENT_FLOOR = 1e-30  # least amax of a tile of a gradient: in effect none (quantization/fp8.py)
@@ -57,7 +59,22 @@ class Formats:
     combine: torch.dtype | None = None
 
 
-V3 = Formats(dispatch=128, combine=torch.bfloat16)
+AS_COMPUTED, V3 = Formats(), Formats(dispatch=128, combine=torch.bfloat16)
+
+
+def spread_experts(
+    model: nn.Module, mesh: DeviceMesh, groups: tuple[ProcessGroup, ...], formats: Formats = AS_COMPUTED
+) -> None:
+    """Let each rank of a mesh keep its part of the experts of all layers, and let the tokens travel between them.
+
+    All ranks must have the same weights before. `groups` are those of `ExpertParallel`, for the ranks of the mesh.
+    """
+    for layer in [module for module in model.modules() if isinstance(module, MoE)]:
+        parallel = ExpertParallel(groups, formats)
+        layer.dispatch, layer.combine = parallel.dispatch, parallel.combine
+        for name, matrices in list(layer.experts.named_parameters()):
+            sharded = distribute_tensor(matrices.detach(), mesh, [Shard(0)], src_data_rank=None)
+            setattr(layer.experts, name, nn.Parameter(sharded))
 
 
 class ExpertParallel:
@@ -68,7 +85,7 @@ class ExpertParallel:
     of the last dispatch, for looking at the traffic.
     """
 
-    def __init__(self, groups: tuple[ProcessGroup, ...], formats: Formats = Formats()):
+    def __init__(self, groups: tuple[ProcessGroup, ...], formats: Formats = AS_COMPUTED):
         self.groups, self.formats, self.hops = groups, formats, []
 
     @property
@@ -134,11 +151,11 @@ class Hop:
         self.sent, self.received = sent_P.tolist(), received_P.tolist()
         self.bytes_sent = self.bytes_collected = 0
 
-    def send(self, x_NX: Tensor, formats: Formats = Formats()) -> Tensor:
+    def send(self, x_NX: Tensor, formats: Formats = AS_COMPUTED) -> Tensor:
         """Return the copies that arrive here, (M, X), in the order of their senders."""
         return _Exchange.apply(x_NX.index_select(0, self.source_S), self, True, formats)
 
-    def collect(self, y_MX: Tensor, formats: Formats = Formats()) -> Tensor:
+    def collect(self, y_MX: Tensor, formats: Formats = AS_COMPUTED) -> Tensor:
         """Return for each row the sum of what its copies have become on the other ranks, (N, X)."""
         y_SX = _Exchange.apply(y_MX, self, False, formats)
         return y_SX.new_zeros(self.rows, y_SX.shape[1]).index_add_(0, self.source_S, y_SX)

@@ -148,6 +148,52 @@ def _flush_prints() -> None:
     sys.stderr.flush()
 
 
+def join_torchrun(device: torch.device) -> None:
+    """Join the process group of the processes that `torchrun` started, and end with torchrun.
+
+    After a failure torchrun starts all processes again. Its store still has the addresses of the earlier ones then, so
+    each attempt writes under a name of its own.
+    """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    store, rank, ranks = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt {restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent has ended, even if that was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def first_does(work: Callable[[], Any]) -> Any:
+    """Let rank 0 alone do the work, and return its result on all ranks. Its ValueError is raised on all."""
+    found: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            found[0] = work()
+        except ValueError as error:
+            found[1] = error
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """Return the values of all ranks, on all ranks."""
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def end_with_parent() -> None:
     """End this process when the one that started it ends, however that happens."""
     wait([mp.parent_process().sentinel])

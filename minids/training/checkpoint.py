@@ -1,4 +1,4 @@
-"""Exact resume: the complete training state in one safetensors file.
+"""Exact resume: the complete training state in one safetensors file. (Of several processes: sharded.py.)
 
 The next step depends on the weights, the gates' biases, the optimizer's moments and counter, and the
 number of steps done. It depends on nothing else: batches are a function of the step, there is no dropout,
@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
-from minids.files import atomic_path
+from minids.files import atomic_path, read_json
 from minids.model.deepseek import DeepSeek
 from minids.tensors import open_tensors, write_tensors
 from minids.training.optimizer import moments_of
 
+FILE, SHARDED = "checkpoint.safetensors", "checkpoint"  # of one process, and of several (sharded.py)
 ADVICE = "restore it, or train again in another folder"
 
 
@@ -52,10 +55,7 @@ class Checkpoint:
 
     def check(self, model: DeepSeek, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Raise ValueError if a tensor is missing, extra or of another shape. The model may be on the meta device."""
-        parts = {"model": _weights(model)}
-        if optimizer is not None:
-            parts["optimizer"] = _moments(model, optimizer)
-        expected = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        expected = state_of(_weights(model), [] if optimizer is None else model.named_parameters(), optimizer)
         # Generating text needs no optimizer, so its tensors are ignored.
         passed_over = () if optimizer is not None else ("optimizer.",)
         found = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(passed_over)}
@@ -74,16 +74,42 @@ def save_checkpoint(
     path: Path, model: DeepSeek, optimizer: torch.optim.Optimizer, *, step: int, settings: dict, log_sha256: str = ""
 ) -> None:
     """Write the whole training state to `path`, atomically. `settings` is stored as JSON."""
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in _weights(model).items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in _moments(model, optimizer).items()}
+    tensors = state_of(_weights(model), model.named_parameters(), optimizer)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"step": str(step), "settings": json.dumps(settings), "log_sha256": log_sha256}
     with atomic_path(path) as temporary:
         write_tensors(temporary, tensors, metadata | {"sha256": _digest(tensors, metadata)})
 
 
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint in the folder of a run; the later one, if a process was killed while it replaced the other
+    kind."""
+    found = [path for path in (folder / FILE, folder / SHARDED) if path.exists()]
+    return found[0] if len(found) == 1 else max(found, key=lambda path: read_head(path)["step"], default=None)
+
+
+def remove_other_kind(path: Path) -> None:
+    """Remove the checkpoint of the kind that `path` is not: after `path` was written, it is an earlier one."""
+    if path.name == SHARDED:
+        (path.parent / FILE).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path.parent / SHARDED, ignore_errors=True)
+
+
+def read_head(path: Path) -> dict:
+    """Return the `step` and the `settings` of a checkpoint without reading its tensors; ValueError if that fails."""
+    try:
+        if path.name == SHARDED:
+            return read_json(path / "state.json")
+        with open_tensors(path, "there is no checkpoint to read") as file:
+            head = file.metadata()
+        return {"step": int(head["step"]), "settings": json.loads(head["settings"])}
+    except (LookupError, TypeError):
+        raise ValueError(f"{path} is not the checkpoint of a run: `minids train` writes one.") from None
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; ValueError, one sentence, if there is none or it is damaged."""
+    """Read the checkpoint of one process; ValueError, one sentence, if there is none or it is damaged."""
     try:
         opened = open_tensors(path, "there is no checkpoint to read")
     except ValueError as error:
@@ -122,9 +148,13 @@ def _weights(model: DeepSeek) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | biases
 
 
-def _moments(model: DeepSeek, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by name; zeros for a parameter that has had no gradient yet."""
-    moments = {}
-    for name, parameter in model.named_parameters():
-        moments |= {f"{name}.{key}": value for key, value in moments_of(optimizer, parameter).items()}
-    return moments
+def state_of(
+    weights: dict[str, Tensor], updated: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer | None
+) -> dict[str, Tensor]:
+    """Return the tensors of a training state by name: weights, and the moments of those parameters that are updated
+    here; zeros for one that has had no gradient yet."""
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in weights.items()}
+    for name, parameter in updated:
+        moments = moments_of(optimizer, parameter)
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
+    return tensors

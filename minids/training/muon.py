@@ -29,6 +29,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from minids.model.kernels import local
+
 COEFFICIENTS, STEPS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7
 MOMENTUM, SCALE = 0.95, 0.2
 NOT_MATRICES = ("embed_tokens.weight", "lm_head.weight", "gate.weight")  # ends of names
@@ -57,7 +59,7 @@ class Muon(torch.optim.AdamW):
             for matrix, update in zip(matrices, updates, strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])  # decoupled weight decay, as AdamW's
                 scale = SCALE * math.sqrt(max(update.shape[-2:]))
-                matrix.add_(update.reshape(matrix.shape), alpha=-group["lr"] * scale)
+                local(matrix).add_(own_rows(update, matrix), alpha=-group["lr"] * scale)
                 matrix.grad = None  # so that AdamW passes it over
         super().step()
 
@@ -71,9 +73,25 @@ class Muon(torch.optim.AdamW):
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-        ahead = parameter.grad.lerp(state["momentum"], MOMENTUM)
+        ahead = whole_matrices(parameter.grad.lerp(state["momentum"], MOMENTUM))
         *_, rows, columns = ahead.shape
         return ahead.reshape(-1, rows // parts, columns)
+
+
+def whole_matrices(x: Tensor) -> Tensor:
+    """Return a tensor as it is; of one that is sharded among ranks, all rows of a matrix, or this rank's matrices of a
+    stack. Every rank has to call this."""
+    return x.full_tensor() if x.ndim == 2 and hasattr(x, "full_tensor") else local(x)
+
+
+def own_rows(update: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Return the part of an update that changes this rank's part of the parameter, in its shape."""
+    if parameter.ndim == 3 or not hasattr(parameter, "placements"):
+        return update.reshape(local(parameter).shape)
+    from torch.distributed.tensor import distribute_tensor  # takes a while to import
+
+    update = update.reshape(parameter.shape)
+    return local(distribute_tensor(update, parameter.device_mesh, parameter.placements, src_data_rank=None))
 
 
 def orthogonalise(stacks: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

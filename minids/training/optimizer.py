@@ -6,6 +6,7 @@ miniature in the same time; the chapters and most recorded experiments use AdamW
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -15,23 +16,30 @@ from minids.training.config import TrainConfig
 from minids.training.muon import Muon, is_muons
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: TrainConfig, mine: set[nn.Parameter] | None = None) -> torch.optim.AdamW:
     """Return AdamW with weight decay on the matrices only: decay would pull the scales of the norms to zero.
 
-    With `optimizer` muon, Muon updates all matrices but embedding, head and gates (muon.py).
+    With `optimizer` muon, Muon updates all matrices but embedding, head and gates (muon.py). `mine` are the parameters
+    that this process updates, by default all.
     """
-    groups: dict[str, list[nn.Parameter]] = {"flat": [], "table": [], "matrix": [], "gate and up": []}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
+        if mine is not None and parameter not in mine:
+            continue
         muons = config.optimizer == "muon" and is_muons(name, parameter)
         stacked = "gate and up" if name.endswith("gate_up_proj") else "matrix"
-        groups[stacked if muons else "table" if parameter.ndim >= 2 else "flat"].append(parameter)
+        kind = stacked if muons else "table" if parameter.ndim >= 2 else "flat"
+        groups[kind, hasattr(parameter, "placements")].append(parameter)  # fused operations take no mixture of both
     products = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     settings = {
         "table": {}, "flat": {"weight_decay": 0.0},
         "matrix": {"parts": 1, "products": products}, "gate and up": {"parts": 2, "products": products},
     }  # fmt: skip
     optimizer = (Muon if config.optimizer == "muon" else torch.optim.AdamW)(
-        [{"params": groups[name]} | settings[name] for name in settings if groups[name]],
+        [
+            {"params": groups[kind, sharded]} | settings[kind]
+            for kind in settings for sharded in (False, True) if groups[kind, sharded]
+        ],
         lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
     if config.dtype == "fp8":

@@ -7,20 +7,25 @@ The command line, the chapters and the recorded experiments start their runs her
     run.report()["bits_per_byte"]
 
 A run with a folder writes checkpoint.safetensors, log.jsonl and tokenizer.json there and can resume from them. It never
-overwrites a file that it did not write. Without a folder it exists in memory only, as in a chapter.
+overwrites a file that it did not write. Without a folder it exists in memory only, as in a chapter. Several processes
+can share a run: each calls `start_run` with the same arguments and a layout (parallel/layout.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from minids.cost.parameters import count_parameters
 from minids.device import total_memory
-from minids.files import write_atomically
+from minids.files import remove_leftovers, write_atomically
 from minids.hub.load import load_pretrained
 from minids.hub.names import INDEX, SINGLE
 from minids.model.config import ModelConfig
@@ -28,15 +33,20 @@ from minids.model.deepseek import DeepSeek
 from minids.text.batches import Batches, encode_split
 from minids.text.corpus import Corpus
 from minids.text.tokenizer import Tokenizer
-from minids.training.checkpoint import load_checkpoint
+from minids.training.checkpoint import FILE, SHARDED, find_checkpoint
 from minids.training.config import TrainConfig
+from minids.training.log import Log
 from minids.training.report import make_report
+from minids.training.sharded import load_state
 from minids.training.step import Loss, language_model_loss
 from minids.training.trainer import BatchSource, Trainer
 from minids.units import GIB
 
+if TYPE_CHECKING:
+    from minids.parallel.layout import Layout
+
 RESULTS = ("report.json", "dashboard.png")  # what the command line writes
-RUN_FILES = ("checkpoint.safetensors", "log.jsonl", "tokenizer.json", *RESULTS)
+RUN_FILES = (FILE, SHARDED, "log.jsonl", "tokenizer.json", *RESULTS)
 
 
 @dataclass(frozen=True)
@@ -47,27 +57,33 @@ class Run:
     tokenizer: Tokenizer
     batches: BatchSource
     trainer: Trainer
+    layout: Layout | None = None
     differences: tuple[str, ...] = ()
 
     @property
-    def model(self) -> DeepSeek:
+    def model(self) -> nn.Module:
+        """What this process trains: the model, or its part of it."""
         return self.trainer.model
 
     def report(self) -> dict:
         """Evaluate the finished run on held-out text and return its report (report.py).
 
-        Raises ValueError for a run that was not trained to its end.
+        Of several processes, one may call this, if the run has a folder. Raises ValueError for a run that was not
+        trained to its end.
         """
         steps, records = self.trainer.config.steps, self.trainer.records
         if len(records) < steps:
             raise ValueError(f"the run has taken {len(records)} of {steps} steps: finish it first.")
-        return make_report(self.model, self.tokenizer, self.corpus, self.batches, self.trainer.config, records)
+        model = self.model
+        if self.layout is not None:  # this process holds a part of it only
+            model = load_run(self.trainer.folder)[0].to(self.trainer.device)
+        return make_report(model, self.tokenizer, self.corpus, self.batches, self.trainer.config, records)
 
 
 def start_run(
     model: ModelConfig | DeepSeek, config: TrainConfig, corpus: Corpus, folder: Path | None = None, *,
     tokenizer: Tokenizer | None = None, batches: BatchSource | None = None, loss: Loss = language_model_loss,
-    device: torch.device | str = "cpu", resume: bool = False,
+    device: torch.device | str = "cpu", resume: bool = False, layout: Layout | None = None,
 ) -> Run:  # fmt: skip
     """Return a new run; with `resume`, one that continues from the checkpoint in the folder, if there is one.
 
@@ -77,18 +93,24 @@ def start_run(
     settings, and for one that cannot be written.
     """
     model_config = model if isinstance(model, ModelConfig) else model.config
-    check_start(model_config, config, folder, resume, device)
-    continues = folder is not None and _has_run(folder)
+    once, make = _in_one_process, Trainer
+    if layout is not None:
+        from minids.parallel.launch import first_does as once  # imports what only several processes need
+        from minids.training.distributed import make_trainer
+
+        make = partial(make_trainer, layout=layout)
+    once(lambda: check_start(model_config, config, folder, resume, device))
+    continues = folder is not None and find_checkpoint(folder) is not None
     if continues:
         tokenizer = Tokenizer.load(folder)
     elif tokenizer is None:
         texts = [text for documents in corpus.train.values() for text in documents]
-        tokenizer = Tokenizer.train(texts, model_config.vocab_size)
+        tokenizer = once(lambda: Tokenizer.train(texts, model_config.vocab_size))
     tokenizer.require_fit(model_config.vocab_size)
     if batches is None:
         batches = Batches(encode_split(tokenizer, corpus.train), corpus.mixture, config.sequence_length, config.seed)
     torch.manual_seed(config.seed)
-    trainer = Trainer(
+    trainer = make(
         (DeepSeek(model) if model is model_config else model).to(device), batches, config, folder,
         settings={
             "model": model_config.to_hf(), "corpus_sha256": corpus.sha256, "mixture": dict(corpus.mixture),
@@ -96,16 +118,25 @@ def start_run(
         },
         bytes_per_token=torch.tensor([len(b) for b in tokenizer.token_bytes()]), loss=loss,
     )  # fmt: skip
-    run = Run(corpus, tokenizer, batches, trainer)
+    run = Run(corpus, tokenizer, batches, trainer, layout)
     if continues:
         return replace(run, differences=tuple(trainer.resume()))
     if folder is not None:
-        _require_own(folder / "tokenizer.json", tokenizer)
-        with trainer.log as log:
-            log.begin(0)
-            _require_own(folder / "tokenizer.json", tokenizer)  # again: with the lock held, no other run can write one
-            write_atomically(folder / "tokenizer.json", tokenizer.to_json())
+        once(lambda: _begin(trainer.log, folder / "tokenizer.json", tokenizer))
     return run
+
+
+def _begin(log: Log, path: Path, tokenizer: Tokenizer) -> None:
+    """Begin an empty log, and write the tokenizer beside it."""
+    _require_own(path, tokenizer)
+    with log:
+        log.begin(0)
+        _require_own(path, tokenizer)  # again: with the lock held, no other run can write one
+        write_atomically(path, tokenizer.to_json())
+
+
+def _in_one_process(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 def check_start(
@@ -136,7 +167,9 @@ def check_start(
         return
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: a run needs a folder.")
-    if _has_run(folder):
+    if folder.exists():
+        remove_leftovers(folder / SHARDED)  # puts one back that was about to be replaced by another
+    if find_checkpoint(folder):
         if not resume:
             raise ValueError(f"{folder} already holds a run: resume it (--resume), or choose another (--out).")
         return
@@ -154,11 +187,12 @@ def load_run(folder: Path) -> tuple[DeepSeek, Tokenizer]:
     Raises ValueError if it holds neither, if the checkpoint is damaged, and if the tokenizer is of another model.
     """
     tokenizer = Tokenizer.load(folder)  # first: it is small
-    if not _has_run(folder):
+    path = find_checkpoint(folder)
+    if path is None:
         model = load_pretrained(folder)
         tokenizer.require_fit(model.config.vocab_size)
         return model, tokenizer
-    checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
+    checkpoint = load_state(path)
     entries = checkpoint.settings.get("model")
     if not isinstance(entries, dict):
         raise ValueError(f"{folder} holds a checkpoint without a configuration: `minids train` writes one.")
@@ -170,10 +204,6 @@ def load_run(folder: Path) -> tuple[DeepSeek, Tokenizer]:
     model = DeepSeek(config)
     checkpoint.restore(model)
     return model.eval(), tokenizer
-
-
-def _has_run(folder: Path) -> bool:
-    return (folder / "checkpoint.safetensors").exists()
 
 
 def _sha256(tokenizer: Tokenizer) -> str:

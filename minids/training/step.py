@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from minids.device import autocast
 from minids.model.deepseek import DeepSeek, LossTerms
+from minids.model.kernels import local
 from minids.training.config import TrainConfig
 from minids.validation import quoted
 
@@ -116,12 +117,15 @@ def update_weights(
     """
     if norm is None:
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+    scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            local(parameter.grad).mul_(scale)
     norm = norm.item()
     loss = sum(terms.total.item() for terms in parts)
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        optimizer.zero_grad()
+        model.zero_grad()
         raise TrainingDiverged(f"the loss is {loss} and the gradient norm {norm}")
     optimizer.step()
-    optimizer.zero_grad()
+    model.zero_grad()
     return norm

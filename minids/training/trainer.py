@@ -1,7 +1,7 @@
 """The loop around the training step (step.py): the bias update, a log line per step, checkpoints, and exact resume.
 
 After each optimizer step the biases of the gates are updated once. Another loss than pre-training's is an argument:
-`Trainer(loss=...)`.
+`Trainer(loss=...)`. Methods without an underscore are what the trainers of several processes replace (distributed.py).
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minids.files import remove_leftovers
 from minids.model.balance import max_violation
 from minids.model.deepseek import DeepSeek
+from minids.model.kernels import local
+from minids.model.moe import Gate
 from minids.quantization.products import Recipe, leave_fp8, use_fp8
-from minids.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from minids.training.checkpoint import (
+    FILE,
+    find_checkpoint,
+    remove_other_kind,
+    save_checkpoint,
+)
 from minids.training.config import TrainConfig
 from minids.training.log import Log
 from minids.training.optimizer import make_optimizer
+from minids.training.sharded import load_state
 from minids.training.step import (
     Batch,
     Loss,
@@ -72,16 +80,14 @@ class Trainer:
         self, model: DeepSeek, batches: BatchSource, config: TrainConfig, folder: Path | None = None, *,
         settings: dict | None = None, bytes_per_token: Tensor | None = None, loss: Loss = language_model_loss,
     ):  # fmt: skip
-        self.model, self.batches, self.config, self.folder, self.loss = model, batches, config, folder, loss
+        self.batches, self.config, self.folder, self.loss = batches, config, folder, loss
+        self.model_config, self.device = model.config, model.embed_tokens.weight.device
         shortest = 1 + model.config.num_nextn_predict_layers
         length = config.sequence_length
         require("sequence_length", length, length >= shortest, f"at least {shortest} for this model")
-        self.device = model.embed_tokens.weight.device
-        in_fp8 = config.dtype == "fp8"
-        require("dtype", config.dtype, not (in_fp8 and self.device.type == "mps"), "float32 or bfloat16 on mps")
-        leave_fp8(model)  # of an earlier trainer
-        if in_fp8:
-            use_fp8(model, Recipe.of_block(config.fp8_block))
+        on_mps = config.dtype == "fp8" and self.device.type == "mps"
+        require("dtype", config.dtype, not on_mps, "float32 or bfloat16 on mps")
+        self.model = self.prepare(model)
         environment = {
             "threads": torch.get_num_threads(), "torch": torch.__version__,
             "machine": platform.machine(), "device": self.device.type,
@@ -89,16 +95,27 @@ class Trainer:
         own = {"train": _plain(config), "loss": getattr(loss, "__qualname__", repr(loss)), "environment": environment}
         self.settings = (settings or {}) | own
         self.bytes_per_token = None if bytes_per_token is None else bytes_per_token.to(self.device)
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(self.model, config, self.updated())
         self.step = 0
         self.seconds = 0.0
         self.records: list[dict] = []
         self.log = None if folder is None else Log(folder / "log.jsonl")
         self._resumed = False
 
+    def prepare(self, model: DeepSeek) -> nn.Module:
+        """Set the products of the model, and return what this process trains of it: all."""
+        leave_fp8(model)  # of an earlier trainer
+        if self.config.dtype == "fp8":
+            use_fp8(model, Recipe.of_block(self.config.fp8_block))
+        return model
+
+    def updated(self) -> set[nn.Parameter] | None:
+        """Return the parameters that this process updates; None: all."""
+        return None
+
     @property
     def checkpoint_path(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / FILE
 
     def resume(self) -> list[str]:
         """Load the folder's checkpoint and drop the log lines of later steps.
@@ -109,15 +126,28 @@ class Trainer:
         """
         if not self.log.path.exists():
             raise ValueError(f"{self.log.path} does not exist: restore it, or choose another folder.")
+        path = find_checkpoint(self.folder) or self.checkpoint_path
         with self.log:
-            differences = self._resume(load_checkpoint(self.checkpoint_path))
-            remove_leftovers(self.checkpoint_path)  # of a save in which the process was killed
-            return differences
+            checkpoint = load_state(path)
+            differences = self.differences(checkpoint.settings, path)
+            checkpoint.check(self.model, self.optimizer)
+            self.records = self.log.resume(checkpoint.step, checkpoint.log_sha256)
+            checkpoint.restore(self.model, self.optimizer)
+            self.continue_from(checkpoint.step)
+            remove_leftovers(self.folder / FILE)  # of a save in which the process was killed
+        return differences
 
-    def _resume(self, checkpoint: Checkpoint) -> list[str]:
+    def continue_from(self, step: int) -> None:
+        """Go on after so many steps, whose records are known."""
+        self.step, self._resumed = step, True
+        self.seconds = self.records[-1]["seconds"] if self.records else 0.0
+
+    def differences(self, settings: dict, path: Path) -> list[str]:
+        """Return the differences between this environment and a checkpoint's, in words; ValueError for another run's
+        settings."""
         differences = []
-        here, there = _flatten(self.settings), _flatten(checkpoint.settings)
-        there = _flatten({"train": _plain(TrainConfig())}) | there
+        one = {"train": _plain(TrainConfig()), "environment": {"processes": "1"}}
+        here, there = _flatten(one) | _flatten(self.settings), _flatten(one) | _flatten(settings)
         for name in here | there:
             ours, theirs = here.get(name), there.get(name)
             if ours != theirs and name.startswith("environment."):
@@ -127,14 +157,8 @@ class Trainer:
                 if name.endswith("_sha256"):  # a digest means nothing to a reader
                     what = f"another {'text' if name == 'corpus_sha256' else name.removesuffix('_sha256')}"
                 raise ValueError(
-                    f"{self.checkpoint_path} was made with {what}: "
-                    "resume with the same settings or choose another folder."
+                    f"{path} was made with {what}: resume with the same settings or choose another folder."
                 )
-        checkpoint.check(self.model, self.optimizer)
-        self.records = self.log.resume(checkpoint.step, checkpoint.log_sha256)
-        checkpoint.restore(self.model, self.optimizer)
-        self.step, self._resumed = checkpoint.step, True
-        self.seconds = self.records[-1]["seconds"] if self.records else 0.0
         return differences
 
     def save(self) -> None:
@@ -143,6 +167,7 @@ class Trainer:
             self.checkpoint_path, self.model, self.optimizer,
             step=self.step, settings=self.settings, log_sha256=self.log.sha256,
         )  # fmt: skip
+        remove_other_kind(self.checkpoint_path)
 
     def run(self, on_step: Callable[[dict], None] = lambda record: None) -> list[dict]:
         """Train from the current step to the last and return the log records of all steps.
@@ -154,7 +179,7 @@ class Trainer:
         """
         with _stop_requested() as stop, self.log or nullcontext() as log:
             if log:
-                if not self._resumed and self.step == 0 and self.checkpoint_path.exists():
+                if not self._resumed and self.step == 0 and find_checkpoint(self.folder):
                     raise ValueError(f"{self.folder} already holds a run: resume it, or choose another folder.")
                 log.begin(self.step)
             while self.step < self.config.steps:
@@ -162,51 +187,71 @@ class Trainer:
                 if log:
                     log.append(record)
                 on_step(record)
-                done = self.step == self.config.steps
-                if done or stop.is_set() or self.step % self.config.save_every == 0:
+                done, stopped = self.step == self.config.steps, self.agree(stop.is_set())
+                if done or stopped or self.step % self.config.save_every == 0:
                     self._require_finite_weights()
                     if log:
                         log.sync()  # the log must not be behind the checkpoint
+                    if self.folder:
                         self.save()
-                if stop.is_set() and not done:
+                if stopped and not done:
                     raise TrainingInterrupted(f"stopped after step {self.step} of {self.config.steps}")
         return self.records
 
+    def agree(self, stop: bool) -> bool:
+        """Return whether to stop after this step. Several processes have to stop after the same one."""
+        return stop
+
     def _require_finite_weights(self) -> None:
         """Raise TrainingDiverged if the last update made a weight not finite, which only the next loss would show."""
-        for name, parameter in self.model.named_parameters():
-            if not parameter.isfinite().all():
-                raise TrainingDiverged(f"step {self.step - 1}: {name} is no longer finite. {self._advice()}")
+        if name := self.not_finite():
+            raise TrainingDiverged(f"step {self.step - 1}: {name} is no longer finite. {self._advice()}")
+
+    def not_finite(self) -> str | None:
+        """Return the name of a weight that is not finite."""
+        return next((name for name, p in self.model.named_parameters() if not local(p).isfinite().all()), None)
 
     def _advice(self) -> str:
         own = "" if self.loss is language_model_loss else f"Check the loss, {self.settings['loss']}. "
         return f"{own}Try a learning rate below {self.config.learning_rate:g}, or a longer warm-up"
 
+    @property
+    def gates(self) -> list[Gate]:
+        return self.model.gates
+
     def accumulate(self, batch: Batch) -> list[Terms]:
-        """Run this step's batch forward and backward. A trainer that splits the model among machines overrides this."""
+        """Run this step's batch forward and backward, and return the terms of its parts in order."""
         config, step = self.config, self.step
         return accumulate_gradients(
             lambda rows: self.loss(self.model, rows, batch, config, step), batch, config.dtype, config.micro_batch_size
         )
 
+    def update(self, parts: list[Terms]) -> float:
+        """Update the weights, and return the norm of the gradient."""
+        return update_weights(self.model, self.optimizer, parts, self.config.clip_norm)
+
+    def update_biases(self, speed: float) -> list[Tensor]:
+        """Update the biases of all gates, and return their loads."""
+        return self.model.update_expert_bias(speed)
+
     def train_step(self) -> dict:
         """Take one optimizer step and return its log record; ValueError for a batch that `as_batch` refuses."""
         config, step, began = self.config, self.step, time.perf_counter()
         arrays = self.batches.batch(step, config.batch_size)
-        batch = as_batch(arrays, step, config, self.model.config.vocab_size)
+        batch = as_batch(arrays, step, config, self.model_config.vocab_size)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         self.model.train()
-        self.optimizer.zero_grad()
-        for gate in self.model.gates:
+        self.model.zero_grad()
+        for gate in self.gates:
             gate.load.zero_()  # gradients and loads of a step that was interrupted
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
         parts = self.accumulate(batch)
         try:
-            norm = update_weights(self.model, self.optimizer, parts, config.clip_norm)
+            norm = self.update(parts)
         except TrainingDiverged as reason:
             raise TrainingDiverged(f"step {step}: {reason}. {self._advice()}") from None
-        loads = self.model.update_expert_bias(config.bias_speed_at(step))
+        loads = self.update_biases(config.bias_speed_at(step))
         self.seconds += time.perf_counter() - began
         record = {
             "step": step,

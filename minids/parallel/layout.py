@@ -1,0 +1,133 @@
+"""Who does what: the ranks of a training run as a grid of pipeline stages, copies of the experts, and their ranks.
+
+V3 was trained with 16-way pipeline parallelism, 64-way expert parallelism and ZeRO-1 data parallelism on 2,048 GPUs
+(V3 report §3.2). Three numbers describe such a layout:
+
+    pp    ranks of a pipeline: each has some of the layers                                                        16
+    dp    pipelines side by side: each has a part of every batch                                                 128
+    ep    how many of those dp ranks share one set of a layer's experts; dp / ep such groups have copies          64
+
+    ranks = pp · dp        rank = (stage · copies + copy) · ep + place
+
+Expert parallelism needs no ranks of its own. It uses those of data parallelism, which have the same attention weights
+and different tokens: instead of all experts, each of them keeps an ep-th, and the tokens travel (experts.py). Ranks
+that follow each other are on the same node, so the many messages of the experts go the shortest way.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from minids.model.config import ModelConfig
+from minids.parallel.schedules import SCHEDULES, Schedule
+from minids.parallel.simulate import simulate
+from minids.parallel.stages import layers_of
+from minids.validation import BadValueError, require, require_whole
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How `ranks` processes share a training run. `dp` is ranks / pp unless given; `node` is the ranks of a machine, by
+    default all. Raises ValueError, one sentence, for numbers that do not fit together."""
+
+    ranks: int
+    pp: int = 1
+    dp: int | None = None
+    ep: int = 1
+    schedule: str | None = None  # of the pipeline; None: 1F1B
+    node: int | None = None
+
+    def __post_init__(self):
+        for name in ("ranks", "pp", "ep"):
+            require_whole(name, getattr(self, name))
+        processes = f"{self.ranks} process" + "es" * (self.ranks > 1)
+        require("pp", self.pp, self.ranks % self.pp == 0, f"a divisor of the number of processes, {self.ranks}")
+        if self.dp is None:
+            object.__setattr__(self, "dp", self.ranks // self.pp)
+        require_whole("dp", self.dp)
+        fits = self.pp * self.dp == self.ranks
+        require("dp", self.dp, fits, f"{self.ranks // self.pp}, because pp={self.pp} and there are {processes}")
+        require("ep", self.ep, self.dp % self.ep == 0, f"a divisor of dp={self.dp}, whose ranks share the experts")
+        names = ", ".join(SCHEDULES)
+        require("schedule", self.schedule, self.schedule in (None, *SCHEDULES), f"one of {names}")
+        require("schedule", self.schedule, self.schedule is None or self.pp > 1, "left out unless pp is at least 2")
+
+    @property
+    def copies(self) -> int:
+        """How many copies of each expert there are."""
+        return self.dp // self.ep
+
+    def coordinates(self, rank: int) -> tuple[int, int]:
+        """Return a rank's place in the pipeline, and its place among the ranks that share a batch."""
+        return divmod(rank, self.dp)
+
+    def holders(self, stage_ranks: tuple[int, ...], rank: int, is_expert: bool) -> tuple[int, ...]:
+        """Return the ranks that hold the same values of a parameter as `rank`, if these ranks of a pipeline hold it."""
+        place = self.coordinates(rank)[1]
+        step = self.ep if is_expert else 1
+        return tuple(stage * self.dp + i for stage in stage_ranks for i in range(place % step, self.dp, step))
+
+    def micro_batches(self, batch_size: int, micro_batch_size: int | None) -> int:
+        """Return how many micro-batches a step has on each rank: of a single sequence unless their size is given.
+
+        Raises ValueError if the batch cannot be divided so.
+        """
+        size = micro_batch_size or (1 if self.pp > 1 else batch_size // self.dp)
+        unit = self.dp * max(size, 1)
+        each = f" x micro_batch_size={size}" if micro_batch_size else ""
+        require("batch_size", batch_size, batch_size % unit == 0, f"a multiple of dp={self.dp}{each}")
+        return batch_size // unit
+
+    def check(self, model: ModelConfig, batch_size: int, micro_batch_size: int | None) -> Schedule | None:
+        """Return the pipeline's schedule, None without a pipeline. Raises ValueError, one sentence, for a model or
+        batches that cannot be divided so, and for a schedule that cannot run."""
+        experts = model.n_routed_experts
+        if self.ep > 1:
+            require("ep", self.ep, experts is not None, "1, because the model has no experts")
+            require("ep", self.ep, experts % self.ep == 0, f"a divisor of the model's {experts} experts")
+        micro_batches = self.micro_batches(batch_size, micro_batch_size)
+        if self.pp == 1:
+            return None
+        try:
+            schedule = SCHEDULES[self.schedule or "1F1B"](self.pp, micro_batches)
+        except BadValueError as error:
+            raise ValueError(f"{error} A step has batch_size / (dp x micro_batch_size) of them.") from None
+        layers_of(model, schedule.stages)
+        simulate(schedule)
+        return schedule
+
+    def grid(self, device: str) -> Grid:
+        """Return the process groups of this rank, as meshes."""
+        mesh = init_device_mesh(device, (self.pp, self.copies, self.ep), mesh_dim_names=("pp", "copies", "ep"))
+        dp = mesh["copies", "ep"]._flatten("dp")
+        return Grid(mesh["pp"], mesh["copies"], mesh["ep"], dp, self._expert_groups(mesh["ep"]))
+
+    def _expert_groups(self, ep: DeviceMesh) -> tuple[dist.ProcessGroup, ...]:
+        """Return the groups between which this rank's tokens travel: (nodes, ranks of the node), or all in one hop if
+        the experts are on a single node, or their ranks not evenly on several."""
+        node = self.node or self.ranks
+        if self.ep <= node or self.ep % node:
+            return (ep.get_group(),)
+        hops = ep._unflatten(0, (self.ep // node, node), ("node", "place"))
+        return hops["node"].get_group(), hops["place"].get_group()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The ranks in line with this one in each direction of the layout, and the groups between which tokens travel."""
+
+    pp: DeviceMesh
+    copies: DeviceMesh
+    ep: DeviceMesh
+    dp: DeviceMesh  # copies and ep together
+    expert_groups: tuple[dist.ProcessGroup, ...]
+
+
+def from_torchrun(**flags) -> Layout:
+    """Return the layout of the processes that torchrun started, by its environment variables."""
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    return Layout(ranks, node=int(os.environ.get("LOCAL_WORLD_SIZE", ranks)), **flags)
