@@ -6,7 +6,6 @@ Each command imports the part of the library that it calls only when it runs, so
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -124,12 +123,10 @@ def export(
 
 def _block_of_training(source: Path) -> int:
     """Return the block of a run that was trained in FP8; 128 for another run, and for a model."""
-    from minids.tensors import open_tensors
+    from minids.training.checkpoint import find_checkpoint, read_head
 
-    path, train = source / "checkpoint.safetensors", {}
-    if path.exists():
-        with open_tensors(path, "there is no checkpoint to read") as file:
-            train = json.loads(file.metadata()["settings"]).get("train", {})
+    path = find_checkpoint(source)
+    train = {} if path is None else read_head(path)["settings"].get("train", {})
     return train["fp8_block"] if train.get("dtype") == "fp8" else 128
 
 

@@ -63,7 +63,9 @@ def read_config(name: str) -> ModelConfig:
 
 def find_run(folder: Path) -> Path:
     """Return the folder of a run or of a saved model; `reference` names the one that comes with the book."""
-    if (folder / "checkpoint.safetensors").exists() or (folder / "config.json").exists():
+    from minids.training.checkpoint import find_checkpoint
+
+    if find_checkpoint(folder) or (folder / "config.json").exists():
         return folder
     if folder == Path("reference"):
         from minids.hub.reference import REFERENCE

@@ -6,6 +6,7 @@
 """
 
 import inspect
+import os
 import re
 import signal
 import threading
@@ -68,8 +69,9 @@ def sentence_of(error: OSError) -> str:
 
 
 def stop(sentence: str, code: int) -> NoReturn:
-    """Print the sentence on one line of stderr and exit with the code."""
-    typer.echo(f"minids: {one_line(sentence)}", err=True)
+    """Print the sentence on one line of stderr and exit with the code. Of several processes the first prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"minids: {one_line(sentence)}", err=True)
     raise typer.Exit(code) from None
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shlex
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +21,12 @@ from minids.cli.errors import killed_by_ctrl_c, one_line, sentence_of, stop, tol
 from minids.cost.parameters import count_parameters
 from minids.files import atomic_path, write_atomically
 from minids.model.config import ModelConfig
-from minids.training.config import MINIATURE
+from minids.training.config import MINIATURE, TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
+    from minids.parallel.layout import Layout
     from minids.text.corpus import Corpus
     from minids.training.run import Run
 
@@ -41,9 +48,20 @@ def train(
         str | None, typer.Option(help="cpu, cuda or mps. Default: cuda if there is one, else cpu.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
+    dp: Annotated[
+        int | None, typer.Option(help="Under torchrun: data-parallel processes. Default: all processes / pp.")
+    ] = None,
+    ep: Annotated[int, typer.Option(help="How many of these share a set of a layer's experts.")] = 1,
+    pp: Annotated[int, typer.Option(help="Under torchrun: processes of a pipeline.")] = 1,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the pipeline: 1F1B, ZB1P, DualPipe, …. Default: 1F1B.")
+    ] = None,
     **settings,
 ):
-    """Train a model from scratch, evaluate it, and write weights, log, pictures and report to a folder."""
+    """Train a model from scratch, evaluate it, and write weights, log, pictures and report to a folder.
+
+    On several processes: `torchrun --nproc-per-node 8 -m minids train --ep 8`.
+    """
     began = time.perf_counter()
     with told_in_one_sentence(train):
         with killed_by_ctrl_c():
@@ -55,25 +73,82 @@ def train(
         torch_device = choose_device(device)
         model_config = read_config(config)
         given = {name: value for name, value in settings.items() if value is not None}
-        train_config = replace(MINIATURE, **{"dtype": best_dtype(torch_device)} | given)
+        train_config = replace(MINIATURE, **given)
         name = config if config in ModelConfig.preset_names() else Path(config).stem
         folder = path_of("out", out) or Path("runs") / name
         text = path_of("data", data)
-        check_start(model_config, train_config, folder, resume, torch_device)
-        corpus = _read_corpus(text, folder)
-        run = start_run(model_config, train_config, corpus, folder, device=torch_device, resume=resume)
-        seconds_before = run.trainer.seconds
-        for difference in run.differences:
-            typer.echo(f"{difference}: the run continues, but the last bits of its numbers may differ.")
-        _describe(run)
-        dashboard = _Dashboard(run)
-        _train(run, dashboard)
+        flags = dict(dp=dp, ep=ep, pp=pp, schedule=schedule)
+        with _several_processes(flags, model_config, train_config, torch_device) as group:
+            best = {"dtype": group.first_does(lambda: best_dtype(group.device))}
+            train_config = replace(train_config, **best | given)
+            resume = resume or group.restarted
+            group.first_does(lambda: check_start(model_config, train_config, folder, resume, group.device))
+            corpus = group.first_does(lambda: _read_corpus(text, folder))
+            run = start_run(
+                model_config, train_config, corpus, folder, device=group.device, resume=resume, layout=group.layout
+            )
+            seconds_before = run.trainer.seconds
+            for difference in run.differences:
+                typer.echo(f"{difference}: the run continues, but the last bits of its numbers may differ.")
+            _describe(run)
+            dashboard = _Dashboard(run)
+            _train(run, dashboard, group.is_first)
+        if not group.is_first:
+            return
         typer.echo("evaluating on held-out text ...")
         try:
             report = {"preset": config} | run.report() | {"seconds": time.perf_counter() - began + seconds_before}
             _write_results(run, report, dashboard)
         except KeyboardInterrupt:
             stop("the trained run is saved. To evaluate it, run the same command with --resume.", 130)
+
+
+@dataclass
+class _Group:
+    """The processes that share this run: one, or those that torchrun started."""
+
+    device: torch.device
+    layout: Layout | None = None
+    is_first: bool = True
+    restarted: bool = False
+
+    def first_does(self, work: Callable[[], Any]) -> Any:
+        """Return on all processes what the first one found."""
+        if self.layout is None:
+            return work()
+        from minids.parallel.launch import first_does
+
+        return first_does(work)
+
+
+@contextmanager
+def _several_processes(
+    flags: dict, model_config: ModelConfig, train_config: TrainConfig, device: torch.device
+) -> Iterator[_Group]:
+    """Let the processes that torchrun started work together, on a GPU each if there are some; only the first prints.
+
+    Before anything starts, raises ValueError if model or batches cannot be divided among them.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from minids.parallel.layout import from_torchrun
+
+    layout = from_torchrun(**flags)
+    layout.check(model_config, train_config.batch_size, train_config.micro_batch_size)
+    if layout.ranks == 1:
+        yield _Group(device)
+        return
+    from minids.parallel.launch import join_torchrun, restarts
+
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    join_torchrun(device)
+    group = _Group(device, layout, dist.get_rank() == 0, restarts() > 0)
+    with nullcontext() if group.is_first else redirect_stdout(io.StringIO()):
+        yield group
+    dist.destroy_process_group()
 
 
 def _read_corpus(text: Path | None, folder: Path) -> Corpus:
@@ -97,11 +172,12 @@ def _read_corpus(text: Path | None, folder: Path) -> Corpus:
 def _describe(run: Run) -> None:
     import torch
 
-    parameters, config = count_parameters(run.model.config), run.trainer.config
+    parameters, config = count_parameters(run.trainer.model_config), run.trainer.config
+    shared = "" if run.layout is None else f" in each of {run.layout.ranks} processes: {run.layout}"
     typer.echo(
         f"{parameters.total:,} parameters, {parameters.active:,} active per token, {parameters.mtp:,} more in MTP; "
         f"{config.steps} steps of {config.batch_size} x {config.sequence_length} tokens, "
-        f"{config.dtype} on {run.trainer.device} with {torch.get_num_threads()} threads"
+        f"{config.dtype} on {run.trainer.device.type} with {torch.get_num_threads()} threads{shared}"
     )
     if run.trainer.step == config.steps:
         typer.echo("the run is complete")
@@ -109,8 +185,11 @@ def _describe(run: Run) -> None:
         typer.echo(f"resuming from step {run.trainer.step}")
 
 
-def _train(run: Run, dashboard: _Dashboard) -> None:
-    """Train with a progress bar, and renew the dashboard now and then; exit with a code if stopped or diverged."""
+def _train(run: Run, dashboard: _Dashboard, is_first: bool) -> None:
+    """Train with a progress bar, and renew the dashboard now and then; exit with a code if stopped or diverged.
+
+    Of several processes, all train, and the first one shows it.
+    """
     from tqdm import tqdm
 
     from minids.training.step import TrainingDiverged
@@ -119,8 +198,9 @@ def _train(run: Run, dashboard: _Dashboard) -> None:
     trainer, config = run.trainer, run.trainer.config
     tokens_per_step = config.batch_size * config.sequence_length
     with tqdm(
-        total=config.steps * tokens_per_step, initial=trainer.step * tokens_per_step, unit="tok", unit_scale=True
-    ) as bar:
+        total=config.steps * tokens_per_step, initial=trainer.step * tokens_per_step, unit="tok", unit_scale=True,
+        disable=not is_first,
+    ) as bar:  # fmt: skip
 
         def show(record: dict) -> None:
             bar.update(tokens_per_step)
@@ -129,11 +209,10 @@ def _train(run: Run, dashboard: _Dashboard) -> None:
             dashboard.renew()
 
         try:
-            trainer.run(show)
+            trainer.run(show if is_first else lambda record: None)
         except TrainingInterrupted as reason:
             bar.close()
-            typer.echo(f"{reason}; saved. To resume, run the same command with --resume.", err=True)
-            raise typer.Exit(130) from None
+            stop(f"{reason}; saved. To resume, run the same command with --resume.", 130)
         except (TrainingDiverged, OSError) as reason:
             bar.close()
             what = f"training diverged at {reason}" if isinstance(reason, TrainingDiverged) else sentence_of(reason)
@@ -191,7 +270,8 @@ class _Dashboard:
     def _write(self, report: dict | None) -> None:
         from minids.book.plots.c10_dashboard import draw_dashboard
 
-        trainer, names = self.run.trainer, self.run.model.config.moe_layer_names()
+        trainer = self.run.trainer
+        names = trainer.model_config.moe_layer_names()
         picture = draw_dashboard(trainer.records, report, config=trainer.config, layer_names=names).png()
         if not trainer.log.is_in_place():
             raise ValueError(f"{trainer.folder} was removed or replaced during the run")

@@ -55,7 +55,8 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, mtp
     require_float(dtype)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the one that holds config.json and the weights.")
-    if (folder / "checkpoint.safetensors").exists() and not (folder / "config.json").exists():
+    is_run = (folder / "checkpoint.safetensors").exists() or (folder / "checkpoint").exists()
+    if is_run and not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run: `minids export` makes a folder of the released layout from it.")
     entries = read_config(folder)
     config = ModelConfig.from_hf(entries)

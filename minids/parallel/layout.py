@@ -56,6 +56,10 @@ class Layout:
         require("schedule", self.schedule, self.schedule in (None, *SCHEDULES), f"one of {names}")
         require("schedule", self.schedule, self.schedule is None or self.pp > 1, "left out unless pp is at least 2")
 
+    def __str__(self) -> str:
+        schedule = f" with {self.schedule or '1F1B'}" if self.pp > 1 else ""
+        return f"pp={self.pp}{schedule}, dp={self.dp}, ep={self.ep}"
+
     @property
     def copies(self) -> int:
         """How many copies of each expert there are."""

@@ -59,8 +59,7 @@ class DistributedTrainer(Trainer):
         self.layout, self.grid = layout, layout.grid(model.embed_tokens.weight.device.type)
         self.first, self.row = dist.get_rank() == 0, layout.coordinates(dist.get_rank())[1]
         super().__init__(model, *run, **settings)
-        shape = f"pp {layout.pp} ({layout.schedule}), dp {layout.dp}, ep {layout.ep}"
-        self.settings["environment"]["processes"] = f"{layout.ranks}: {shape}"
+        self.settings["environment"]["processes"] = f"{layout.ranks} ({layout})"
         if not self.first:
             self.log = None
 
