@@ -20,6 +20,8 @@ from minids.book.recorded import Measured, load
 from minids.book.toy import KINDS
 from minids.cost.attention import mla_cached_numbers
 from minids.cost.published import LOSS_FREE, REPORTS
+from minids.cost.traffic import WAYS as WAYS_TO_SEND
+from minids.cost.traffic import traffic
 from minids.hub.reference import reference
 from minids.inference.generate import generate
 from minids.model.config import ModelConfig
@@ -226,6 +228,19 @@ def executed(name: str, ranks: int, micro_batches: int, slower: float) -> tuple:
     return name, schedule, simulated(schedule, times), pace
 
 
+def chosen(ranks: int, experts: int, tokens: int, k: int) -> list[Tensor]:
+    """Experts of each rank's tokens, some of them chosen more often."""
+    dice = torch.Generator().manual_seed(0)
+    favour = 0.5 * torch.randn(experts, generator=dice)
+    return [(torch.randn(tokens, experts, generator=dice) + favour).topk(k).indices for _ in range(ranks)]
+
+
+def matrices(ranks: int, per_node: int, k: int, *ways: str) -> tuple[dict[str, np.ndarray], int]:
+    """Rows between ranks, in the ways given or in all, and the ranks of a node."""
+    choices = chosen(ranks, 4 * ranks, 64, k)
+    return {way: traffic(choices, 4 * ranks, per_node, way).sum(axis=0) for way in ways or WAYS_TO_SEND}, per_node
+
+
 ARGUMENTS = {  # of draw_NAME, by name and variant
     "architecture": {"all": (), "3": (3,), "12": (12,)},
     "parameters": {f"{n}, {price}": (c, price) for n, c in PRESETS.items() for price in (None, 2.0)},
@@ -331,6 +346,32 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "measured": {
         "usual": executed("DualPipe", 4, 8, 1.1), "same": executed("1F1B", 2, 3, 1), "fast": executed("ZBV", 4, 8, 0.9),
         "slow": executed("GPipe", 8, 20, 2.3),
+    },
+    "dispatch_bytes": {"V3": (V3,), "V2": (PRESETS["deepseek-v2"], 4)},
+    "free_experts": {str(nodes): (V3, nodes) for nodes in (None, 1, 2, 3, 8)},
+    "waves": {f"{n}, {ratio}": (n, ratio) for n, ratio in ((1, 0.5), (4, 0.5), (8, 0.3), (16, 1.0), (4, 0))},
+    "cluster": {"V3": ()},
+    "serving_units": {"V3": ()},
+    "journey": {
+        f"{hops}, {token}": (chosen(4, 8, 2, 3), hops, token, torch.full((4, 2, 3), 1 / 3))
+        for hops in (1, 2) for token in (0, 3)
+    } | {
+        f"{hops}, crowded": ([[[0, 1, 2, 7]] * 2] * 4, hops, 7) for hops in (1, 2)
+    } | {"at home": ([[[2 * r, 2 * r + 1]] for r in range(4)], 2), "one": ([[[5, 6]], *[torch.ones(0, 2)] * 3], 1)},
+    "traffic": {
+        "three": matrices(4, 2, 3), "two": matrices(8, 4, 6, "per rank", "two hops"), "one node": matrices(4, 4, 2),
+        "many": matrices(32, 8, 8), "one": matrices(16, 4, 4, "per rank"), "none": ({"none": np.zeros((2, 2), int)}, 1),
+        "four": ({str(n): matrices(8, 4, n, "two hops")[0]["two hops"] for n in (2, 4, 6, 8)}, 4),
+        "thousands": ({"large": 1000 * matrices(8, 4, 4)[0]["two hops"], "sends": np.eye(8, k=1) + np.eye(8)[::-1]}, 4),
+    },
+    "placement": {
+        str(replicas): (torch.arange(1, 33).float().exp2().pow(0.2)[torch.arange(32) * 13 % 32], replicas, 8, 2, 8)
+        for replicas in (32, 40, 64)
+    } | {"published": ([90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], 16, 4, 2, 8),
+         "large": ([7 * i % 31 + 200 * (i % 50 == 1) for i in range(256)], 288, 8, 4, 32)},
+    "packing_by_hand": {
+        "useless": (), "half useless": ((9, 1, 1, 1, 1, 1), 8, 2), "useful": ((9, 7, 3, 1), 6, 3),
+        "none": ((4, 3, 2, 1), 4, 2), "one GPU": ((4, 3), 3, 1), "many": ((20, 19.3, 1, 1, 1, 1, 1), 8, 2),
     },
     "dashboard": {
         "usual": run(), "long": run(640), "one step": run(1), "two domains": run(domains=DOMAINS[:2]),

@@ -49,6 +49,13 @@ from minids.book.plots.c08_gaps import draw_gap, draw_stages
 from minids.book.plots.c08_measured import draw_measured
 from minids.book.plots.c08_overlap import draw_overlap
 from minids.book.plots.c08_timeline import draw_schedule
+from minids.book.plots.c09_bytes import draw_dispatch_bytes, draw_free_experts
+from minids.book.plots.c09_cluster import draw_cluster, draw_serving_units
+from minids.book.plots.c09_journey import draw_journey
+from minids.book.plots.c09_packing import draw_packing_by_hand
+from minids.book.plots.c09_placement import draw_placement
+from minids.book.plots.c09_traffic import draw_traffic
+from minids.book.plots.c09_waves import draw_waves
 from minids.book.plots.c10_ablation import draw_ablation
 from minids.book.plots.c10_dashboard import draw_dashboard
 from minids.book.plots.c10_kills import draw_kills
