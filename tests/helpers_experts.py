@@ -1,6 +1,5 @@
 """What the processes of the tests of expert parallelism do; new processes import it by name."""
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 

@@ -20,6 +20,7 @@ run ends with the same bits.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -71,13 +72,10 @@ class DistributedTrainer(Trainer):
         """Return the rows of a batch that this process's pipeline or copy of the model works on."""
         return {name: values.chunk(self.layout.dp)[self.row] for name, values in batch.items()}
 
-    def in_order(self, own: list[Terms]) -> list[Terms]:
-        """Return the terms of the whole batch's parts, from those of this process; it may have none."""
-        found = sorted(
-            ((row, i, part) for row, parts in from_all((self.row, own)) for i, part in enumerate(parts)),
-            key=lambda p: p[:2],
-        )
-        return [part for _, _, part in found]
+    def in_order(self, own: dict[Any, Terms]) -> list[Terms]:
+        """Return the terms of all parts of the batch, from those of this process by their order among its rows."""
+        found = {(row, key): terms for row, parts in from_all((self.row, own)) for key, terms in parts.items()}
+        return [found[key] for key in sorted(found)]
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of which this process holds a part, by their names in the model."""
@@ -158,7 +156,7 @@ class ShardedTrainer(DistributedTrainer):
         )  # fmt: skip
         for gate in self.gates:
             dist.all_reduce(gate.load)
-        return self.in_order(own)
+        return self.in_order(dict(enumerate(own)))
 
     def update(self, parts: list[Terms]) -> float:
         return update_weights(self.model, self.optimizer, parts, self.config.clip_norm, gradient_norm(self.model))
@@ -192,7 +190,7 @@ class PipelineTrainer(DistributedTrainer):
         config, step = self.config, self.step
         terms = self.pipeline.run(self.rows(batch), lambda stage, rows: self.loss(stage, rows, batch, config, step))
         self.pipeline.sum_copies()
-        return self.in_order([terms[key] for key in sorted(terms)])
+        return self.in_order(terms)
 
     def update(self, parts: list[Terms]) -> float:
         norm = self.pipeline.gradient_norm()

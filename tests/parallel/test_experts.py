@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minids.model.config import ModelConfig
 from minids.model.moe import MoE
-from minids.parallel.experts import Formats, from_bytes, to_bytes
+from minids.parallel.experts import AS_COMPUTED, Formats, from_bytes, to_bytes
 from minids.parallel.launch import launch
 from minids.quantization.fp8 import dequantize, quantize
 
@@ -36,7 +36,7 @@ def assert_near(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
-def run(weights, nodes, formats=Formats(), dtype="float32", config=CONFIG):
+def run(weights, nodes, formats=AS_COMPUTED, dtype="float32", config=CONFIG):
     """What each rank gives, and the same in one process: outputs, gradients of tokens and weights, and load."""
     x, push = some_tokens()
     ranks = launch(run_layer, RANKS, config, weights, x, push, nodes, formats, dtype)
@@ -75,7 +75,7 @@ def test_a_rank_whose_experts_nobody_chooses_gets_gradients_of_zero(nodes):
 
 
 def test_in_fp8_two_hops_change_nothing_more_and_the_error_is_that_of_three_bits():
-    """A row is in its tiles' numbers after the first hop, so the second one rounds nothing; sums are rounded to BF16."""
+    """After the first hop a row is in its tiles' numbers, so the second rounds nothing; sums are rounded to BF16."""
     weights = some_weights(CONFIG)
     torch.manual_seed(1)
     one, (out, x_grad, _), x = run(weights, 1, IN_FP8)
@@ -102,7 +102,7 @@ def test_a_message_in_fp8_holds_codes_and_scales_exactly():
         assert torch.equal(dequantize(from_bytes(message, 96, tile)), dequantize(rounded))
 
 
-@pytest.mark.parametrize("formats", [Formats(), IN_FP8])
+@pytest.mark.parametrize("formats", [AS_COMPUTED, IN_FP8])
 def test_rows_and_bytes_are_the_counted_ones(formats):
     weights = some_weights(CONFIG)
     torch.manual_seed(2)

@@ -1,0 +1,58 @@
+"""What the processes of the tests of distributed training do; new processes import it by name."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+from helpers_training import last_token_loss, small_batches, small_config, small_corpus, small_train_config
+
+from minids.parallel.layout import Layout
+from minids.training.run import Run, start_run
+from minids.training.step import language_model_loss
+from minids.training.trainer import TrainingInterrupted
+
+
+class Masked:
+    """Batches of which only some tokens count, not equally many in each row."""
+
+    def __init__(self, config):
+        self.rows = small_batches(config, vocab_size=300)  # at most as many as the tokenizer has
+
+    def batch(self, step: int, batch_size: int) -> dict:
+        batch = self.rows.batch(step, batch_size)
+        return batch | {"mask": np.random.default_rng(step).random(batch["tokens"].shape) < 0.5}
+
+    def domain(self, index: int) -> str:
+        return self.rows.domain(index)
+
+
+def make_run(
+    folder: Path | None = None, layout: Layout | None = None, resume: bool = False, model: dict | None = None,
+    masked: bool = False, last_token: bool = False, **changes,
+) -> Run:  # fmt: skip
+    """A run of four steps, by one process or as one of several."""
+    config = small_train_config(**dict(steps=4, batch_size=8, save_every=2) | changes)
+    return start_run(
+        small_config(**(model or {})), config, small_corpus(), folder, resume=resume, layout=layout,
+        batches=Masked(config) if masked else None, loss=last_token_loss if last_token else language_model_loss,
+    )  # fmt: skip
+
+
+def train(rank: int, flags: dict | None, folder: Path | None, stop_after: int | None = None, **settings) -> tuple:
+    """Train to the end, or until the last process is asked to stop; return the records, and what is said of the run.
+
+    Without flags this is the run of one process.
+    """
+    run = make_run(folder, Layout(**flags) if flags else None, **settings)
+
+    def look(record: dict) -> None:
+        if record["step"] + 1 == stop_after and rank == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        run.trainer.run(look)
+    except TrainingInterrupted as reason:
+        return run.trainer.records, str(reason)
+    return run.trainer.records, run.differences

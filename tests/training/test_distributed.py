@@ -1,0 +1,92 @@
+"""The same run on several processes: every record and weight, checkpoints that others resume, and deaths."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_distributed import make_run, train
+from helpers_training import assert_bitwise_equal, without_seconds
+
+from minids.parallel.launch import launch
+from minids.training.checkpoint import find_checkpoint
+from minids.training.log import read_log
+from minids.training.run import load_run
+from minids.training.sharded import load_state
+
+
+def together(flags: dict | None, folder: Path, **settings) -> list[tuple]:
+    return launch(partial(train, **settings), (flags or dict(ranks=1))["ranks"], flags, folder)
+
+
+TWO_NODES = dict(ranks=4, ep=4, node=2)
+CASES = {
+    "data": (dict(ranks=2), {}),
+    "data, fewer experts than ranks": (dict(ranks=4), dict(model=dict(n_routed_experts=2, n_group=1, topk_group=1))),
+    "data, Muon, micro-batches": (dict(ranks=2), dict(optimizer="muon", micro_batch_size=2)),
+    "data, FP8": (dict(ranks=2), dict(dtype="fp8", fp8_block=32, steps=1)),
+    "data, a mask": (dict(ranks=2), dict(masked=True)),
+    "data, another loss": (dict(ranks=2), dict(last_token=True)),
+    "experts on two nodes": (TWO_NODES, {}),
+    "experts, two copies": (dict(ranks=4, ep=2), {}),
+    "experts, two copies, Muon": (dict(ranks=4, ep=2), dict(optimizer="muon")),
+    "experts, no bias, no MTP": (dict(ranks=2, ep=2), dict(bias_speed=0.0, model=dict(num_nextn_predict_layers=0))),
+    "pipeline": (dict(ranks=2, pp=2, schedule="ZB1P"), dict(optimizer="muon")),
+    "pipelines": (dict(ranks=4, pp=2), dict(masked=True)),
+    "pipelines and experts, DualPipe": (dict(ranks=4, pp=2, ep=2, schedule="DualPipe"), {}),
+    "pipelines and experts, FP8": (dict(ranks=4, pp=2, ep=2), dict(dtype="fp8", fp8_block=32, steps=1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_records_and_weights_are_those_of_one_process(case, tmp_path):
+    flags, settings = CASES[case]
+    rounds = settings.get("dtype") == "fp8"  # in tiles of an expert's tokens, which are others here
+    one = make_run(**settings)
+    start = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+    one.trainer.run()
+    records, *others = (records for records, _ in together(flags, tmp_path, **settings))
+    assert all(without_seconds(other) == without_seconds(records) for other in others)
+    assert without_seconds(read_log(tmp_path / "log.jsonl")) == without_seconds(records)
+    for ours, theirs in zip(records, one.trainer.records, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["load"] == theirs["load"]
+        for name in ("loss", "gradient_norm", "learning_rate", "bits_per_byte"):
+            if name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3 if rounds else 1e-5), name
+    model, _ = load_run(tmp_path)
+    for name, weight in one.model.named_parameters():
+        moved = (weight - start[name]).norm()
+        assert (model.get_parameter(name) - weight).norm() <= (0.2 if rounds else 2e-3) * moved, name
+    for ours, theirs in zip(model.gates, one.model.gates, strict=True):
+        assert torch.equal(ours.expert_bias, theirs.expert_bias)
+
+
+def final_state(folder: Path) -> tuple[dict, list]:
+    return load_state(find_checkpoint(folder)).tensors, without_seconds(read_log(folder / "log.jsonl"))
+
+
+SHARDED, PIPELINE, ONE = dict(ranks=4, ep=2), dict(ranks=2, pp=2), None
+LAYOUTS = {"sharded": SHARDED, "two": dict(ranks=2), "pipeline": PIPELINE, "one": ONE}
+
+
+@pytest.mark.parametrize("first", ["sharded", "pipeline", "one"])
+def test_a_stop_asked_of_one_process_stops_all_and_the_run_goes_on_bitwise_or_in_another_layout(first, tmp_path):
+    together(LAYOUTS[first], tmp_path / "straight")
+    tensors, records = final_state(tmp_path / "straight")
+    for then in LAYOUTS:
+        folder = tmp_path / then
+        stopped = together(LAYOUTS[first], folder, stop_after=1)
+        assert {said for _, said in stopped} == {"stopped after step 1 of 4"}
+        differences = together(LAYOUTS[then], folder, resume=True)[0][1]
+        found, found_records = final_state(folder)
+        assert find_checkpoint(folder).name == ("checkpoint" if LAYOUTS[then] else "checkpoint.safetensors")
+        assert len(list(folder.glob("checkpoint*"))) == 1
+        if then == first:
+            assert differences == ()
+            assert_bitwise_equal(found, tensors)
+            assert found_records == records
+        else:
+            (difference,) = differences
+            assert difference.startswith(f"processes was {(LAYOUTS[first] or dict(ranks=1))['ranks']}")
+            assert [r["loss"] for r in found_records] == pytest.approx([r["loss"] for r in records], rel=1e-5)
