@@ -5,11 +5,15 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from helpers_training import last_token_loss, small_batches, small_config, small_corpus, small_train_config
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from minids.parallel.layout import Layout
 from minids.training.run import Run, start_run
+from minids.training.sharded import save_sharded
 from minids.training.step import language_model_loss
 from minids.training.trainer import TrainingInterrupted
 
@@ -56,3 +60,10 @@ def train(rank: int, flags: dict | None, folder: Path | None, stop_after: int | 
     except TrainingInterrupted as reason:
         return run.trainer.records, str(reason)
     return run.trainer.records, run.differences
+
+
+def save_some(rank: int, path: Path) -> None:
+    """Write a checkpoint with a tensor that is sharded, one that both ranks have, and one of each rank alone."""
+    rows = distribute_tensor(torch.arange(6.0).view(3, 2), init_device_mesh("cpu", (2,)), [Shard(0)])
+    tensors = {"rows": rows, "both": torch.tensor(7.0), f"own {rank}": torch.tensor(float(rank))}
+    save_sharded(path, tensors, step=3, settings={"a": 1}, log_sha256=str(rank))

@@ -44,17 +44,18 @@ class Layout:
     def __post_init__(self):
         for name in ("ranks", "pp", "ep"):
             require_whole(name, getattr(self, name))
-        processes = f"{self.ranks} process" + "es" * (self.ranks > 1)
-        require("pp", self.pp, self.ranks % self.pp == 0, f"a divisor of the number of processes, {self.ranks}")
+        several = f"there are {self.ranks} processes"
+        processes = several if self.ranks > 1 else "there is one process (torchrun starts several)"
+        require("pp", self.pp, self.ranks % self.pp == 0, f"a divisor of {self.ranks}, because {processes}")
         if self.dp is None:
             object.__setattr__(self, "dp", self.ranks // self.pp)
         require_whole("dp", self.dp)
         fits = self.pp * self.dp == self.ranks
-        require("dp", self.dp, fits, f"{self.ranks // self.pp}, because pp={self.pp} and there are {processes}")
+        require("dp", self.dp, fits, f"{self.ranks // self.pp} with pp={self.pp}, because {processes}")
         require("ep", self.ep, self.dp % self.ep == 0, f"a divisor of dp={self.dp}, whose ranks share the experts")
         names = ", ".join(SCHEDULES)
         require("schedule", self.schedule, self.schedule in (None, *SCHEDULES), f"one of {names}")
-        require("schedule", self.schedule, self.schedule is None or self.pp > 1, "left out unless pp is at least 2")
+        require("schedule", self.schedule, self.schedule is None or self.pp > 1, "left out without a pipeline (pp)")
 
     def __str__(self) -> str:
         schedule = f" with {self.schedule or '1F1B'}" if self.pp > 1 else ""
@@ -76,13 +77,12 @@ class Layout:
         return tuple(stage * self.dp + i for stage in stage_ranks for i in range(place % step, self.dp, step))
 
     def micro_batches(self, batch_size: int, micro_batch_size: int | None) -> int:
-        """Return how many micro-batches a step has on each rank: of a single sequence unless their size is given.
+        """Return how many micro-batches a pipeline's step has: of a single sequence each unless their size is given.
 
         Raises ValueError if the batch cannot be divided so.
         """
-        size = micro_batch_size or (1 if self.pp > 1 else batch_size // self.dp)
-        unit = self.dp * max(size, 1)
-        each = f" x micro_batch_size={size}" if micro_batch_size else ""
+        unit = self.dp * (micro_batch_size or 1)
+        each = f" x micro_batch_size={micro_batch_size}" if micro_batch_size else ""
         require("batch_size", batch_size, batch_size % unit == 0, f"a multiple of dp={self.dp}{each}")
         return batch_size // unit
 
@@ -93,9 +93,10 @@ class Layout:
         if self.ep > 1:
             require("ep", self.ep, experts is not None, "1, because the model has no experts")
             require("ep", self.ep, experts % self.ep == 0, f"a divisor of the model's {experts} experts")
-        micro_batches = self.micro_batches(batch_size, micro_batch_size)
         if self.pp == 1:
+            require("batch_size", batch_size, batch_size % self.dp == 0, f"a multiple of dp={self.dp}")
             return None
+        micro_batches = self.micro_batches(batch_size, micro_batch_size)
         try:
             schedule = SCHEDULES[self.schedule or "1F1B"](self.pp, micro_batches)
         except BadValueError as error:

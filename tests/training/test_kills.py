@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from helpers_cli import FILES, SMALL, minids, names_in
-from helpers_kills import train
+from helpers_kills import train, train_together
 from helpers_training import assert_bitwise_equal, small_config, without_seconds
 
 from minids.parallel.launch import RankFailed, launch
-from minids.training.checkpoint import load_checkpoint
+from minids.training.checkpoint import find_checkpoint, load_checkpoint
 from minids.training.log import read_log
+from minids.training.sharded import load_state
 
 KINDS = ("saving", "writing", "computing", "tearing")
 
@@ -58,6 +59,34 @@ def test_a_run_killed_at_any_moment_and_then_twice_more_goes_on_bitwise_as_if_no
         assert found[1] == rest
     assert kills >= 20
     assert torn_saves >= 4
+
+
+SHARED = dict(ranks=2, ep=2)
+
+
+def test_a_run_of_which_any_process_is_killed_at_any_moment_goes_on_bitwise_and_no_torn_checkpoint_is_read(tmp_path):
+    moments = launch(train_together, 2, tmp_path / "straight", SHARED)
+    straight, records = load_state(tmp_path / "straight" / "checkpoint"), read_log(tmp_path / "straight" / "log.jsonl")
+    rng, kills, torn_saves = np.random.default_rng(0), 0, 0
+    for i in range(3):
+        folder = tmp_path / f"{i}"
+        for who, kind, latest in ((i % 2, "saving", 0.4), (1 - i % 2, KINDS[i % 3], 1.0)):
+            number = 1 + int(latest * rng.random() * moments[who][kind])
+            try:
+                launch(train_together, 2, folder, SHARED, who, kind, number)
+            except RankFailed:
+                kills += 1
+                torn_saves += any(folder.glob(".checkpoint.*"))
+            if path := find_checkpoint(folder):
+                assert load_state(path).step in (2, 4, 6)
+        launch(train_together, 2, folder, SHARED)
+        assert names_in(folder) == {"checkpoint", "log.jsonl", "tokenizer.json"}
+        found = load_state(folder / "checkpoint")
+        assert_bitwise_equal(found.tensors, straight.tensors)
+        assert found.settings == straight.settings
+        assert without_seconds(read_log(folder / "log.jsonl")) == without_seconds(records)
+    assert kills == 6
+    assert torn_saves >= 1
 
 
 KILLED = """

@@ -1,0 +1,85 @@
+"""`minids train` under torchrun: it is killed and restarted, ends with torchrun, and refuses what does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers_cli import SMALL, minids
+from helpers_training import assert_bitwise_equal, small_config, without_seconds
+
+from minids.training.log import read_log
+from minids.training.sharded import load_state
+
+
+def torchrun(folder: Path, *arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, arguments)]
+    config = ["--config", folder / "small.json", "--data", folder / "text.txt", *SMALL, "--save-every", 4]
+    output = (folder / "output").open("a")
+    return subprocess.Popen([*command, *map(str, config)], stdout=output, stderr=output)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "text.txt").write_text("".join(f"Line {i} of a small text.\n" for i in range(200)))
+    (tmp_path / "small.json").write_text(json.dumps(small_config().to_hf()))
+    return tmp_path
+
+
+def wait_for(what, seconds: float = 90):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def children_of(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    try:
+        return "State:\tZ" not in status.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_killed_process_is_started_again_and_none_outlives_torchrun(folder):
+    train = ["-m", "minids", "train", "--steps", 30, "--ep", 2]
+    straight = torchrun(folder, *train, "--out", folder / "straight")
+    killed = torchrun(folder, "--max-restarts", 1, *train, "--out", folder / "killed")
+    orphaned = torchrun(folder, *train, "--steps", 100_000, "--out", folder / "orphaned")
+    wait_for(lambda: (folder / "killed" / "checkpoint").exists())
+    os.kill(children_of(killed)[1], signal.SIGKILL)
+    wait_for(lambda: (folder / "orphaned" / "checkpoint").exists())
+    workers = children_of(orphaned)
+    assert len(workers) == 2
+    orphaned.kill()
+    wait_for(lambda: not any(map(is_running, workers)), seconds=30)
+    orphaned.wait()
+    assert [straight.wait(), killed.wait()] == [0, 0], (folder / "output").read_text()
+    assert "resuming from step" in (folder / "output").read_text()
+    ends = [load_state(folder / name / "checkpoint") for name in ("straight", "killed")]
+    assert_bitwise_equal(ends[1].tensors, ends[0].tensors)
+    logs = [without_seconds(read_log(folder / name / "log.jsonl")) for name in ("straight", "killed")]
+    assert logs[1] == logs[0]
+    reports = [json.loads((folder / name / "report.json").read_text()) for name in ("straight", "killed")]
+    assert reports[1]["bits_per_byte"] == reports[0]["bits_per_byte"]
+    exported = minids("export", folder / "killed", folder / "exported")  # like the run of one process
+    assert exported.exit_code == 0, exported.output
+
+
+def test_without_torchrun_there_is_one_process(folder):
+    result = minids("train", "--pp", 2, "--out", folder / "run")
+    assert result.exit_code == 2
+    sentence = "it must be a divisor of 1, because there is one process (torchrun starts several)."
+    assert result.output == f"minids: --pp 2 is not possible: {sentence}\n"
+    assert not (folder / "run").exists()
