@@ -1,9 +1,9 @@
 """What the processes of the test of traffic do; new processes import it by name."""
 
 import torch
-from helpers_experts import groups_of
 from torch import Tensor
 
+from minids.book.probes.experts import groups_of
 from minids.parallel.experts import ExpertParallel
 
 

@@ -25,10 +25,16 @@ from minids.model.mtp import MTPModule
 from minids.model.rope import softmax_scale
 from minids.parallel.deferred import _Product
 from minids.parallel.execute import Pipeline, _Stage
+from minids.parallel.experts import ExpertParallel
+from minids.parallel.shard import shard
 from minids.quantization.fp8 import Quantized, quantize
+from minids.training.distributed import ShardedTrainer
 from minids.training.step import language_model_loss
 
 _ROTATED = "self.heads * self.rope_dim"
+_SUM = (
+    "        together(lambda flat, group=group: dist.all_reduce(flat, group=group), [local(p.grad) for p in mine])\n"
+)
 _EXPANDED = "self.heads * (self.nope_dim + self.v_dim)"
 
 # fmt: off
@@ -287,15 +293,13 @@ _GALLERY = (
         "copies keep their own gradients",
         "A parameter that is on two ranks gets a gradient on each, from what that rank computed. Without the sum, the "
         "copies are trained on different things and drift apart.",
-        ((Pipeline.sum_copies, "            dist.all_reduce(flat, group=group)\n", ""),),
+        ((Pipeline.sum_copies, _SUM, ""),),
     ),
     WrongVariant(
         "copies are summed twice",
         "Two parts of the code take care of the same copies. The second one sums what is a sum already, so for two "
         "copies the gradient is twice as large.",
-        ((Pipeline.sum_copies, "            dist.all_reduce(flat, group=group)\n",
-                               "            dist.all_reduce(flat, group=group)\n"
-                               "            dist.all_reduce(flat, group=group)\n"),),
+        ((Pipeline.sum_copies, _SUM, 2 * _SUM),),
     ),
     WrongVariant(
         "copies count twice in the norm",
@@ -319,7 +323,9 @@ _GALLERY = (
         "the last micro-batch overwrites the gradient",
         "Weight gradients are stored instead of added. The loss is right, because it is summed elsewhere, and the "
         "model is trained on one micro-batch of each batch.",
-        ((_Product.backward, "grad if weight.grad is None else weight.grad.add_(grad)", "grad"),),
+        ((_Product.backward,
+          "torch.autograd.backward(weight, product.weight_grad(dy_RY, kept).to(weight.dtype).view_as(weight))",
+          "weight.grad = product.weight_grad(dy_RY, kept).to(weight.dtype).view_as(weight)"),),
     ),
     WrongVariant(
         "both directions take the first half",
@@ -335,6 +341,25 @@ _GALLERY = (
         ((language_model_loss, 'whole["mask"] if "mask" in whole else',
                                'rows["mask"].repeat(len(whole["mask"]) // len(rows["mask"]), 1) '
                                'if "mask" in whole else'),),
+    ),
+    # Many processes
+    WrongVariant(
+        "the router's gradient stays behind",
+        "The weights of a token's choices travel to its experts without autograd. Outputs and losses are right, but "
+        "the router no longer learns from the language model's loss which expert to weight more.",
+        ((ExpertParallel.dispatch, "hop.send(weights_NK)", "hop.send(weights_NK.detach())"),),
+    ),
+    WrongVariant(
+        "each process balances its own load",
+        "Every process moves the biases by the tokens of its own rows. The copies of a gate come apart, and a token's "
+        "experts depend on the process that it happens to be on.",
+        ((ShardedTrainer.accumulate, "    for gate in self.gates:\n        dist.all_reduce(gate.load)\n", ""),),
+    ),
+    WrongVariant(
+        "gradients are averaged over processes",
+        "Each process computes its share of the batch's mean loss already, and the engine divides by the number of "
+        "processes once more, as is its default. The losses are right; the gradient is too small by that factor.",
+        ((shard, "            module.set_gradient_divide_factor(1.0)\n", ""),),
     ),
 )
 # fmt: on

@@ -38,6 +38,8 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.kills("each process balances its own load", case="data")
+@pytest.mark.kills("gradients are averaged over processes", case="data")
 @pytest.mark.parametrize("case", CASES)
 def test_all_records_and_weights_are_those_of_one_process(case, tmp_path):
     flags, settings = CASES[case]
