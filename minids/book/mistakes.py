@@ -32,9 +32,7 @@ from minids.training.distributed import ShardedTrainer
 from minids.training.step import language_model_loss
 
 _ROTATED = "self.heads * self.rope_dim"
-_SUM = (
-    "        together(lambda flat, group=group: dist.all_reduce(flat, group=group), [local(p.grad) for p in mine])\n"
-)
+_SUM = "        together(lambda flat, group=group: dist.all_reduce(flat, group=group), [local(p.grad) for p in mine])\n"
 _EXPANDED = "self.heads * (self.nope_dim + self.v_dim)"
 
 # fmt: off

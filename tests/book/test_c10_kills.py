@@ -8,7 +8,7 @@ from helpers_training import small_trainer
 from legibility import assert_legible
 
 from minids.book.plots.c10_kills import draw_kills
-from minids.book.probes.kills import CONFIG, Kill, KilledRun, Life, _digest, _live, killed_run
+from minids.book.probes.kills import CONFIG, Kill, KilledRun, Life, _live, digest_of, killed_run
 
 
 def test_a_killed_run_goes_on_from_its_checkpoints_and_ends_like_an_undisturbed_one():
@@ -28,25 +28,25 @@ def test_a_killed_run_goes_on_from_its_checkpoints_and_ends_like_an_undisturbed_
 def test_the_verdict_sees_one_bit_of_weights_moments_and_log_but_no_seconds(tmp_path):
     trainer = small_trainer(tmp_path, steps=1)
     trainer.run()
-    digest = _digest(tmp_path)
+    digest = digest_of(tmp_path)
     log = trainer.log.path.read_text()
     seconds = f'"seconds": {trainer.records[0]["seconds"]}'
     assert seconds in log
     trainer.log.path.write_text(log.replace(seconds, '"seconds": 7'))
-    assert _digest(tmp_path) == digest
+    assert digest_of(tmp_path) == digest
     trainer.log.path.write_text(log.replace('"loss": ', '"loss": 1'))
-    assert _digest(tmp_path) != digest
+    assert digest_of(tmp_path) != digest
     trainer.log.path.write_text(log)
     weight = trainer.model.norm.weight
     for tensor in (weight, trainer.optimizer.state[weight]["exp_avg"]):
         with torch.no_grad():
             tensor.view(torch.int32)[0] ^= 1
         trainer.save()
-        assert _digest(tmp_path) != digest
+        assert digest_of(tmp_path) != digest
         with torch.no_grad():
             tensor.view(torch.int32)[0] ^= 1
     trainer.save()
-    assert _digest(tmp_path) == digest
+    assert digest_of(tmp_path) == digest
 
 
 @pytest.mark.parametrize("kill", [None, Kill(None, 60), Kill(5, 0)])

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minids.book.probes.kills import CONFIG, MODEL, sums
 from minids.device import autocast
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
@@ -24,6 +25,7 @@ from minids.parallel.launch import launch
 from minids.parallel.layout import Layout
 from minids.training.config import TrainConfig
 from minids.training.distributed import make_trainer
+from minids.training.run import start_run
 from minids.training.sharded import load_state, save_sharded
 
 # ---------------------------------------------------------------------------------------------------
@@ -161,8 +163,27 @@ def _train(
     return records, kept["model"], kept["optimizer"]
 
 
-def die(rank: int, who: int) -> None:
-    """One rank is killed by a signal that no process can catch; the others wait for it."""
-    if rank == who:
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
+# ---------------------------------------------------------------------------------------------------
+# A run in a folder
+
+STEPS, SAVE_EVERY = 24, 4
+
+
+def train_in_folder(folder: Path, flags: dict | None, kill: tuple[int, int] | None = None) -> None:
+    """Begin or resume a run of 24 steps by the processes of a layout, or by one process, and train to its end.
+
+    `kill` is a rank and a step, after which this rank is killed; then RankFailed is raised, as by `launch`.
+    """
+    launch(_train_in_folder, 1 if flags is None else Layout(**flags).ranks, folder, flags, kill)
+
+
+def _train_in_folder(rank: int, folder: Path, flags: dict | None, kill: tuple[int, int] | None) -> None:
+    config = replace(CONFIG, steps=STEPS, save_every=SAVE_EVERY)
+    layout = None if flags is None else Layout(**flags)
+    run = start_run(MODEL, config, sums(), folder, resume=True, layout=layout)
+
+    def look(record: dict) -> None:
+        if kill == (rank, record["step"] + 1):
+            os.kill(os.getpid(), signal.SIGKILL)  # no process can catch it
+
+    run.trainer.run(look)

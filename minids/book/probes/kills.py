@@ -27,10 +27,11 @@ from minids.model.config import ModelConfig
 from minids.parallel.launch import PRELOADED, end_with_parent, main_module_hidden
 from minids.text.arithmetic import arithmetic_documents
 from minids.text.corpus import Corpus
-from minids.training.checkpoint import load_checkpoint
+from minids.training.checkpoint import find_checkpoint, read_head
 from minids.training.config import TrainConfig
 from minids.training.log import read_log
 from minids.training.run import start_run
+from minids.training.sharded import load_state
 from minids.validation import require_whole
 
 MODEL = replace(ModelConfig.preset("tiny"), num_hidden_layers=2)
@@ -95,11 +96,11 @@ def killed_run(kills: int = 21, seed: int = 0) -> KilledRun:
                 _live(folder, Kill(min(start + steps, CONFIG.steps - 1), fraction * training / CONFIG.steps))
                 saving = any(folder.glob(".checkpoint*"))
                 lives.append(Life(start, _steps_in(folder / "log.jsonl"), killed=True, saving=saving))
-            checkpoint = folder / "checkpoint.safetensors"
-            start = load_checkpoint(checkpoint).step if checkpoint.exists() else 0
+            path = find_checkpoint(folder)
+            start = read_head(path)["step"] if path else 0
         _live(folder)
         lives.append(Life(start, _steps_in(folder / "log.jsonl")))
-        return KilledRun(tuple(lives), CONFIG.steps, CONFIG.save_every, _digest(folder), _digest(undisturbed))
+        return KilledRun(tuple(lives), CONFIG.steps, CONFIG.save_every, digest_of(folder), digest_of(undisturbed))
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,7 @@ def _train(folder: Path, last: int | None, sender: Connection) -> None:
             time.sleep(600)
 
     began = time.perf_counter()
-    text = {split: {"arithmetic": arithmetic_documents(split, 50)} for split in ("train", "validation")}
-    run = start_run(MODEL, CONFIG, Corpus(**text, mixture={"arithmetic": 1}), folder, resume=True)
+    run = start_run(MODEL, CONFIG, sums(), folder, resume=True)
     started = time.perf_counter()
     sender.send(started - began)
     wait_at_last(run.trainer.step)
@@ -160,14 +160,20 @@ def _train(folder: Path, last: int | None, sender: Connection) -> None:
     sender.send(time.perf_counter() - started)
 
 
+def sums() -> Corpus:
+    """A small text to train on: arithmetic problems."""
+    text = {split: {"arithmetic": arithmetic_documents(split, 50)} for split in ("train", "validation")}
+    return Corpus(**text, mixture={"arithmetic": 1})
+
+
 def _steps_in(log: Path) -> int:
     return log.read_bytes().count(b"\n")
 
 
-def _digest(folder: Path) -> str:
+def digest_of(folder: Path) -> str:
     """Return the SHA-256 of a run's weights, biases and moments, and of its log without the seconds."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(load_checkpoint(folder / "checkpoint.safetensors").tensors.items()):
+    for name, tensor in sorted(load_state(find_checkpoint(folder)).tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().tobytes())
     for record in read_log(folder / "log.jsonl"):
