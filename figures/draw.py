@@ -46,6 +46,7 @@ def figures() -> dict[str, Picture]:
         multi_token_prediction(),
         fp8(v3),
         pipelines(),
+        expert_parallelism(v3),
         training(),
     )
     return {name: figure for part in parts for name, figure in part.items()}
@@ -155,6 +156,23 @@ def pipelines() -> dict[str, Picture]:
         "dualpipe_waits": plots.draw_waits(),
         "bubble_share": plots.draw_bubble_share(),
         "peak_activations": plots.draw_peak_memory(),
+    }
+
+
+def expert_parallelism(v3: ModelConfig) -> dict[str, Picture]:
+    """Chapter 9."""
+    chosen = [[[5, 6], [4, 2]], [[3, 0], [4, 5]], [[3, 2], [0, 3]], [[0, 1], [7, 0]]]  # on four ranks
+    power_law = [round(1000 / (1 + rank)) for rank in (7 * expert % 32 for expert in range(32))]
+    return {
+        "one_hop": plots.draw_journey(chosen),
+        "two_hops": plots.draw_journey(chosen, hops=2),
+        "dispatch_bytes": plots.draw_dispatch_bytes(v3),
+        "free_experts": plots.draw_free_experts(v3),
+        "waves": plots.draw_waves(),
+        "packing_by_hand": plots.draw_packing_by_hand(),
+        "placement": plots.draw_placement(power_law, 40, 8, 2, 8),
+        "cluster": plots.draw_cluster(),
+        "serving_units": plots.draw_serving_units(),
     }
 
 
