@@ -321,9 +321,7 @@ _GALLERY = (
         "the last micro-batch overwrites the gradient",
         "Weight gradients are stored instead of added. The loss is right, because it is summed elsewhere, and the "
         "model is trained on one micro-batch of each batch.",
-        ((_Product.backward,
-          "torch.autograd.backward(weight, product.weight_grad(dy_RY, kept).to(weight.dtype).view_as(weight))",
-          "weight.grad = product.weight_grad(dy_RY, kept).to(weight.dtype).view_as(weight)"),),
+        ((_Product.backward, "grad if weight.grad is None else weight.grad.add_(grad)", "grad"),),
     ),
     WrongVariant(
         "both directions take the first half",

@@ -134,8 +134,11 @@ class _Product(torch.autograd.Function):
 
             @torch.no_grad()
             def add_weight_grad() -> None:
-                # Not set by hand, because the weight may be this rank's part of a parameter.
-                torch.autograd.backward(weight, product.weight_grad(dy_RY, kept).to(weight.dtype).view_as(weight))
+                grad = product.weight_grad(dy_RY, kept).to(weight.dtype).view_as(weight)
+                if weight.is_leaf:
+                    weight.grad = grad if weight.grad is None else weight.grad.add_(grad)
+                else:  # this rank's part of a sharded parameter
+                    torch.autograd.backward(weight, grad)
 
             store.waiting.append(add_weight_grad)
         dx = product.input_grad(dy_RY, saved).to(x_dtype) if ctx.needs_input_grad[2] else None
