@@ -26,6 +26,7 @@ from minids.hub.reference import reference
 from minids.inference.generate import generate
 from minids.model.config import ModelConfig
 from minids.model.deepseek import DeepSeek
+from minids.parallel.layout import Layout
 from minids.parallel.schedules import SCHEDULES
 from minids.parallel.simulate import Times
 from minids.quantization.products import use_fp8
@@ -241,6 +242,13 @@ def matrices(ranks: int, per_node: int, k: int, *ways: str) -> tuple[dict[str, n
     return {way: traffic(choices, 4 * ranks, per_node, way).sum(axis=0) for way in ways or WAYS_TO_SEND}, per_node
 
 
+GRIDS = ((8, 2, 2), (4, 1, 2), (8, 1, 8), (6, 3, 1), (32, 4, 4), (1, 1, 1), (8, 8, 1))  # ranks, pp, ep
+KEPT = {  # of weights and moments, by rank; with two steps of the tiny preset with two layers
+    **{name: ([62_292] * 4, [124_601] * 4) for name in ("dp=4", "dp=4, ep=4")},
+    "pp=2, dp=2": ([70_320, 70_320, 211_568, 211_568], [102_760, 37_893, 178_801, 178_803]),
+    "pp=2, dp=2, ep=2": ([70_320, 70_320, 162_416, 162_416], [102_760, 37_893, 178_800, 178_808]),
+}
+
 ARGUMENTS = {  # of draw_NAME, by name and variant
     "architecture": {"all": (), "3": (3,), "12": (12,)},
     "parameters": {f"{n}, {price}": (c, price) for n, c in PRESETS.items() for price in (None, 2.0)},
@@ -352,6 +360,8 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
     "waves": {f"{n}, {ratio}": (n, ratio) for n, ratio in ((1, 0.5), (4, 0.5), (8, 0.3), (16, 1.0), (4, 0))},
     "cluster": {"V3": ()},
     "serving_units": {"V3": ()},
+    "grid": {f"{ranks}, {pp}, {ep}": (Layout(ranks, pp=pp, ep=ep),) for ranks, pp, ep in GRIDS},
+    "kept": {"tiny": (KEPT, 249_104), "one": ({"dp=2": ([500, 500], [1000, 1000])}, 1000)},
     "journey": {
         f"{hops}, {token}": (chosen(4, 8, 2, 3), hops, token, torch.full((4, 2, 3), 1 / 3))
         for hops in (1, 2) for token in (0, 3)
@@ -363,6 +373,8 @@ ARGUMENTS = {  # of draw_NAME, by name and variant
         "many": matrices(32, 8, 8), "one": matrices(16, 4, 4, "per rank"), "none": ({"none": np.zeros((2, 2), int)}, 1),
         "four": ({str(n): matrices(8, 4, n, "two hops")[0]["two hops"] for n in (2, 4, 6, 8)}, 4),
         "thousands": ({"large": 1000 * matrices(8, 4, 4)[0]["two hops"], "sends": np.eye(8, k=1) + np.eye(8)[::-1]}, 4),
+        "even": ({"more": np.full((8, 8), 12), "fewer": np.full((8, 8), 5)}, 4),
+        "skewed": ({"balanced": np.full((8, 8), 9), "skewed": np.full((8, 8), 7) + 14 * (np.arange(8) == 2)}, 4),
     },
     "placement": {
         str(replicas): (torch.arange(1, 33).float().exp2().pow(0.2)[torch.arange(32) * 13 % 32], replicas, 8, 2, 8)

@@ -153,15 +153,15 @@ class Hop:
 
     def send(self, x_NX: Tensor, formats: Formats = AS_COMPUTED) -> Tensor:
         """Return the copies that arrive here, (M, X), in the order of their senders."""
-        return _Exchange.apply(x_NX.index_select(0, self.source_S), self, True, formats)
+        return Exchange.apply(x_NX.index_select(0, self.source_S), self, True, formats)
 
     def collect(self, y_MX: Tensor, formats: Formats = AS_COMPUTED) -> Tensor:
         """Return for each row the sum of what its copies have become on the other ranks, (N, X)."""
-        y_SX = _Exchange.apply(y_MX, self, False, formats)
+        y_SX = Exchange.apply(y_MX, self, False, formats)
         return y_SX.new_zeros(self.rows, y_SX.shape[1]).index_add_(0, self.source_S, y_SX)
 
 
-class _Exchange(torch.autograd.Function):
+class Exchange(torch.autograd.Function):
     """An all-to-all of rows, there or back; the gradient takes the opposite way, in its own format."""
 
     @staticmethod

@@ -8,7 +8,7 @@ After the schedule has run, each rank has the gradients of its own stages. Then,
 
 Each rank has the optimizer's moments of its own parameters only. With DualPipe a parameter is on two ranks, and both
 make the same update from the same sum, so the copies stay equal. (V3 splits the moments among ranks that hold the same
-parameters: ZeRO-1, which is not done here.)
+parameters, and so does `minids train`: parallel/zero.py.)
 """
 
 import math

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minids.book.probes.experts import pull, spread_layer
+from minids.book.probes.experts import forward_backward, spread_layer
 from minids.model.config import ModelConfig
 from minids.model.moe import MoE
 from minids.parallel.experts import AS_COMPUTED, Formats, from_bytes, to_bytes
@@ -43,10 +43,10 @@ def make_layer(config: ModelConfig, weights: dict[str, Tensor]) -> MoE:
 
 def run(weights, nodes, formats=AS_COMPUTED, dtype="float32", config=CONFIG):
     """What the ranks give, the same in one process (outputs, gradients of tokens and weights), and all tokens."""
-    x, push = some_tokens()
-    ranks = spread_layer(make_layer(config, weights), x, push, nodes=nodes, formats=formats, dtype=dtype)
+    x, out_grad = some_tokens()
+    ranks = spread_layer(make_layer(config, weights), x, out_grad, nodes=nodes, formats=formats, dtype=dtype)
     whole = make_layer(config, weights)
-    out, x_grad = pull(whole, torch.cat(x), torch.cat(push), dtype)
+    out, x_grad = forward_backward(whole, torch.cat(x), torch.cat(out_grad), dtype)
     assert torch.equal(ranks.load, whole.gate.load)
     return ranks, (out, x_grad, {name: p.grad for name, p in whole.named_parameters()}), torch.cat(x)
 

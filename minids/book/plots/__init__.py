@@ -52,6 +52,7 @@ from minids.book.plots.c08_timeline import draw_schedule
 from minids.book.plots.c09_bytes import draw_dispatch_bytes, draw_free_experts
 from minids.book.plots.c09_cluster import draw_cluster, draw_serving_units
 from minids.book.plots.c09_journey import draw_journey
+from minids.book.plots.c09_layouts import draw_grid, draw_kept
 from minids.book.plots.c09_packing import draw_packing_by_hand
 from minids.book.plots.c09_placement import draw_placement
 from minids.book.plots.c09_traffic import draw_traffic

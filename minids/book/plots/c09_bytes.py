@@ -38,7 +38,7 @@ def limited_rows(config: ModelConfig, ranks_per_node: int) -> tuple[Moved, float
 
 
 def ways(config: ModelConfig, ranks_per_node: int) -> dict[str, dict[str, Moved]]:
-    """Return the bytes of a token and layer, by what was changed and by direction."""
+    """Return the bytes of a token and layer, by the last measure added and by direction."""
     c, size = config, row_bytes(config.hidden_size)
 
     def expected(way: str) -> Moved:
@@ -48,44 +48,47 @@ def ways(config: ModelConfig, ranks_per_node: int) -> dict[str, dict[str, Moved]
     both = {
         "one copy per expert": expected("per expert"),
         "one per GPU": expected("per rank"),
-        "one per node:\ntwo hops": expected("two hops"),
-        f"on at most {c.topk_group} nodes": limited.times(size),
+        "+ two hops:\none per node": expected("two hops"),
+        f"+ at most {c.topk_group} nodes": limited.times(size),
     }
     found = {name: {"dispatch": moved, "combine": moved} for name, moved in both.items()}
     small = limited.times(row_bytes(c.hidden_size, fp8=True))
-    return found | {"dispatch in FP8": {"dispatch": small, "combine": limited.times(size)}}
+    return found | {"+ dispatch in FP8": {"dispatch": small, "combine": limited.times(size)}}
 
 
 @styled()
 def draw_dispatch_bytes(config: ModelConfig, ranks_per_node: int = NODE_LINKS) -> Picture:
-    """Draw a token's bytes and time on InfiniBand and NVLink, with each of the report's measures added to the last.
+    """Draw a token's time and bytes on InfiniBand and NVLink, with each of the report's measures added to the last.
 
     A node has a group of experts. Raises ValueError for ranks that do not divide the experts.
     """
     found = ways(config, ranks_per_node)
     fig = new_figure(height=5.6)
-    widest, said = max(max(moved) for both in found.values() for moved in both.values()), []
+    longest, said = MICRO * max(max(seconds(moved)) for both in found.values() for moved in both.values()), []
     for direction, place in (("dispatch", 0.21), ("combine", 0.61)):
         ax = fig.add_axes((place, 0.14, 0.38, 0.65))
         for row, (name, both) in enumerate(found.items()):
-            sizes, times = both[direction], seconds(both[direction])
+            sizes, times = both[direction], seconds(both[direction]).times(MICRO)
             for bar, color in enumerate(LINKS.values()):
                 y = row - 0.185 + 0.37 * bar
-                ax.barh(y, sizes[bar], height=0.34, color=color)
-                text = f"{short(sizes[bar], UNITS)}, {MICRO * times[bar]:.2f} µs"
-                label(ax, text, (sizes[bar], y), (4, 0), weight="bold" if times[bar] == max(times) else "normal")
-            to = " and ".join(f"{short(size, UNITS)} on {link}" for link, size in zip(LINKS, sizes, strict=True))
+                ax.barh(y, times[bar], height=0.34, color=color)
+                text = f"{times[bar]:.2f} µs, {short(sizes[bar], UNITS)}"
+                label(ax, text, (times[bar], y), (4, 0), weight="bold" if times[bar] == max(times) else "normal")
+            to = " and ".join(
+                f"{time:.2f} µs for {short(size, UNITS)} on {link}"
+                for link, size, time in zip(LINKS, sizes, times, strict=True)
+            )
             said.append(f"{direction}, {name}: {to}".replace("\n", " "))
-        ax.set(xlim=(0, 1.68 * widest), ylim=(len(found) - 0.45, -0.6), xticks=[])
+        ax.set(xlim=(0, 1.68 * longest), ylim=(len(found) - 0.45, -0.6), xticks=[])
         ax.spines["bottom"].set_visible(False)
         name_ticks(ax, "y", list(found) if direction == "dispatch" else [""] * len(found))
         ax.tick_params(axis="y", labelsize=11)
         fig.text(place, 0.805, direction, size=12, weight="bold")
     between = [sum(moved.between_nodes for moved in both.values()) for both in found.values()]
     last, first = short(between[-1], UNITS), short(between[0], UNITS)
-    finding = f"{last} per token and layer cross between nodes, instead of {first}"
+    finding = f"Between nodes, a token costs {last} instead of {first}, there and back"
     fig.title(finding, y=0.93)
-    fig.note(0.02, 0.88, "bytes, and their time on the link; bold: the link that takes longer")
+    fig.note(0.02, 0.88, "time of a token in a layer, and its bytes; bold: the link that takes longer")
     for x, (link, where) in zip((0.21, 0.5), zip(LINKS, ("between nodes", "inside a node"), strict=True), strict=True):
         fig.text(x, 0.085, f"■ {link}, {where}", size=11, color=LINKS[link])
     tokens, nodes = config.n_group * ranks_per_node * TOKENS, limited_rows(config, ranks_per_node)[1]

@@ -15,7 +15,7 @@ from minids.validation import require
 
 NODE_COLUMNS, NODE_ROWS = 4, 2  # how the 8 GPUs of a node are drawn
 IN_LINE = 20  # nodes of a unit
-RANK, PLACE = 5, 1  # of the pipeline, and of a GPU in its node: examples, any others would do
+STAGE, PLACE = 5, 1  # of the pipeline, and of a GPU in its node: examples, any others would do
 GREEN, SHARED_TOO = PARTS["routed"], tint(PARTS["shared"], 0.6)
 
 
@@ -30,7 +30,7 @@ def draw_cells(d: Diagram, cells: Sequence[tuple[float, float, str]], width: flo
 
 @styled()
 def draw_cluster(layout: Training = V3_TRAINING, config: ModelConfig | None = None) -> Picture:
-    """Draw every GPU of a training cluster: a row for each rank of the pipeline, and who sends to whom.
+    """Draw every GPU of a training cluster: a row for each stage of the pipeline, and who sends to whom.
 
     Raises ValueError for nodes of other than 8 GPUs, for more than 16 nodes in a row or 16 rows, and for GPUs that do
     not divide the experts.
@@ -38,73 +38,74 @@ def draw_cluster(layout: Training = V3_TRAINING, config: ModelConfig | None = No
     config, t = config or ModelConfig.preset("deepseek-v3"), layout
     in_row, shown = t.gpus_per_stage // t.gpus_per_node, t.sets - 1
     require("gpus_per_node", t.gpus_per_node, t.gpus_per_node == NODE_COLUMNS * NODE_ROWS, "8")
-    require("stages", t.stages, RANK < t.stages <= 16, f"from {RANK + 1} to 16")
+    require("stages", t.stages, STAGE < t.stages <= 16, f"from {STAGE + 1} to 16")
     require("gpus", t.gpus, in_row <= 16, f"at most {16 * t.gpus_per_node * t.stages}, 16 nodes in a row")
-    d = Diagram(height=474)
+    d = Diagram(height=462)
     left, top, pitch, row_pitch, between = 80, 392, 21.0, 17.5, 18
     width, height = 4.5, 6.2  # of a GPU
 
-    def corner(rank: int, node: int, gpu: int = NODE_COLUMNS) -> tuple[float, float]:
+    def corner(stage: int, node: int, gpu: int = NODE_COLUMNS) -> tuple[float, float]:
         """Return the lower left of a node, which is that of its GPU 4, or of another GPU."""
         row, column = divmod(gpu, NODE_COLUMNS)
         x = left + node * pitch + node // t.nodes_per_set * between + column * width
-        return x, top - (rank + 1) * row_pitch + (NODE_ROWS - 1 - row) * height
+        return x, top - (stage + 1) * row_pitch + (NODE_ROWS - 1 - row) * height
 
-    def color(rank: int, node: int, gpu: int) -> str:
+    def color(stage: int, node: int, gpu: int) -> str:
         if (node, gpu) == (0, PLACE):
             return INK
-        return "#CDD1D7" if rank != RANK else GREEN if node // t.nodes_per_set == shown else tint(GREEN, 0.45)
+        return "#CDD1D7" if stage != STAGE else GREEN if node // t.nodes_per_set == shown else tint(GREEN, 0.45)
 
-    gpus = [(r, node, gpu) for r in range(t.stages) for node in range(in_row) for gpu in range(t.gpus_per_node)]
+    gpus = [(stage, node, gpu) for stage in range(t.stages) for node in range(in_row) for gpu in range(t.gpus_per_node)]
     draw_cells(d, [(*corner(*gpu), color(*gpu)) for gpu in gpus], width - 0.5, height - 0.5)
-    for rank in range(t.stages):
-        d.text(left - 22, corner(rank, 0)[1] + height, f"{rank}", ha="right", va="center", size=10,
-               color=INK if rank == RANK else MUTED)  # fmt: skip
-    d.text(13, top + 9, "pipeline\nrank", va="center", color=MUTED, linespacing=1.1)
+    for stage in range(t.stages):
+        d.text(left - 22, corner(stage, 0)[1] + height, f"{stage}", ha="right", va="center",
+               color=INK if stage == STAGE else MUTED)  # fmt: skip
+    d.text(left - 22, top + 2, "stage", ha="right", size=12, color=MUTED)
     for i in range(t.sets):
         words = "the same experts again" if i else f"all {config.n_routed_experts} experts of a layer"
         d.text(corner(0, i * t.nodes_per_set)[0], top + 9, f"{t.expert_gpus} GPUs, {t.nodes_per_set} nodes:\n{words}",
-               va="center", linespacing=1.15)  # fmt: skip
+               size=12, va="center", linespacing=1.15)  # fmt: skip
 
-    # What belongs together: the same GPU of every rank, a set of a rank, and the whole rank.
-    (x0, y), (x1, _), first = corner(RANK, 0), corner(RANK, in_row - 1), t.nodes_per_set * shown
+    # What belongs together: the same GPU of every stage, a set of a stage, and the whole stage.
+    (x0, y), (x1, _), first = corner(STAGE, 0), corner(STAGE, in_row - 1), t.nodes_per_set * shown
     right, middle = x1 + NODE_COLUMNS * width, y + height
     d.outline(x0 - 5, y - 4, right - x0 + 10, 2 * height + 8, edgecolor=MUTED, linestyle=(0, (4, 2)))
-    d.outline(corner(RANK, first)[0] - 2, y - 2, right - corner(RANK, first)[0] + 4, 2 * height + 4)
+    d.outline(corner(STAGE, first)[0] - 2, y - 2, right - corner(STAGE, first)[0] + 4, 2 * height + 4)
     (x, low), (_, high) = corner(t.stages - 1, 0, PLACE), corner(0, 0, PLACE)
     d.outline(x - 1.5, low - 2, width + 2.5, high - low + height + 4, linewidth=1)
     _number(d, x + width / 2, low - 10, "1")
-    _number(d, corner(RANK, first)[0] - 9, middle, "2")
+    _number(d, corner(STAGE, first)[0] - 9, middle, "2")
     _number(d, x0 - 7, middle, "3")
 
-    panel, wide, floor, ceiling = 456, 180, 166, 334
+    panel, wide, floor, ceiling = 455, 185, 174, 348
     d.wedge([(right + 2, y + 2 * height), (panel, ceiling), (panel, floor), (right + 2, y)])
     d.panel(panel, floor, wide, ceiling - floor, f"a node: {t.gpus_per_node} GPUs")
     for gpu in range(t.gpus_per_node):
         held = t.experts_of_gpu(config, t.expert_gpus - t.gpus_per_node + gpu)
-        d.box(panel + 10, ceiling - 42 - 17 * gpu, 48, 14, f"GPU {gpu}", color=GREEN, size=10)
-        d.text(panel + 64, ceiling - 35 - 17 * gpu, f"experts {held[0]} to {held[-1]}", va="center")
+        d.box(panel + 10, ceiling - 43 - 17.5 * gpu, 46, 15, f"GPU {gpu}", color=GREEN)
+        d.text(panel + 61, ceiling - 35.5 - 17.5 * gpu, f"experts {held[0]} to {held[-1]}", size=12, va="center")
     note = (
-        f"All other weights are on each of\nthe {t.gpus_per_stage} GPUs of a rank: there is\nno tensor parallelism.\n"
+        f"All other weights are on each\nof the {t.gpus_per_stage} GPUs of a stage: there\nis no tensor parallelism.\n"
         "(The order of the nodes is\nnot published.)"
     )
-    d.text(panel, floor - 10, note, va="top", linespacing=1.25, size=10, color=MUTED)
+    d.text(panel, floor - 10, note, va="top", linespacing=1.2, color=MUTED)
     rows = {
-        "pipeline": "activations, to the same place of the next rank: point to point, InfiniBand",
+        "pipeline": "activations, to the same place of the next stage: point to point, InfiniBand",
         "experts": f"tokens, among the {t.expert_gpus} GPUs of a set: all-to-all, InfiniBand and NVLink",
-        "ZeRO-1": f"once a step, among {t.gpus_per_stage} GPUs with equal weights (experts: {t.sets}): reduce-scatter, "
+        "ZeRO-1": f"once a step, {t.gpus_per_stage} GPUs with equal weights (experts: {t.sets}): reduce-scatter, "
         "all-gather",
     }
     for i, (name, words) in enumerate(rows.items()):
         _number(d, 22, 62 - 22 * i + 4, f"{i + 1}")
-        d.text(38, 62 - 22 * i, name, weight="bold")
-        d.text(100, 62 - 22 * i, words)
+        d.text(38, 62 - 22 * i, name, size=12, weight="bold")
+        d.text(104, 62 - 22 * i, words, size=12)
+    often = {1: "once", 2: "twice"}.get(t.sets, f"{t.sets} times")
     finding = (
-        f"{t.gpus:,} GPUs are {t.stages} pipeline ranks; each has {t.sets} sets of {t.expert_gpus} GPUs "
-        "with all its experts"
+        f"{t.gpus:,} GPUs: {t.stages} pipeline stages of {t.gpus_per_stage}; each has its experts {often}, "
+        f"on {t.expert_gpus} GPUs"
     )
     d.text(13, d.height - 26, finding, size=14)
-    each = f"{len(t.experts_of_gpu(config, 0))} experts of every layer of its rank"
+    each = f"{len(t.experts_of_gpu(config, 0))} experts of every layer of its stage"
     said = "; ".join(f"{name}: {words}" for name, words in rows.items())
     d.figure.alt = f"{finding}. {t.nodes} nodes of {t.gpus_per_node} GPUs, each GPU with {each}. {said}."
     return d.figure

@@ -18,7 +18,7 @@ from minids.parallel.eplb import balanced_packing, replicate_experts
 from minids.validation import require, require_whole
 
 MOST_REPLICAS, MOST_GPUS, MOST_LOAD = 8, 3, 20
-FLOOR, HEAD, ORDER = 110, 282, "①②③④⑤⑥⑦⑧"
+FLOOR, HEAD, ORDER = 91, 307, "①②③④⑤⑥⑦⑧"
 
 
 def apart(counts: Sequence[int], load: Sequence[float], gpus: int) -> list[Piece] | None:
@@ -46,12 +46,13 @@ def draw_packing_by_hand(load: Sequence[float] = (5, 3, 2), replicas: int = 4, g
     require_whole("gpus", gpus, at_most=MOST_GPUS)
     require("load", load, all(1 <= one <= MOST_LOAD for one in load), f"numbers from 1 to {MOST_LOAD}")
     hand = Hand.of(load, replicas, gpus)
-    d = Diagram(height=344)
+    d = Diagram(height=366)
     alternative = apart(hand.counts, hand.load, gpus) if hand.twice else None
     columns = len(hand.load) + replicas + gpus * (2 if alternative else 1)
     wide = min(34, 560 / columns - 6)
     unit = 138 / max(*hand.load, *loads_of(hand.packed, gpus), *loads_of(alternative or [], gpus))
     space = (626 - columns * (wide + 6)) / (3 if alternative else 2.4)
+    space = min(space, 54) if alternative else space  # so that the sentence beside fits
     colors = {e: REPLICATED[e % len(REPLICATED)] if count > 1 else PALE for e, count in enumerate(hand.counts)}
     x = 14.0
     d.text(x, HEAD, "1  replicate", weight="bold", size=12)
@@ -74,17 +75,20 @@ def draw_packing_by_hand(load: Sequence[float] = (5, 3, 2), replicas: int = 4, g
     _columns(d, x, wide, unit, hand.packed, gpus, colors, ordered=True)
     x += gpus * (wide + 6) + space
     if alternative:
-        d.text(x, HEAD, "apart", weight="bold", size=12, color=MUTED)
+        d.text(x, HEAD, "apart", weight="bold", size=12)
+        d.text(min(x, 536), HEAD - 9, hand.if_doubled(alternative), va="top", linespacing=1.2)
         _columns(d, x, wide, unit, alternative, gpus, colors, ordered=False)
     finding = hand.finding()
     d.text(14, d.height - 26, finding, size=14)
     said = "1: for the highest load per replica.  2: the heaviest first.  3: onto the lightest GPU that has room."
-    d.text(14, 48, said, color=MUTED)
+    d.text(14, 29, said, color=MUTED)
     if hand.twice:
-        d.text(14, 31, "Dashed: a replica on a GPU that has its expert already.", color=MUTED)
-    more = hand.if_doubled(alternative) if alternative else ""
-    d.text(14, 12, more)
-    d.figure.alt = f"{finding}. {listed(hand.packed, gpus)}. {more}".strip()
+        d.text(14, 12, "Dashed: a replica on a GPU that has its expert already.", color=MUTED)
+    loads = f"Loads of the GPUs: {_listed_loads(hand.packed, gpus)}"
+    d.figure.alt = f"{finding}. {loads}. {listed(hand.packed, gpus)}."
+    if alternative:
+        doubled = hand.if_doubled(alternative).replace("\n", " ")
+        d.figure.alt += f" Apart: {_listed_loads(alternative, gpus)}. {doubled}."
     return d.figure
 
 
@@ -114,14 +118,13 @@ class Hand:
         return [at for at, count in sorted(held.items()) for _ in range(count - 1)]
 
     def finding(self) -> str:
-        *first, last = map(_number, loads_of(self.packed, self.gpus))
-        loads = f"loads {', '.join(first)} and {last}" if first else f"load {last}"
+        loads = f"load{'s' * (self.gpus > 1)} {_listed_loads(self.packed, self.gpus)}"
         extra, lost = len(self.packed) - len(self.load), len(self.twice)
         if not extra:
             return f"{len(self.load)} experts without further replicas: {loads}"
         if lost == 1 and self.counts[self.twice[0][1]] == 2:
             gpu, expert = self.twice[0]
-            return f"Both replicas of expert {expert} are on GPU {gpu}: {loads}, the same as with one of them"
+            return f"Both replicas of expert {expert} are on GPU {gpu}, where the second one is useless"
         if lost:
             return (
                 f"{lost} of {extra} further replicas {'is' if lost == 1 else 'are'} on a GPU with another one: {loads}"
@@ -130,20 +133,22 @@ class Hand:
         return f"{each} are on different GPUs: {loads}"
 
     def if_doubled(self, alternative: list[Piece]) -> str:
-        """Say what happens if the load of an expert doubles that has two replicas on a GPU."""
+        """Say what load the busiest GPU has if an expert's doubles that has two replicas on a GPU, in three lines."""
         expert = self.twice[0][1]
         together, separate = (
             max(loads_of([p._replace(load=p.load * (1 + (p.expert == expert))) for p in pieces], self.gpus))
             for pieces in (self.packed, alternative)
         )
-        return (
-            f"If the load of expert {expert} doubles, the busiest GPU has {_number(together)}; with its replicas "
-            f"apart, {_number(separate)}."
-        )
+        return f"If the load of\nexpert {expert} doubles:\n{_number(separate)} instead of {_number(together)}"
 
 
 def _number(load: float) -> str:
     return f"{load:.2f}".rstrip("0").rstrip(".") if load < 10 else f"{load:.3g}"
+
+
+def _listed_loads(pieces: list[Piece], gpus: int) -> str:
+    *first, last = map(_number, loads_of(pieces, gpus))
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _columns(

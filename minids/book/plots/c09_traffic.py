@@ -26,7 +26,9 @@ from minids.validation import require, require_whole
 
 MAP, MARK = matplotlib.colormaps["cividis"], LAYERS[2]
 WIDEST, LEFT, GAP, BELOW, ABOVE = 3.75, 0.68, 0.3, 1.42, 1.28  # inches: a panel's side, and what is around it
-FEW, LEAST, LONGEST = 8, 9.2, 78  # ranks whose numbers are written, in at least so many points; letters of a title
+FEW, LEAST = 8, 9.2  # ranks whose numbers are written, in at least so many points
+EVEN = 1.2  # times the mean: if no rank has as much, the busiest one is not worth a word
+SIMILAR = 1.1  # numbers of rows that differ by a smaller factor are not the finding
 
 
 class Busiest(NamedTuple):
@@ -51,7 +53,7 @@ def busiest_of(rows_PP: np.ndarray) -> Busiest:
 def draw_traffic(matrices: dict[str, np.ndarray], ranks_per_node: int) -> Picture:
     """Draw 1 to 4 matrices of rows, (P, P) from sender to receiver, by their titles, on one scale of colours.
 
-    The rank that sends or receives most is outlined in each. What stays on its rank, on the diagonal, is not drawn and
+    The rank that sends or receives most is outlined in each, if in one it has 1.2 times the mean. What stays on its rank, on the diagonal, is not drawn and
     not counted. Raises ValueError for another number of matrices, or sizes that do not fit.
     """
     require("matrices", len(matrices), 1 <= len(matrices) <= 4, "1 to 4 of them")
@@ -65,29 +67,34 @@ def draw_traffic(matrices: dict[str, np.ndarray], ranks_per_node: int) -> Pictur
     away = ~np.eye(ranks, dtype=bool)
     scale = Normalize(0, max(1, *(int(rows_PP[away].max()) for rows_PP in matrices.values())))
     side = min(WIDEST, (WIDTH - LEFT - 0.12 - GAP * (len(matrices) - 1)) / len(matrices))
-    fig = new_figure(height=side + BELOW + ABOVE)
+    uneven = any(busiest_of(rows_PP).share >= EVEN for rows_PP in matrices.values())
+    below = BELOW if uneven else BELOW - 0.42
+    fig = new_figure(height=side + below + ABOVE)
     high = fig.get_size_inches()[1]
     for i, (name, rows_PP) in enumerate(matrices.items()):
         left = LEFT + i * (side + GAP)
-        ax = fig.add_axes((left / WIDTH, BELOW / high, side / WIDTH, side / high))
-        _draw(ax, rows_PP, ranks_per_node, scale, side * PT_PER_INCH / ranks, first=i == 0)
+        ax = fig.add_axes((left / WIDTH, below / high, side / WIDTH, side / high))
+        _draw(ax, rows_PP, ranks_per_node, scale, side * PT_PER_INCH / ranks, first=i == 0, marked=uneven)
         fig.text(left / WIDTH, 1 - (ABOVE - 0.5) / high, name, size=12, weight="bold")
         counted = _counted(rows_PP, ranks_per_node).replace("nodes, ", "nodes\n")
         fig.note(left / WIDTH, 1 - (ABOVE - 0.1) / high, counted, size=10, linespacing=1.25)
-        busiest = busiest_of(rows_PP)
-        said = f"rank {busiest.rank} {busiest.does} {busiest.rows:,}:\n{busiest.share:.2f}× the mean"
-        fig.text(
-            left / WIDTH, 0.92 / high, said if busiest.rows else "nothing is sent", size=11, va="top", linespacing=1.3
-        )
-    _scale(fig, scale, high)
-    finding = _finding(matrices, ranks_per_node)
+        if uneven:
+            busiest = busiest_of(rows_PP)
+            said = f"rank {busiest.rank} {busiest.does} {busiest.rows:,}:\n{busiest.share:.2f}× the mean"
+            said = said if busiest.rows else "nothing is sent"
+            fig.text(left / WIDTH, 0.92 / high, said, size=11, va="top", linespacing=1.3)
+    key = "outlined: the busiest rank; " * uneven + "grey: stays on its rank, not counted"
+    _scale(fig, scale, high, key)
+    finding = _finding(list(matrices.values()), ranks_per_node)
     fig.title(finding, y=1 - 0.36 / high)
     fig.alt = f"{finding}. " + "; ".join(_told(name, rows_PP, ranks_per_node) for name, rows_PP in matrices.items())
     return fig
 
 
-def _draw(ax: Axes, rows_PP: np.ndarray, ranks_per_node: int, scale: Normalize, cell: float, first: bool) -> None:
-    """Draw a matrix; a cell has so many points."""
+def _draw(
+    ax: Axes, rows_PP: np.ndarray, ranks_per_node: int, scale: Normalize, cell: float, first: bool, marked: bool
+) -> None:
+    """Draw a matrix, its busiest rank marked or not; a cell has so many points."""
     ranks, few = len(rows_PP), len(rows_PP) <= FEW
     shown = np.ma.masked_array(rows_PP, np.eye(ranks, dtype=bool))
     ax.imshow(shown, cmap=MAP.with_extremes(bad=PALE), norm=scale, interpolation="nearest")
@@ -110,7 +117,7 @@ def _draw(ax: Axes, rows_PP: np.ndarray, ranks_per_node: int, scale: Normalize, 
                 color = readable_on(to_hex(MAP(scale(rows))))
                 ax.text(receiver, sender, f"{rows}", size=size, ha="center", va="center_baseline", color=color)
     busiest = busiest_of(rows_PP)
-    if busiest.rows:
+    if busiest.rows and marked:
         corner, wide, tall = (busiest.rank - 0.5, -0.5), 1, ranks
         if busiest.does == "sends":
             corner, wide, tall = corner[::-1], tall, wide
@@ -120,8 +127,8 @@ def _draw(ax: Axes, rows_PP: np.ndarray, ranks_per_node: int, scale: Normalize, 
         )  # fmt: skip
 
 
-def _scale(fig: Picture, scale: Normalize, high: float) -> None:
-    """Draw the scale of colours at the lower right, and what is outlined and grey."""
+def _scale(fig: Picture, scale: Normalize, high: float, key: str) -> None:
+    """Draw the scale of colours at the lower right, and write what is outlined and grey."""
     most = f"{int(scale.vmax):,}"
     end = 0.975 - 0.0105 * len(most)  # of the bar; the largest number stands beside it
     bar = fig.add_axes((end - 0.1, 0.14 / high, 0.1, 0.12 / high))
@@ -129,7 +136,7 @@ def _scale(fig: Picture, scale: Normalize, high: float) -> None:
     bar.axis("off")
     fig.note(end + 0.007, 0.14 / high, most, size=10)
     fig.note(end - 0.107, 0.14 / high, "rows: 0", size=10, ha="right")
-    fig.note(LEFT / WIDTH, 0.14 / high, "outlined: the busiest rank; grey: stays on its rank, not counted", size=10)
+    fig.note(LEFT / WIDTH, 0.14 / high, key, size=10)
 
 
 def _counted(rows_PP: np.ndarray, ranks_per_node: int) -> str:
@@ -137,14 +144,24 @@ def _counted(rows_PP: np.ndarray, ranks_per_node: int) -> str:
     return f"{between:,} between nodes, {inside:,} inside nodes"
 
 
-def _finding(matrices: dict[str, np.ndarray], ranks_per_node: int) -> str:
-    one_node = all(len(rows_PP) == ranks_per_node for rows_PP in matrices.values())
+def _finding(matrices: list[np.ndarray], ranks_per_node: int) -> str:
+    """Say how much most and fewest rows differ; where they hardly do, how much the busiest ranks differ."""
+    one_node = len(matrices[0]) == ranks_per_node
     count = rows_inside_nodes if one_node else rows_between_nodes
-    numbers = " → ".join(f"{count(rows_PP, ranks_per_node):,}" for rows_PP in matrices.values())
-    finding = f"{'To other ranks' if one_node else 'Between nodes'} {numbers} rows"
-    shares = " → ".join(f"{busiest_of(rows_PP).share:.1f}" for rows_PP in matrices.values())
-    with_busiest = f"{finding}; busiest rank over the mean {shares}"
-    return with_busiest if len(with_busiest) <= LONGEST else f"{finding}, in all"
+    numbers, shares = (
+        [count(rows_PP, ranks_per_node) for rows_PP in matrices],
+        [busiest_of(rows_PP).share for rows_PP in matrices],
+    )
+    if max(numbers) < SIMILAR * min(numbers) and max(shares) >= max(EVEN, SIMILAR * min(shares)):
+        return f"Busiest rank: {_range(shares, '.1f')} times the mean of all ranks"
+    finding = f"{'Between ranks' if one_node else 'Between nodes'}: {_range(numbers, ',')} rows"
+    return f"{finding}, a factor of {max(numbers) / min(numbers):,.1f}" if 0 < min(numbers) < max(numbers) else finding
+
+
+def _range(numbers: list[float], how: str) -> str:
+    low, high = (f"{number:{how}}" for number in (min(numbers), max(numbers)))
+    falls = numbers.index(max(numbers)) < numbers.index(min(numbers))
+    return low if low == high else f"from {high} down to {low}" if falls else f"from {low} up to {high}"
 
 
 def _told(name: str, rows_PP: np.ndarray, ranks_per_node: int) -> str:

@@ -115,9 +115,9 @@ def draw_waves(waves: int = 4, communication: float = 0.5) -> Picture:
         d.text(x + 14, 26, what, color=MUTED)
         x += 32 + 6.2 * len(what)
     d.text(x + 4, 26, "pale: the layers before and after", color=MUTED)
-    d.text(13, 8, f"attention 1, experts 1, messages {float(2 * exact):g} (combine, in BF16, twice dispatch, in FP8)",
-           color=MUTED)  # fmt: skip
-    d.figure.alt = f"{finding}. {'; '.join(said)}. Attention takes 1, experts 1, messages {float(2 * exact):g}."
+    times = f"attention 1, experts 1, messages {float(exact):g} × both together"
+    d.text(13, 8, f"{times} (combine, in BF16, twice dispatch, in FP8)", color=MUTED)
+    d.figure.alt = f"{finding}. {'; '.join(said)}. Times: {times}."
     return d.figure
 
 
@@ -139,7 +139,9 @@ def _lanes(d: Diagram, top: float, title: str, spans: dict) -> None:
         color = COLORS[what] if lit else tint(COLORS[what], 0.25)
         edge = {"edgecolor": PAPER, "linewidth": min(1.2, wide / 6), "zorder": 3}
         d.ax.add_artist(Rectangle((x, y), wide, high, facecolor=color, **edge))
-        number = f"{part + 1}" * ((what, layer, 1) in spans)
-        text = next((text for text in (f"{what} {number}".strip(), number) if wide >= 5.8 * len(text) + 3), "")
         if lit:
+            last = sum(key[:2] == (what, layer) for key in spans)  # its number decides for all, so none is missing
+            number, widest = (f"{n}" * (last > 1) for n in (part + 1, last))
+            texts = {f"{what} {widest}".strip(): f"{what} {number}".strip(), widest: number}
+            text = next((text for room, text in texts.items() if wide >= 5.8 * len(room) + 3), "")
             d.text(x + wide / 2, y + high / 2, text, ha="center", va="center", size=10)

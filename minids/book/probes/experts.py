@@ -49,16 +49,15 @@ class Spread:
 
 
 def spread_layer(
-    layer: MoE, x_BTD: list[Tensor], push_BTD: list[Tensor], *, nodes: int = 1, formats: Formats = AS_COMPUTED,
+    layer: MoE, x_BTD: list[Tensor], out_grad_BTD: list[Tensor], *, nodes: int = 1, formats: Formats = AS_COMPUTED,
     dtype: str = "float32",
 ) -> Spread:  # fmt: skip
     """Run a layer forward and backward in one process for each tensor of tokens, its experts spread over all of them.
 
-    The gradients are those of the sum of out · push and the balance losses. With several nodes, tokens travel in two
-    hops.
+    The gradients are those of the sum of out · out_grad and the balance losses. With several nodes there are two hops.
     """
     weights = {name: tensor.detach() for name, tensor in layer.state_dict().items()}
-    ranks = launch(_run_layer, len(x_BTD), layer.config, weights, x_BTD, push_BTD, nodes, formats, dtype)
+    ranks = launch(_run_layer, len(x_BTD), layer.config, weights, x_BTD, out_grad_BTD, nodes, formats, dtype)
     grads = {}
     for name in ranks[0]["grads"]:
         parts = [rank["grads"][name] for rank in ranks]
@@ -68,17 +67,17 @@ def spread_layer(
     return Spread(out, x_grad, grads, sum(rank["load"] for rank in ranks), rows, ranks[0]["hops"][0][1:])
 
 
-def pull(layer: MoE, x_BTD: Tensor, push_BTD: Tensor, dtype: str = "float32") -> tuple[Tensor, Tensor]:
+def forward_backward(layer: MoE, x_BTD: Tensor, out_grad_BTD: Tensor, dtype: str = "float32") -> tuple[Tensor, Tensor]:
     """Return a layer's output, and the gradient of the tokens for the loss of `spread_layer`."""
     x_BTD = x_BTD.clone().requires_grad_()
     with autocast(x_BTD.device, dtype):
         out_BTD, balance = layer(x_BTD)
-    ((out_BTD * push_BTD).sum() + balance * len(x_BTD)).backward()
+    ((out_BTD * out_grad_BTD).sum() + balance * len(x_BTD)).backward()
     return out_BTD.detach(), x_BTD.grad
 
 
 def _run_layer(
-    rank: int, config: ModelConfig, weights: dict[str, Tensor], x_BTD: list[Tensor], push_BTD: list[Tensor],
+    rank: int, config: ModelConfig, weights: dict[str, Tensor], x_BTD: list[Tensor], out_grad_BTD: list[Tensor],
     nodes: int, formats: Formats, dtype: str,
 ) -> dict:  # fmt: skip
     layer = MoE(config)
@@ -88,7 +87,7 @@ def _run_layer(
     for name, matrices in list(layer.experts.named_parameters()):
         setattr(layer.experts, name, nn.Parameter(matrices.data.chunk(parallel.ranks)[parallel.place].clone()))
     layer.dispatch, layer.combine = parallel.dispatch, parallel.combine
-    out, x_grad = pull(layer, x_BTD[rank], push_BTD[rank], dtype)
+    out, x_grad = forward_backward(layer, x_BTD[rank], out_grad_BTD[rank], dtype)
     return dict(
         out=out, x_grad=x_grad, grads={name: p.grad for name, p in layer.named_parameters()}, load=layer.gate.load,
         hops=[(hop.sent, hop.bytes_sent, hop.bytes_collected) for hop in parallel.hops],
