@@ -83,6 +83,14 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if there is one. Whenever the process dies, the folder is whole or gone."""
+    if path.exists():
+        workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        path.rename(workplace / "removed")
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove the workplaces that processes left beside `path` when they died while writing it, and nothing else.
 

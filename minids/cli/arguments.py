@@ -63,8 +63,10 @@ def read_config(name: str) -> ModelConfig:
 
 def find_run(folder: Path) -> Path:
     """Return the folder of a run or of a saved model; `reference` names the one that comes with the book."""
-    from minids.training.checkpoint import find_checkpoint
+    from minids.files import remove_leftovers
+    from minids.training.checkpoint import SHARDED, find_checkpoint
 
+    remove_leftovers(folder / SHARDED)  # puts one back that was about to be replaced
     if find_checkpoint(folder) or (folder / "config.json").exists():
         return folder
     if folder == Path("reference"):

@@ -51,7 +51,7 @@ def train(
     dp: Annotated[
         int | None, typer.Option(help="Under torchrun: data-parallel processes. Default: all processes / pp.")
     ] = None,
-    ep: Annotated[int, typer.Option(help="How many of these share a set of a layer's experts.")] = 1,
+    ep: Annotated[int, typer.Option(help="How many of the dp processes share one set of a layer's experts.")] = 1,
     pp: Annotated[int, typer.Option(help="Under torchrun: processes of a pipeline.")] = 1,
     schedule: Annotated[
         str | None, typer.Option(help="Of the pipeline: 1F1B, ZB1P, DualPipe, …. Default: 1F1B.")
@@ -132,18 +132,23 @@ def _several_processes(
     import torch
     import torch.distributed as dist
 
+    from minids.parallel.launch import end_with_torchrun, join_torchrun, restarts, under_torchrun
     from minids.parallel.layout import from_torchrun
+    from minids.validation import require
 
     layout = from_torchrun(**flags)
     layout.check(model_config, train_config.batch_size, train_config.micro_batch_size)
+    if under_torchrun():
+        end_with_torchrun()
     if layout.ranks == 1:
-        yield _Group(device)
+        yield _Group(device, restarted=restarts() > 0)
         return
-    from minids.parallel.launch import join_torchrun, restarts
-
     if device.type == "cuda":
+        here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        require("nproc-per-node", here, here <= there, f"at most {there}, the GPUs of this machine")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    require("device", device.type, device.type != "mps", "cpu or cuda for several processes")
     join_torchrun(device)
     group = _Group(device, layout, dist.get_rank() == 0, restarts() > 0)
     with nullcontext() if group.is_first else redirect_stdout(io.StringIO()):
@@ -192,6 +197,7 @@ def _train(run: Run, dashboard: _Dashboard, is_first: bool) -> None:
     """
     from tqdm import tqdm
 
+    from minids.training.checkpoint import find_checkpoint
     from minids.training.step import TrainingDiverged
     from minids.training.trainer import TrainingInterrupted
 
@@ -216,7 +222,7 @@ def _train(run: Run, dashboard: _Dashboard, is_first: bool) -> None:
         except (TrainingDiverged, OSError) as reason:
             bar.close()
             what = f"training diverged at {reason}" if isinstance(reason, TrainingDiverged) else sentence_of(reason)
-            kept = f" The checkpoint in {trainer.folder} is intact." if trainer.checkpoint_path.exists() else ""
+            kept = f" The checkpoint in {trainer.folder} is intact." if find_checkpoint(trainer.folder) else ""
             stop(f"{what}.{kept}", 1)
 
 

@@ -79,12 +79,12 @@ def rebalance_experts(
     for name, value in dict(num_groups=num_groups, num_nodes=num_nodes, num_gpus=num_gpus).items():
         require_whole(name, value)
     require_whole("num_replicas", num_replicas, at_least=experts)
+    if num_groups % num_nodes:
+        num_groups = num_nodes = 1
     require("num_groups", num_groups, experts % num_groups == 0, f"a divisor of the number of experts, {experts}")
     require("num_gpus", num_gpus, num_gpus % num_nodes == 0, f"a multiple of num_nodes={num_nodes}")
     require("num_replicas", num_replicas, num_replicas % num_gpus == 0, f"a multiple of num_gpus={num_gpus}")
     weight = weight.float().cpu()
-    if num_groups % num_nodes:
-        num_groups = num_nodes = 1
     expert_LR, number_LR, count_LE = _place(weight, num_replicas, num_groups, num_nodes, num_gpus)
     replicas_LEX = expert_LR.new_full((*weight.shape, int(count_LE.max())), -1)
     layer_L1 = torch.arange(len(weight))[:, None]

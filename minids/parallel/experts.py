@@ -35,6 +35,7 @@ Letters: P ranks of a hop's group, S rows that are sent, M rows that arrive; the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,7 @@ class ExpertParallel:
     @property
     def ranks(self) -> int:
         """Over how many ranks the experts are spread."""
-        return torch.tensor([group.size() for group in self.groups]).prod().item()
+        return math.prod(group.size() for group in self.groups)
 
     @property
     def place(self) -> int:

@@ -149,21 +149,30 @@ def _flush_prints() -> None:
 
 
 def join_torchrun(device: torch.device) -> None:
-    """Join the process group of the processes that `torchrun` started, and end with torchrun.
+    """Join the process group of the processes that `torchrun` started.
 
     After a failure torchrun starts all processes again. Its store still has the addresses of the earlier ones then, so
     each attempt writes under a name of its own.
     """
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     store, rank, ranks = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"attempt {restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def restarts() -> int:
     """How often torchrun has started these processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if under_torchrun() else 0
+
+
+def end_with_torchrun() -> None:
+    """End this process soon after torchrun has ended, even if that was killed."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

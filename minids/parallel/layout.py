@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from minids.model.config import ModelConfig
+from minids.parallel.launch import under_torchrun
 from minids.parallel.schedules import SCHEDULES, Schedule
 from minids.parallel.simulate import simulate
 from minids.parallel.stages import layers_of
@@ -44,6 +45,8 @@ class Layout:
     def __post_init__(self):
         for name in ("ranks", "pp", "ep"):
             require_whole(name, getattr(self, name))
+        if self.node is not None:
+            require_whole("node", self.node)
         several = f"there are {self.ranks} processes"
         processes = several if self.ranks > 1 else "there is one process (torchrun starts several)"
         require("pp", self.pp, self.ranks % self.pp == 0, f"a divisor of {self.ranks}, because {processes}")
@@ -59,7 +62,13 @@ class Layout:
 
     def __str__(self) -> str:
         schedule = f" with {self.schedule or '1F1B'}" if self.pp > 1 else ""
-        return f"pp={self.pp}{schedule}, dp={self.dp}, ep={self.ep}"
+        nodes = f" on nodes of {self.node}" if self._two_hops else ""
+        return f"pp={self.pp}{schedule}, dp={self.dp}, ep={self.ep}{nodes}"
+
+    @property
+    def _two_hops(self) -> bool:
+        """Whether the ranks that share experts are evenly on several nodes."""
+        return self.node is not None and self.ep > self.node and self.ep % self.node == 0
 
     @property
     def copies(self) -> int:
@@ -106,24 +115,23 @@ class Layout:
         return schedule
 
     def grid(self, device: str) -> Grid:
-        """Return the process groups of this rank, as meshes."""
+        """Return the process groups of this rank. Raises ValueError if there are not as many processes as ranks."""
+        there = dist.get_world_size()
+        require("ranks", self.ranks, self.ranks == there, f"{there}, the number of processes")
         mesh = init_device_mesh(device, (self.pp, self.copies, self.ep), mesh_dim_names=("pp", "copies", "ep"))
-        dp = mesh["copies", "ep"]._flatten("dp")
-        return Grid(mesh["pp"], mesh["copies"], mesh["ep"], dp, self._expert_groups(mesh["ep"]))
-
-    def _expert_groups(self, ep: DeviceMesh) -> tuple[dist.ProcessGroup, ...]:
-        """Return the groups between which this rank's tokens travel: (nodes, ranks of the node), or all in one hop if
-        the experts are on a single node, or their ranks not evenly on several."""
-        node = self.node or self.ranks
-        if self.ep <= node or self.ep % node:
-            return (ep.get_group(),)
-        hops = ep._unflatten(0, (self.ep // node, node), ("node", "place"))
-        return hops["node"].get_group(), hops["place"].get_group()
+        dp = init_device_mesh(device, (self.pp, self.dp), mesh_dim_names=("pp", "dp"))["dp"]
+        groups = (mesh["ep"].get_group(),)
+        if self._two_hops:
+            sizes = (self.ranks // self.ep, self.ep // self.node, self.node)
+            hops = init_device_mesh(device, sizes, mesh_dim_names=("set", "node", "gpu"))
+            groups = hops["node"].get_group(), hops["gpu"].get_group()
+        return Grid(mesh["pp"], mesh["copies"], mesh["ep"], dp, groups)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The ranks in line with this one in each direction of the layout, and the groups between which tokens travel."""
+    """The ranks in line with this one in each direction of the layout, and the groups between which tokens travel: all
+    ranks that share experts, in one hop, or those with the same number on all nodes, and those of the node."""
 
     pp: DeviceMesh
     copies: DeviceMesh
@@ -133,6 +141,6 @@ class Grid:
 
 
 def from_torchrun(**flags) -> Layout:
-    """Return the layout of the processes that torchrun started, by its environment variables."""
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    return Layout(ranks, node=int(os.environ.get("LOCAL_WORLD_SIZE", ranks)), **flags)
+    """Return the layout of the processes that torchrun started, by its environment variables; else, of one process."""
+    ranks, node = (int(os.environ[name]) if under_torchrun() else 1 for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    return Layout(ranks, node=node, **flags)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from minids.files import atomic_path, read_json
+from minids.files import atomic_path, read_json, remove_folder
 from minids.model.deepseek import DeepSeek
 from minids.tensors import open_tensors, write_tensors
 from minids.training.optimizer import moments_of
@@ -85,7 +84,14 @@ def find_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint in the folder of a run; the later one, if a process was killed while it replaced the other
     kind."""
     found = [path for path in (folder / FILE, folder / SHARDED) if path.exists()]
-    return found[0] if len(found) == 1 else max(found, key=lambda path: read_head(path)["step"], default=None)
+    return found[0] if len(found) == 1 else max(found, key=_steps_of, default=None)
+
+
+def _steps_of(path: Path) -> int:
+    try:
+        return read_head(path)["step"]
+    except ValueError:
+        return -1
 
 
 def remove_other_kind(path: Path) -> None:
@@ -93,19 +99,20 @@ def remove_other_kind(path: Path) -> None:
     if path.name == SHARDED:
         (path.parent / FILE).unlink(missing_ok=True)
     else:
-        shutil.rmtree(path.parent / SHARDED, ignore_errors=True)
+        remove_folder(path.parent / SHARDED)
 
 
 def read_head(path: Path) -> dict:
     """Return the `step` and the `settings` of a checkpoint without reading its tensors; ValueError if that fails."""
     try:
         if path.name == SHARDED:
-            return read_json(path / "state.json")
+            head = read_json(path / "state.json")
+            return {"step": int(head["step"]), "settings": dict(head["settings"])}
         with open_tensors(path, "there is no checkpoint to read") as file:
             head = file.metadata()
         return {"step": int(head["step"]), "settings": json.loads(head["settings"])}
-    except (LookupError, TypeError):
-        raise ValueError(f"{path} is not the checkpoint of a run: `minids train` writes one.") from None
+    except (LookupError, TypeError, ValueError):
+        raise ValueError(f"{path} is not a complete checkpoint of a run: {ADVICE}.") from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minids.files import remove_leftovers
 from minids.model.balance import update_expert_bias
 from minids.model.deepseek import DeepSeek
 from minids.model.moe import Gate
@@ -36,6 +37,7 @@ from minids.parallel.shard import gradient_norm, shard
 from minids.parallel.zero import Zero1
 from minids.quantization.products import Recipe
 from minids.training.checkpoint import (
+    FILE,
     SHARDED,
     find_checkpoint,
     load_checkpoint,
@@ -43,7 +45,7 @@ from minids.training.checkpoint import (
     state_of,
 )
 from minids.training.sharded import load_sharded, read_state, save_sharded
-from minids.training.step import Batch, Terms, accumulate_gradients, update_weights
+from minids.training.step import Batch, Terms, accumulate_gradients, on_cpu, update_weights
 from minids.training.trainer import Trainer
 
 
@@ -54,7 +56,8 @@ def make_trainer(model: DeepSeek, *run, layout: Layout, **settings) -> Trainer:
 
 
 class DistributedTrainer(Trainer):
-    """What the processes do together, in the same order on all: each call of a method here waits for the others."""
+    """What all layouts have in common. Steps, saving and resuming wait for the other processes, so all have to call
+    them in the same order."""
 
     def __init__(self, model: DeepSeek, *run, layout: Layout, **settings):
         self.layout, self.grid = layout, layout.grid(model.embed_tokens.weight.device.type)
@@ -74,6 +77,7 @@ class DistributedTrainer(Trainer):
 
     def in_order(self, own: dict[Any, Terms]) -> list[Terms]:
         """Return the terms of all parts of the batch, from those of this process by their order among its rows."""
+        own = {key: on_cpu(terms) for key, terms in own.items()}  # others could not use this process's GPU
         found = {(row, key): terms for row, parts in from_all((self.row, own)) for key, terms in parts.items()}
         return [found[key] for key in sorted(found)]
 
@@ -116,9 +120,9 @@ class DistributedTrainer(Trainer):
         else:
             saved = first_does(lambda: {**vars(load_checkpoint(path)), "tensors": None})
         differences = self.differences(saved["settings"], path)
-        first_does(lambda: self._take_up(saved["step"], saved["log_sha256"]))
+        self.records = first_does(lambda: self._log_up_to(saved["step"], saved["log_sha256"]))
         tensors = self.state()
-        load_sharded(path if path.name == SHARDED else self.folder, tensors)
+        load_sharded(path, tensors)
         for name, parameter in self.mine().items():
             start = f"optimizer.{name}."
             moments = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
@@ -126,9 +130,11 @@ class DistributedTrainer(Trainer):
         self.continue_from(saved["step"])
         return differences
 
-    def _take_up(self, step: int, sha256: str) -> None:
+    def _log_up_to(self, step: int, sha256: str) -> list[dict]:
+        self.require_log()
         with self.log:
-            self.records = self.log.resume(step, sha256)
+            remove_leftovers(self.folder / FILE)
+            return self.log.resume(step, sha256)
 
     def agree(self, stop: bool) -> bool:
         """Return whether any process was asked to stop."""

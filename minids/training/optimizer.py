@@ -58,7 +58,7 @@ def moments_of(optimizer: torch.optim.AdamW, parameter: nn.Parameter) -> dict[st
     muons = (group["params"] for group in optimizer.param_groups if "parts" in group)
     if any(parameter is matrix for matrices in muons for matrix in matrices):
         return {"momentum": zeros}
-    return {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    return {"step": torch.zeros((), device=parameter.device), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
 
 def keep_moments_in_bfloat16(optimizer: torch.optim.Optimizer) -> None:

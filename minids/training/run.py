@@ -8,7 +8,8 @@ The command line, the chapters and the recorded experiments start their runs her
 
 A run with a folder writes checkpoint.safetensors, log.jsonl and tokenizer.json there and can resume from them. It never
 overwrites a file that it did not write. Without a folder it exists in memory only, as in a chapter. Several processes
-can share a run: each calls `start_run` with the same arguments and a layout (parallel/layout.py).
+can share a run: each calls `start_run` with the same arguments and a layout (parallel/layout.py). They write checkpoint/
+(sharded.py).
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class Run:
             raise ValueError(f"the run has taken {len(records)} of {steps} steps: finish it first.")
         model = self.model
         if self.layout is not None:  # this process holds a part of it only
+            if self.trainer.folder is None:
+                raise ValueError(
+                    "a run of several processes needs a folder for its report: its model is read from there."
+                )
             model = load_run(self.trainer.folder)[0].to(self.trainer.device)
         return make_report(model, self.tokenizer, self.corpus, self.batches, self.trainer.config, records)
 
@@ -100,7 +105,7 @@ def start_run(
 
         make = partial(make_trainer, layout=layout)
     once(lambda: check_start(model_config, config, folder, resume, device))
-    continues = folder is not None and find_checkpoint(folder) is not None
+    continues = once(lambda: folder is not None and find_checkpoint(folder) is not None)
     if continues:
         tokenizer = Tokenizer.load(folder)
     elif tokenizer is None:
@@ -123,6 +128,10 @@ def start_run(
         return replace(run, differences=tuple(trainer.resume()))
     if folder is not None:
         once(lambda: _begin(trainer.log, folder / "tokenizer.json", tokenizer))
+        if not (folder / "tokenizer.json").exists():  # on another machine than the first process
+            raise ValueError(
+                f"{folder} is not the same on all machines: a run of several needs one that all of them see."
+            )
     return run
 
 

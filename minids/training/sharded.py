@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -45,7 +47,7 @@ def save_sharded(path: Path, tensors: dict[str, Tensor], *, step: int, settings:
     first = dist.get_rank() == 0
     with atomic_folder(path, overwrite=True) if first else nullcontext() as temporary:
         place = Path(first_does(lambda: str(temporary)))
-        with _quiet():
+        with _quiet(), _told(path):
             dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(place), save_distributed=True))
         names = sorted(file.name for file in place.glob("*.safetensors"))
         digests = {name: _digest(place / name) for name in _mine(names)}
@@ -79,13 +81,17 @@ def read_state(path: Path) -> dict:
 
 
 def load_sharded(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read the tensors from a checkpoint, in place: of each, the part that this process holds.
+    """Read the tensors from a checkpoint, of either kind, in place: of each, the part that this process holds.
 
-    Raises ValueError for a tensor that the checkpoint lacks or has in another shape, and for one that it has beside
-    these, if this is a single process.
+    Raises ValueError for a tensor that the checkpoint lacks or has in another shape; others in it are left out.
     """
     import torch.distributed.checkpoint as dcp
 
+    if path.is_file():
+        with tempfile.TemporaryDirectory(prefix="minids-") as folder:  # torch reads all files of a folder
+            (Path(folder) / path.name).symlink_to(path.resolve())
+            load_sharded(Path(folder), tensors)
+        return
     reader, alone = dcp.HuggingFaceStorageReader(str(path)), not dist.is_initialized()
     stored = reader.read_metadata().state_dict_metadata
     for name, tensor in tensors.items():
@@ -94,7 +100,7 @@ def load_sharded(path: Path, tensors: dict[str, Tensor]) -> None:
         if stored[name].size != tensor.shape:
             found, wanted = tuple(stored[name].size), tuple(tensor.shape)
             raise ValueError(f"{name} has shape {found} in the checkpoint: the model has {wanted}.")
-    with _quiet():
+    with _quiet(), _told(path):
         dcp.load(tensors, storage_reader=reader, no_dist=alone)
 
 
@@ -122,6 +128,19 @@ def _mine(names: list[str]) -> list[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Raise the error of a process as OSError on all of them; torch's own is no Exception, and pages long."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as failed:
+        rank, (error, _) = min(failed.failures.items())
+        number = error.errno if isinstance(error, OSError) else None
+        raise OSError(number, f"{getattr(error, 'strerror', None) or error} (process {rank})", str(path)) from None
 
 
 def _quiet() -> warnings.catch_warnings:

@@ -107,6 +107,11 @@ def accumulate_gradients(
     return parts
 
 
+def on_cpu(terms: Terms) -> Terms:
+    """Return terms whose tensors are on the CPU."""
+    return replace(terms, **{field.name: getattr(terms, field.name).cpu() for field in fields(terms)})
+
+
 def update_weights(
     model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Terms], clip_norm: float, norm: Tensor | None = None
 ) -> float:

@@ -1,7 +1,7 @@
 """The loop around the training step (step.py): the bias update, a log line per step, checkpoints, and exact resume.
 
 After each optimizer step the biases of the gates are updated once. Another loss than pre-training's is an argument:
-`Trainer(loss=...)`. Methods without an underscore are what the trainers of several processes replace (distributed.py).
+`Trainer(loss=...)`. For several processes, some methods are replaced (distributed.py).
 """
 
 from __future__ import annotations
@@ -124,8 +124,7 @@ class Trainer:
         bit. Raises ValueError if the checkpoint is of another run, naming the first setting that differs, and if
         another process trains in the folder.
         """
-        if not self.log.path.exists():
-            raise ValueError(f"{self.log.path} does not exist: restore it, or choose another folder.")
+        self.require_log()
         path = find_checkpoint(self.folder) or self.checkpoint_path
         with self.log:
             checkpoint = load_state(path)
@@ -136,6 +135,10 @@ class Trainer:
             self.continue_from(checkpoint.step)
             remove_leftovers(self.folder / FILE)  # of a save in which the process was killed
         return differences
+
+    def require_log(self) -> None:
+        if not self.log.path.exists():
+            raise ValueError(f"{self.log.path} does not exist: restore it, or choose another folder.")
 
     def continue_from(self, step: int) -> None:
         """Go on after so many steps, whose records are known."""
@@ -278,11 +281,11 @@ class Trainer:
         bytes_BT = self.bytes_per_token[batch["tokens"][:, 1:]]
         if "mask" in batch:
             bytes_BT = bytes_BT * batch["mask"][:, 1:]
-        bytes_B, first = bytes_BT.sum(dim=1), self.step * self.config.batch_size
+        bits_B, bytes_B, first = bits_B.cpu(), bytes_BT.sum(dim=1).cpu(), self.step * self.config.batch_size
         domains = [self.batches.domain(first + i) for i in range(len(bits_B))]
         result = {}
         for domain in sorted(set(domains)):
-            mine = torch.tensor([d == domain for d in domains], device=self.device)
+            mine = torch.tensor([d == domain for d in domains])
             if text_bytes := bytes_B[mine].sum().item():  # a mask may exclude a whole domain
                 result[domain] = bits_B[mine].sum().item() / text_bytes
         return {"bits_per_byte": result}

@@ -26,11 +26,14 @@ BF16, FP8 = 2 * 7168, 7168 + 56
 # Bytes
 
 
-def test_the_bars_are_the_bytes_and_each_measure_saves_between_nodes():
+def test_the_bars_are_the_times_of_the_bytes_and_each_measure_saves_between_nodes():
     fig, found = draw_dispatch_bytes(V3), ways(V3, 8)
     for ax, direction in zip(fig.axes, ("dispatch", "combine"), strict=True):
         sizes = [size for both in found.values() for size in both[direction]]
-        assert [bar.get_width() for bar in ax.patches] == sizes
+        times = [1e6 * size / speed for size, speed in zip(sizes, (50e9, 160e9) * len(found), strict=True)]
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx(times)
+        written = [text.get_text().split(" µs")[0] for text in ax.texts]
+        assert written == [f"{time:.2f}" for time in times]
         assert [to_hex(bar.get_facecolor()).upper() for bar in ax.patches] == [*LINKS.values()] * len(found)
         between = sizes[::2]
         assert between == sorted(between, reverse=True)
@@ -38,11 +41,11 @@ def test_the_bars_are_the_bytes_and_each_measure_saves_between_nodes():
             ("per expert", "per rank", "two hops"), zip(between, sizes[1::2], strict=True), strict=False
         ):
             assert size == pytest.approx([rows * BF16 for rows in expected_rows(256, 8, 8, 8, way)])
-    limited, last = found["on at most 4 nodes"]["dispatch"], found["dispatch in FP8"]
+    limited, last = found["+ at most 4 nodes"]["dispatch"], found["+ dispatch in FP8"]
     assert 3.9 * 7 / 8 * BF16 < limited.between_nodes < most_copies(V3)["between nodes"] * 7 / 8 * BF16
     assert last["dispatch"] == pytest.approx([size * FP8 / BF16 for size in limited])
     assert last["combine"] == limited
-    assert title(fig) == "74.5 KB per token and layer cross between nodes, instead of 201 KB"
+    assert title(fig) == "Between nodes, a token costs 74.5 KB instead of 201 KB, there and back"
 
 
 @pytest.mark.parametrize("nodes", range(1, 9))
@@ -146,6 +149,9 @@ def test_the_lit_layer_is_drawn_whole_and_the_axis_stays(waves, communication):
                            ("combine", 4 * communication / 3)):  # fmt: skip
         drawn = [width / unit for color, width in patches if color == COLORS[what].upper()]
         assert sum(drawn) == pytest.approx(3 * expected)
+    assert f"messages {communication:g} × both together" in fig.alt
+    numbers = [text.get_text().rpartition(" ")[2] for text in ax.texts]
+    assert len({numbers.count(str(wave)) for wave in range(3, waves + 1)}) <= 1  # 1 and 2 are micro-batches, too
     alone = communication / (1 + communication)
     assert title(fig).startswith(f"Computing waits {alone:.0%} of the time; with two micro-batches ")
     if communication <= 0.5:
@@ -179,7 +185,7 @@ def test_every_gpu_of_the_cluster_is_drawn():
     assert [f"experts {n} to {n + 3}" for n in range(224, 256, 4)] == [
         text for text in texts if text.startswith("experts ")
     ]
-    assert title(fig) == "2,048 GPUs are 16 pipeline ranks; each has 2 sets of 64 GPUs with all its experts"
+    assert title(fig) == "2,048 GPUs: 16 pipeline stages of 128; each has its experts twice, on 64 GPUs"
 
 
 def test_every_gpu_of_the_units_is_drawn():

@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from legibility import assert_legible
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
-from matplotlib.patches import PathPatch, Rectangle
-from pictures import arguments, picture, title
+from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
+from pictures import GRIDS, KEPT, arguments, picture, title
 
 from minids.book.plots.c09_journey import COPIES, LINKS, RESULTS, ROWS, VIA, draw_journey
+from minids.book.plots.c09_layouts import MOMENTS, WEIGHTS, draw_grid, draw_kept
 from minids.book.plots.c09_packing import Hand, apart, draw_packing_by_hand
 from minids.book.plots.c09_placement import by_eplb, draw_placement, in_order, loads_of, over_mean
 from minids.book.plots.c09_traffic import MARK, busiest_of, draw_traffic
 from minids.cost.traffic import rows_between_nodes, rows_inside_nodes, traffic
 from minids.parallel.eplb import rebalance_experts
+from minids.parallel.layout import Layout
 
 pytestmark = pytest.mark.xdist_group("pictures")  # in one process, so that each is drawn once
 
@@ -112,8 +114,74 @@ def test_the_busiest_rank_is_found_without_what_it_keeps():
     assert busiest_of(rows) == (2, "sends", 11, pytest.approx(11 / 7))
     assert busiest_of(rows.T) == (2, "receives", 11, pytest.approx(11 / 7))
     drawn = draw_traffic({"one": rows, "other": rows.T}, 1)
-    assert title(drawn) == "Between nodes 21 → 21 rows; busiest rank over the mean 1.6 → 1.6"
+    assert title(drawn) == "21 rows are sent between nodes"
     assert "one: 21 between nodes, 0 inside nodes, rank 2 sends most, 11, 1.57 times the mean" in drawn.alt
+
+
+@pytest.mark.parametrize(("variant", "said"), [
+    ("three", "Between nodes: from 388 down to 233 rows, a factor of 1.7"),
+    ("four", "Between nodes: from 374 up to 511 rows, a factor of 1.4"),
+    ("one node", "Between ranks: from 388 down to 348 rows, a factor of 1.1"),
+    ("skewed", "Busiest rank: from 1.0 up to 2.4 times the mean of all ranks"),
+])  # fmt: skip
+def test_the_title_says_how_much_the_rows_differ_or_else_the_busiest_ranks(variant, said):
+    assert title(picture(f"traffic: {variant}")) == said
+
+
+def test_where_ranks_have_about_the_same_none_is_marked():
+    for variant, marked in (("even", False), ("skewed", True)):
+        fig = picture(f"traffic: {variant}")
+        edges = {to_hex(patch.get_edgecolor()) for patch in fig.findobj(Rectangle)}
+        assert (MARK.lower() in edges) == marked == any("× the mean" in text.get_text() for text in fig.texts)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Layouts
+
+
+@pytest.mark.parametrize("shape", GRIDS)
+def test_ranks_of_a_row_are_a_stage_and_a_letter_stands_for_the_holders_of_the_same_experts(shape):
+    ranks, pp, ep = shape
+    layout, fig = Layout(ranks, pp=pp, ep=ep), picture(f"grid: {ranks}, {pp}, {ep}")
+    texts = [text for text in fig.axes[0].texts if text.get_text().startswith(("rank ", "part ", "experts "))]
+    cells = [texts[i : i + 3] for i in range(0, len(texts), 3)]
+    assert [cell[0].get_text() for cell in cells] == [f"rank {rank}" for rank in range(ranks)]
+    columns, rows = (sorted({cell[0].get_position()[axis] for cell in cells}) for axis in (0, 1))
+    letters = [cell[2].get_text() for cell in cells]
+    colors = [to_hex(box.get_facecolor()) for box in fig.findobj(FancyBboxPatch)]
+    for rank, (name, part, letter) in enumerate(cells):
+        stage, place = layout.coordinates(rank)
+        x, y = name.get_position()
+        assert (rows[::-1].index(y), columns.index(x)) == (stage, place)
+        assert part.get_text() == f"part {place}"
+        same = layout.holders((stage,), rank, is_expert=True)
+        assert tuple(other for other in range(ranks) if letters[other] == letter.get_text()) == same
+        assert len({colors[other] for other in same}) == 1
+        assert pp > 4 or colors.count(colors[rank]) == len(same)
+
+
+def test_the_title_of_a_layout_says_where_an_expert_is():
+    titles = {shape: title(picture("grid: {}, {}, {}".format(*shape))) for shape in GRIDS}
+    assert titles[8, 2, 2] == "8 ranks: 2 stages; each expert is computed on 2 of the 4 ranks of a stage"
+    assert titles[6, 3, 1] == "6 ranks: 3 stages; each expert is computed on both ranks of a stage"
+    assert titles[4, 1, 2] == "4 ranks: each expert is computed on 2 of them"
+
+
+def test_bars_are_shares_of_three_numbers_for_each_weight():
+    fig, whole = picture("kept: tiny"), arguments("kept: tiny")[1]
+    (ax,), below = fig.axes, [0] * 16
+    for color, part in ((WEIGHTS, 0), (MOMENTS, 1)):
+        bars = [bar for bar in ax.patches if to_hex(bar.get_facecolor()) == color.lower()]
+        assert [bar.get_height() * 3 * whole for bar in bars] == pytest.approx(
+            [n for both in KEPT.values() for n in both[part]]
+        )
+        assert [bar.get_y() for bar in bars] == pytest.approx(below)
+        below = [bar.get_height() for bar in bars]
+    assert ax.lines[0].get_ydata() == [1 / 4, 1 / 4]
+    most, least = (211_568 + 178_803) / (3 * whole), (70_320 + 37_893) / (3 * whole)
+    said = f"A rank keeps {least:.0%} to {most:.0%} of what one process keeps; the most with pp=2, dp=2"
+    assert title(fig) == said
+    assert title(picture("kept: one")) == "Each rank keeps 50% of what one process keeps"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -172,9 +240,10 @@ def test_the_small_example_is_packed_as_published_and_its_second_replica_changes
     assert hand.twice == [(1, 0)]
     assert loads_of(hand.packed, 2) == [5, 5]
     fig = picture("packing_by_hand: useless")
-    assert title(fig) == "Both replicas of expert 0 are on GPU 1: loads 5 and 5, the same as with one of them"
+    assert title(fig) == "Both replicas of expert 0 are on GPU 1, where the second one is useless"
     assert "Experts on each GPU: 0: 1, 2; 1: 0, 0." in fig.alt
-    assert "doubles, the busiest GPU has 10; with its replicas apart, 8." in fig.alt
+    assert "Loads of the GPUs: 5 and 5." in fig.alt
+    assert "Apart: 5.5 and 4.5. If the load of expert 0 doubles: 8 instead of 10." in fig.alt
 
 
 @examples(25)
@@ -206,6 +275,12 @@ def test_by_hand_is_what_eplb_places_and_apart_is_the_best_of_all(load, gpus, mo
         (draw_traffic, ({}, 1), "matrices=0 is not possible: it must be 1 to 4 of them"),
         (draw_traffic, ({"a": np.ones((2, 2)), "b": np.ones((4, 4))}, 2), "square, of two ranks or more, and all of"),
         (draw_traffic, ({"a": np.ones((4, 4))}, 3), "ranks_per_node=3 is not possible: it must be a divisor of"),
+        (draw_grid, (Layout(9, pp=9),), "pp=9 is not possible: it must be at most 8"),
+        (draw_grid, (Layout(9),), "dp=9 is not possible: it must be at most 8"),
+        (draw_grid, (Layout(2, pp=2, schedule="ZBV"),), "it must be one with a single stage on each rank"),
+        (draw_kept, ({}, 1), "layouts=0 is not possible: it must be 1 to 5 of them"),
+        (draw_kept, ({"a": ([1], [2, 2])}, 1), "it must be one number, in all layouts"),
+        (draw_kept, ({"a": ([1] * 25, [2] * 25)}, 1), "ranks=25 is not possible: it must be at most 24 for 1 layouts"),
         (draw_placement, ([0, 0], 2, 1, 1, 2), "it must be above 0 for one expert"),
         (draw_placement, ([1, 2], 3, 1, 1, 2), "num_replicas=3 is not possible: it must be a multiple of num_gpus=2"),
         (draw_packing_by_hand, ((5, 30),), "it must be numbers from 1 to 20"),

@@ -60,10 +60,10 @@ def draw_cluster(layout: Training = V3_TRAINING, config: ModelConfig | None = No
     for stage in range(t.stages):
         d.text(left - 22, corner(stage, 0)[1] + height, f"{stage}", ha="right", va="center",
                color=INK if stage == STAGE else MUTED)  # fmt: skip
-    d.text(left - 22, top + 2, "stage", ha="right", size=12, color=MUTED)
+    d.text(left - 22, top + 5, "stage", ha="right", size=12, color=MUTED)
     for i in range(t.sets):
         words = "the same experts again" if i else f"all {config.n_routed_experts} experts of a layer"
-        d.text(corner(0, i * t.nodes_per_set)[0], top + 9, f"{t.expert_gpus} GPUs, {t.nodes_per_set} nodes:\n{words}",
+        d.text(corner(0, i * t.nodes_per_set)[0], top + 12, f"{t.expert_gpus} GPUs, {t.nodes_per_set} nodes:\n{words}",
                size=12, va="center", linespacing=1.15)  # fmt: skip
 
     # What belongs together: the same GPU of every stage, a set of a stage, and the whole stage.

@@ -74,7 +74,7 @@ def draw_grid(layout: Layout) -> Picture:
         d.line((middles[0], floor - 14), (x, floor - 14), (x, floor - 5), arrow=False)
     alike = "the ranks with the same experts" if layout.copies > 1 else "no two ranks have the same experts"
     d.text(LEFT, floor - 30, f"copies = {layout.copies}: {alike}", size=12)
-    d.text(13, 12, "Experts of one letter and colour: the same of the same layers", color=MUTED)
+    d.text(13, 12, "The same letter and colour: the same experts of the same layers", color=MUTED)
     finding = grid_finding(layout)
     d.text(13, d.height - 26, finding, size=14)
     d.figure.alt = f"{finding}. {'; '.join(said)}."
@@ -92,7 +92,7 @@ def letter_of(layout: Layout, rank: int) -> str:
 def color_of(layout: Layout, rank: int) -> str:
     """Return the color of a rank's experts: a hue for each stage, a shade for each place."""
     stage, place = layout.coordinates(rank)
-    share = 0.75 - 0.5 * (place % layout.ep) / max(1, layout.ep - 1)
+    share = 0.65 - 0.42 * (place % layout.ep) / max(1, layout.ep - 1)
     return tint(STAGE_COLORS[stage % len(STAGE_COLORS)], share)
 
 
@@ -153,7 +153,7 @@ def draw_kept(kept: dict[str, tuple[Sequence[int], Sequence[int]]], whole: int) 
     ax.spines["left"].set_visible(False)
     ax.axhline(1 / ranks, color=INK, linewidth=1.2, linestyle=DASHED, zorder=3)
     label(ax, f"1/{ranks}", (end, 1 / ranks), (4, 0), size=12)
-    fig.note(0.02, 0.2, "rank", va="top")
+    fig.note(0.02, 0.206, "rank", va="top")
     for x, name, color in ((0.02, "weights", WEIGHTS), (0.16, "moments of the optimizer", MOMENTS)):
         fig.text(x, 0.85, "■", size=12, color=color)
         fig.note(x + 0.022, 0.85, name)

@@ -53,8 +53,9 @@ def busiest_of(rows_PP: np.ndarray) -> Busiest:
 def draw_traffic(matrices: dict[str, np.ndarray], ranks_per_node: int) -> Picture:
     """Draw 1 to 4 matrices of rows, (P, P) from sender to receiver, by their titles, on one scale of colours.
 
-    The rank that sends or receives most is outlined in each, if in one it has 1.2 times the mean. What stays on its rank, on the diagonal, is not drawn and
-    not counted. Raises ValueError for another number of matrices, or sizes that do not fit.
+    The rank that sends or receives most is outlined in each, if one of them has 1.2 times the mean. What stays on its
+    rank, on the diagonal, is not drawn and not counted. Raises ValueError for another number of matrices, or sizes that
+    do not fit.
     """
     require("matrices", len(matrices), 1 <= len(matrices) <= 4, "1 to 4 of them")
     shapes = [np.shape(rows_PP) for rows_PP in matrices.values()]
@@ -154,8 +155,11 @@ def _finding(matrices: list[np.ndarray], ranks_per_node: int) -> str:
     )
     if max(numbers) < SIMILAR * min(numbers) and max(shares) >= max(EVEN, SIMILAR * min(shares)):
         return f"Busiest rank: {_range(shares, '.1f')} times the mean of all ranks"
-    finding = f"{'Between ranks' if one_node else 'Between nodes'}: {_range(numbers, ',')} rows"
-    return f"{finding}, a factor of {max(numbers) / min(numbers):,.1f}" if 0 < min(numbers) < max(numbers) else finding
+    where = "between ranks" if one_node else "between nodes"
+    if min(numbers) == max(numbers):
+        return f"{numbers[0]:,} rows are sent {where}"
+    factor = f", a factor of {max(numbers) / min(numbers):,.1f}" if min(numbers) else ""
+    return f"{where.capitalize()}: {_range(numbers, ',')} rows{factor}"
 
 
 def _range(numbers: list[float], how: str) -> str:
