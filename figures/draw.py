@@ -16,6 +16,7 @@ from minids.cost.flops import decoding_flops_per_token
 from minids.cost.parameters import count_parameters
 from minids.cost.published import REPORTS
 from minids.model.config import ModelConfig
+from minids.parallel.layout import Layout
 
 HERE = Path(__file__).parent
 README, GALLERY = HERE.parent / "README.md", HERE / "README.md"
@@ -173,6 +174,7 @@ def expert_parallelism(v3: ModelConfig) -> dict[str, Picture]:
         "placement": plots.draw_placement(power_law, 40, 8, 2, 8),
         "cluster": plots.draw_cluster(),
         "serving_units": plots.draw_serving_units(),
+        "layout": plots.draw_grid(Layout(8, pp=2, ep=2)),
     }
 
 

@@ -1,12 +1,12 @@
 """How DeepSeek lays V3 out on its GPUs: the cluster that trained it, and the units that serve it.
 
 **Training** (V3 report §3.2): the layers are cut into 16 stages. Each stage is on 128 GPUs, which compute different
-tokens: data parallelism for all weights except those of the experts. Of a layer's experts each GPU has 1/64, so that 64
+tokens: data parallelism. Of a layer's experts each GPU has 1/64, so that 64
 GPUs, 8 nodes, have all of them, and the 128 GPUs have them twice. No matrix is cut (no tensor parallelism). DualPipe
 gives each GPU a second stage, so there is another copy of all weights (cost/pipeline.py), which is not counted here.
 
 **Serving** separates prefill and decoding. Each *unit* has a copy of the whole model. In it, experts with much load
-have a second copy on another GPU (*redundant* experts, parallel/eplb.py). The units changed between the report of
+have further copies (*redundant* experts, parallel/eplb.py). The units changed between the report of
 December 2024 and the overview of February 2025 (open-infra-index, "Day 6"), where attention is not cut any more and
 each GPU has the shared expert.
 """

@@ -10,9 +10,9 @@ such that each GPU gets about the same load. From the measured load of each expe
 
 Packing means here: take the items from the heaviest to the lightest, and put each into the lightest pack that has room.
 The best packing is NP-hard to find, and this one can be improved. For example, nothing keeps two replicas of an expert
-from the same GPU, where the second is useless (loads 5, 3, 2 on 2 GPUs with 2 places each: 1, 2 and 0, 0). Functions,
-arguments and results are those of DeepSeek's published code (github.com/deepseek-ai/EPLB), also where it does not
-place well, because serving engines rely on its results.
+from the same GPU, where the second is useless (loads 5, 3, 2 on 2 GPUs with 2 places each: 1, 2 and 0, 0). The
+entry point, its arguments and all results are those of DeepSeek's published code (github.com/deepseek-ai/EPLB), also
+where it does not place well, because serving engines use this algorithm.
 
 Letters: L layers or independent problems, E experts, R replicas (physical experts), X items.
 """

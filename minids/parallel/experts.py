@@ -27,8 +27,10 @@ of at most four nodes for each token. The limit is in the gate: the messages onl
 the experts need it anyway; outputs come back in BF16. Of the gradients, those of the experts' outputs travel as tokens
 do, and those of the tokens as outputs do (§3.3.3). `Formats()` leaves the numbers as they are.
 
-What production does besides: it overlaps messages with other computation, on 20 of a GPU's 132 multiprocessors, and
-merges what is copied here (DeepEP).
+The trainers here send rows as they are computed, also with dtype fp8.
+
+What production does besides: it overlaps messages with other computation, in V3 on 20 of a GPU's 132 multiprocessors,
+and forwards rows in chunks as they arrive (DeepEP).
 
 Letters: P ranks of a hop's group, S rows that are sent, M rows that arrive; the others in minids/model/__init__.py.
 """

@@ -11,10 +11,10 @@ computes the share of its rows in the batch's loss. What differs is only how a s
 
 Without a pipeline the weights are sharded by FSDP2 (parallel/shard.py). With one, each process has all weights of its
 stages, and ZeRO-1 shares the optimizer's moments, as in V3 (parallel/zero.py). Its weight gradients come late, and
-FSDP2, made for gradients that come with the backward pass, would miss them.
+FSDP2, with its defaults, would miss them without an error.
 
-Sums are in another order than those of one process, so the last bits differ; with the same number of processes every
-run ends with the same bits.
+Sums are in another order than those of one process, so the last bits differ; in the same layout, on the same machine
+with one thread each, every run ends with the same bits.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ The command line, the chapters and the recorded experiments start their runs her
 
 A run with a folder writes checkpoint.safetensors, log.jsonl and tokenizer.json there and can resume from them. It never
 overwrites a file that it did not write. Without a folder it exists in memory only, as in a chapter. Several processes
-can share a run: each calls `start_run` with the same arguments and a layout (parallel/layout.py). They write checkpoint/
-(sharded.py).
+can share a run: each calls `start_run` with the same arguments and a layout (parallel/layout.py), and they write
+checkpoint/ (sharded.py).
 """
 
 from __future__ import annotations

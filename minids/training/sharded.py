@@ -10,7 +10,8 @@ Because a file says where its numbers belong, a run that was saved by 4 processe
 reads from all files what it needs (*resharding*).
 
 The folder gets its name when it is complete and every file is on the disk; until then it is a hidden one beside it
-(files.py). So whenever a process is killed, also while it saves, `checkpoint` is the old state or the new one.
+(files.py). So whenever a process is killed, also while it saves, `checkpoint` is the old state or the new one (or,
+between two renames, put back when the run goes on).
 
 The files are safetensors: torch's own format would hold pickled objects, which can run code when they are read.
 (torch.distributed.checkpoint is imported where it is used, because a single process rarely needs it.)
