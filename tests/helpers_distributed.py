@@ -2,15 +2,26 @@
 
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from helpers_training import last_token_loss, small_batches, small_config, small_corpus, small_train_config
+from helpers_training import (
+    file_size_limit,
+    last_token_loss,
+    small_batches,
+    small_config,
+    small_corpus,
+    small_train_config,
+)
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from minids.model.kernels import local
+from minids.parallel.experts import Formats, Hop
 from minids.parallel.layout import Layout
 from minids.training.run import Run, start_run
 from minids.training.sharded import save_sharded
@@ -60,6 +71,42 @@ def train(rank: int, flags: dict | None, folder: Path | None, stop_after: int | 
     except TrainingInterrupted as reason:
         return run.trainer.records, str(reason)
     return run.trainer.records, run.differences
+
+
+def group_sizes(rank: int, layouts: list[Layout]) -> list[list[int]]:
+    """The sizes of the groups between which tokens travel."""
+    return [[group.size() for group in layout.grid("cpu").expert_groups] for layout in layouts]
+
+
+def collected_gradient(rank: int, formats: Formats, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient that arrives for rows which this rank sends back to the other one, and the one that was sent."""
+    hop = Hop(torch.arange(2).repeat(3, 1) != rank, dist.group.WORLD)  # three rows, each to the other rank
+    outs = torch.zeros(3, 64, requires_grad=True)
+    gradients = [scale * torch.randn(3, 64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    hop.collect(outs, formats).backward(gradients[rank])
+    return outs.grad, gradients[1 - rank]
+
+
+def not_finite(rank: int, flags: dict) -> tuple[str | None, int]:
+    """What all processes say of a weight that only the last one has, and how many modules FSDP2 has wrapped."""
+    run = make_run(layout=Layout(**flags))
+    if rank == dist.get_world_size() - 1:
+        with torch.no_grad():
+            local(run.model.layers[1].mlp.gate.weight)[-1, -1] = float("nan")
+    wrapped = [module for module in run.model.modules() if isinstance(module, FSDPModule)]
+    return run.trainer.not_finite(), len(wrapped)
+
+
+def save_on_full_disk(rank: int, path: Path, who: int) -> str:
+    """The error that a process gets if another one's file may not become large."""
+    save_some(rank, path)
+    tensors = {f"own {rank}": torch.zeros(5000)}
+    with file_size_limit(4000) if rank == who else nullcontext():
+        try:
+            save_sharded(path, tensors, step=4, settings={}, log_sha256="")
+        except OSError as error:
+            return str(error)
+    return "saved"
 
 
 def save_some(rank: int, path: Path) -> None:

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers_distributed import collected_gradient
 from torch import Tensor
 
 from minids.book.probes.experts import forward_backward, spread_layer
 from minids.model.config import ModelConfig
 from minids.model.moe import MoE
 from minids.parallel.experts import AS_COMPUTED, Formats, from_bytes, to_bytes
+from minids.parallel.launch import launch
 from minids.quantization.fp8 import dequantize, quantize
 
 RANKS, D = 4, 64
@@ -87,6 +89,14 @@ def test_in_fp8_two_hops_change_nothing_more_and_the_error_is_that_of_three_bits
     # Rounded in one process, as they would arrive, the same tokens give the same sums.
     rounded = dequantize(quantize(x.flatten(0, 1), (1, 32), power_of_two_scales=True)).view_as(x)
     assert (x - rounded).norm() / x.norm() == pytest.approx(0.026, abs=0.002)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+def test_the_gradient_of_what_comes_back_in_bf16_is_sent_in_fp8_however_small_it_is(scale):
+    for grad, sent in launch(collected_gradient, 2, IN_FP8, scale):
+        rounded = dequantize(quantize(sent, (1, 32), power_of_two_scales=True, floor=1e-30))
+        assert torch.equal(grad, rounded)
+        assert (rounded - sent).norm() < 0.04 * sent.norm()
 
 
 def test_a_message_in_fp8_holds_codes_and_scales_exactly():

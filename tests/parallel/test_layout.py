@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 from configurations import examples
+from helpers_distributed import group_sizes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minids.model.config import ModelConfig
-from minids.parallel.layout import Layout
+from minids.parallel.launch import RankFailed, launch
+from minids.parallel.layout import Layout, from_torchrun
 
 TINY = ModelConfig.preset("tiny")  # 8 layers, 8 experts
 DENSE = replace(TINY, n_routed_experts=None, n_shared_experts=None)
@@ -67,3 +69,19 @@ DOES_NOT_FIT = [
 def test_models_and_batches_that_cannot_be_divided_are_refused(model, layout, batch, micro, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         layout.check(model, batch, micro)
+
+
+def test_torchrun_says_how_many_there_are(monkeypatch):
+    for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert from_torchrun() == Layout(1, node=1)  # a leftover of something else
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert from_torchrun(ep=8) == Layout(8, ep=8, node=4)
+
+
+def test_tokens_travel_in_two_hops_where_experts_are_on_several_nodes():
+    layouts = [Layout(4, ep=4, node=2), Layout(4, ep=2, node=1), Layout(4, ep=4), Layout(4, ep=2, node=2)]
+    sizes = launch(group_sizes, 4, layouts)
+    assert set(map(str, sizes)) == {"[[2, 2], [2, 1], [4], [2]]"}
+    with pytest.raises(RankFailed, match="ranks=2 is not possible: it must be 4, the number of processes"):
+        launch(group_sizes, 4, [Layout(2)])

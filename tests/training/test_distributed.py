@@ -1,14 +1,16 @@
 """The same run on several processes: every record and weight, checkpoints that others resume, and deaths."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers_distributed import make_run, train
+from helpers_distributed import make_run, not_finite, train
 from helpers_training import assert_bitwise_equal, without_seconds
 
-from minids.parallel.launch import launch
+from minids.parallel.launch import RankFailed, launch
+from minids.parallel.zero import Zero1
 from minids.training.checkpoint import find_checkpoint
 from minids.training.log import read_log
 from minids.training.run import load_run
@@ -68,6 +70,28 @@ def final_state(folder: Path) -> tuple[dict, list]:
     return load_state(find_checkpoint(folder)).tensors, without_seconds(read_log(folder / "log.jsonl"))
 
 
+def test_all_processes_know_a_weight_that_is_not_finite_and_blocks_are_sharded_one_by_one():
+    found = launch(not_finite, 2, dict(ranks=2, ep=2))
+    # The model, its two blocks and the MTP module, and the experts of two of them.
+    assert found == [("layers.1.mlp.gate.weight", 6)] * 2
+
+
+def test_zero_1_gives_each_rank_about_as_much(monkeypatch):
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    sizes = [50, 7, 7, 6, 5, 3, 2, 2, 1]
+    parameters = [(f"{i}", torch.nn.Parameter(torch.zeros(size))) for i, size in enumerate(sizes)]
+    zero = Zero1(parameters, {name: (0, 1, 2) for name, _ in parameters}, {})
+    parts = {rank: sum(p.numel() for _, p in part) for (_, rank), part in zero.parts.items()}
+    assert sorted(parts.values()) == [16, 17, 50]
+    assert sum(p.numel() for p in zero.mine.values()) == parts[1]
+
+
+def test_other_settings_are_refused_when_processes_resume(tmp_path):
+    together(dict(ranks=2), tmp_path, stop_after=1)
+    with pytest.raises(RankFailed, match=r"checkpoint was made with train\.seed=0, not 1: resume with the same"):
+        together(dict(ranks=2), tmp_path, resume=True, seed=1)
+
+
 SHARDED, PIPELINE, ONE = dict(ranks=4, ep=2), dict(ranks=2, pp=2), None
 LAYOUTS = {"sharded": SHARDED, "two": dict(ranks=2), "pipeline": PIPELINE, "one": ONE}
 
@@ -76,11 +100,16 @@ LAYOUTS = {"sharded": SHARDED, "two": dict(ranks=2), "pipeline": PIPELINE, "one"
 def test_a_stop_asked_of_one_process_stops_all_and_the_run_goes_on_bitwise_or_in_another_layout(first, tmp_path):
     together(LAYOUTS[first], tmp_path / "straight")
     tensors, records = final_state(tmp_path / "straight")
+    make_run(tmp_path / "other", steps=1).trainer.run()
+    other = tmp_path / "other" / "checkpoint.safetensors"
     for then in LAYOUTS:
         folder = tmp_path / then
         stopped = together(LAYOUTS[first], folder, stop_after=1)
         assert {said for _, said in stopped} == {"stopped after step 1 of 4"}
-        differences = together(LAYOUTS[then], folder, resume=True)[0][1]
+        shutil.copy(other, folder / "zzz.safetensors")  # somebody's backup
+        resumed = together(LAYOUTS[then], folder, resume=True)
+        differences = resumed[0][1]
+        assert {len(records) for records, _ in resumed} == {4}
         found, found_records = final_state(folder)
         assert find_checkpoint(folder).name == ("checkpoint" if LAYOUTS[then] else "checkpoint.safetensors")
         assert len(list(folder.glob("checkpoint*"))) == 1

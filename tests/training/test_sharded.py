@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_distributed import save_some
+from helpers_distributed import save_on_full_disk, save_some
 
 from minids.parallel.launch import RankFailed, launch
 from minids.training.checkpoint import Checkpoint, find_checkpoint
@@ -83,6 +83,15 @@ def test_a_checkpoint_of_another_model_is_refused(tensors, message, path):
         load_sharded(path, tensors)
 
 
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_full_disk_of_one_process_is_told_by_all_and_the_earlier_checkpoint_stays(who, tmp_path):
+    said = launch(save_on_full_disk, 2, tmp_path / "checkpoint", who)
+    assert said[0] == said[1]
+    assert f"(process {who}): '{tmp_path / 'checkpoint'}'" in said[0]
+    assert load_state(tmp_path / "checkpoint").step == 3
+    assert [name.name for name in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_of_two_kinds_the_later_one_counts(path):
     """A process can be killed after it has written the new one, and before it has removed the old."""
     from safetensors.torch import save_file
@@ -90,3 +99,5 @@ def test_of_two_kinds_the_later_one_counts(path):
     for step, name in ((2, "checkpoint"), (4, "checkpoint.safetensors")):
         save_file({}, path.parent / "checkpoint.safetensors", {"step": str(step), "settings": "{}"})
         assert find_checkpoint(path.parent).name == name
+    (path / "state.json").unlink()  # as if a process had died while it removed the folder
+    assert find_checkpoint(path.parent).name == "checkpoint.safetensors"
