@@ -74,7 +74,7 @@ def find_run(folder: Path) -> Path:
 
         return REFERENCE
     raise ValueError(
-        f"{folder} holds neither a run (checkpoint.safetensors) nor a saved model (config.json): "
+        f"{folder} holds neither a run (checkpoint.safetensors, checkpoint) nor a saved model (config.json): "
         "`minids train` makes one, and `reference` names the one that comes with the book."
     )
 

@@ -25,10 +25,14 @@ from minids.training.config import MINIATURE, TrainConfig
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import Store
 
     from minids.parallel.layout import Layout
     from minids.text.corpus import Corpus
     from minids.training.run import Run
+
+
+BEGUN = "minids train has begun"
 
 
 @with_options_of(MINIATURE)
@@ -60,7 +64,7 @@ def train(
 ):
     """Train a model from scratch, evaluate it, and write weights, log, pictures and report to a folder.
 
-    On several processes: `torchrun --nproc-per-node 8 -m minids train --ep 8`.
+    On several processes: `torchrun --nproc-per-node 8 -m minids train --ep 8 --batch-size 64`.
     """
     began = time.perf_counter()
     with told_in_one_sentence(train):
@@ -83,6 +87,7 @@ def train(
             train_config = replace(train_config, **best | given)
             resume = resume or group.restarted
             group.first_does(lambda: check_start(model_config, train_config, folder, resume, group.device))
+            group.has_begun()
             corpus = group.first_does(lambda: _read_corpus(text, folder))
             run = start_run(
                 model_config, train_config, corpus, folder, device=group.device, resume=resume, layout=group.layout
@@ -110,7 +115,16 @@ class _Group:
     device: torch.device
     layout: Layout | None = None
     is_first: bool = True
-    restarted: bool = False
+    store: Store | None = None  # of torchrun, in which it is noted that the run has begun
+
+    @property
+    def restarted(self) -> bool:
+        """Whether this torchrun has begun the run already, and started its processes again."""
+        return self.store is not None and self.store.check([BEGUN])
+
+    def has_begun(self) -> None:
+        if self.store is not None:
+            self.store.set(BEGUN, "")
 
     def first_does(self, work: Callable[[], Any]) -> Any:
         """Return on all processes what the first one found."""
@@ -132,16 +146,18 @@ def _several_processes(
     import torch
     import torch.distributed as dist
 
-    from minids.parallel.launch import end_with_torchrun, join_torchrun, restarts, under_torchrun
+    from minids.parallel.launch import end_with_torchrun, join_torchrun, lost_another, torchrun_store, under_torchrun
     from minids.parallel.layout import from_torchrun
     from minids.validation import require
 
     layout = from_torchrun(**flags)
     layout.check(model_config, train_config.batch_size, train_config.micro_batch_size)
+    store = None
     if under_torchrun():
         end_with_torchrun()
+        store = torchrun_store()
     if layout.ranks == 1:
-        yield _Group(device, restarted=restarts() > 0)
+        yield _Group(device, store=store)
         return
     if device.type == "cuda":
         here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
@@ -149,10 +165,15 @@ def _several_processes(
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     require("device", device.type, device.type != "mps", "cpu or cuda for several processes")
-    join_torchrun(device)
-    group = _Group(device, layout, dist.get_rank() == 0, restarts() > 0)
-    with nullcontext() if group.is_first else redirect_stdout(io.StringIO()):
-        yield group
+    join_torchrun(device, store)
+    group = _Group(device, layout, dist.get_rank() == 0, store)
+    try:
+        with nullcontext() if group.is_first else redirect_stdout(io.StringIO()):
+            yield group
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        stop("another process has ended, so this one does, too. To go on from the last checkpoint: --resume.", 1)
     dist.destroy_process_group()
 
 

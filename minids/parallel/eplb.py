@@ -73,8 +73,10 @@ def rebalance_experts(
     Raises ValueError for numbers that do not divide each other, for fewer replicas than experts, and for loads that are
     negative or not finite.
     """
+    weight = torch.as_tensor(weight)
     require("weight", tuple(weight.shape), weight.ndim == 2, "of shape (layers, experts)")
-    require("weight", weight, bool((weight >= 0).all() and weight.isfinite().all()), "finite loads of at least 0")
+    for layer, expert in (~((weight >= 0) & weight.isfinite())).nonzero().tolist():
+        require(f"weight[{layer}, {expert}]", weight[layer, expert].item(), False, "a finite load of at least 0")
     experts = weight.shape[1]
     for name, value in dict(num_groups=num_groups, num_nodes=num_nodes, num_gpus=num_gpus).items():
         require_whole(name, value)

@@ -148,26 +148,31 @@ def _flush_prints() -> None:
     sys.stderr.flush()
 
 
-def join_torchrun(device: torch.device) -> None:
+def torchrun_store() -> dist.Store:
+    """Return the store of the torchrun that started this process. It outlives restarts of the processes."""
+    return next(dist.rendezvous("env://"))[0]
+
+
+def join_torchrun(device: torch.device, store: dist.Store) -> None:
     """Join the process group of the processes that `torchrun` started.
 
     After a failure torchrun starts all processes again. Its store still has the addresses of the earlier ones then, so
     each attempt writes under a name of its own.
     """
-    store, rank, ranks = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt {restarts()}", store)
+    store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether the error says that another process of the group has ended."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def under_torchrun() -> bool:
     """Whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def restarts() -> int:
-    """How often torchrun has started these processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if under_torchrun() else 0
 
 
 def end_with_torchrun() -> None:

@@ -47,6 +47,7 @@ class Layout:
             require_whole(name, getattr(self, name))
         if self.node is not None:
             require_whole("node", self.node)
+            require("node", self.node, self.ranks % self.node == 0, f"a divisor of the {self.ranks} ranks")
         several = f"there are {self.ranks} processes"
         processes = several if self.ranks > 1 else "there is one process (torchrun starts several)"
         require("pp", self.pp, self.ranks % self.pp == 0, f"a divisor of {self.ranks}, because {processes}")
@@ -106,18 +107,29 @@ class Layout:
             require("batch_size", batch_size, batch_size % self.dp == 0, f"a multiple of dp={self.dp}")
             return None
         micro_batches = self.micro_batches(batch_size, micro_batch_size)
+        name = self.schedule or "1F1B"
         try:
-            schedule = SCHEDULES[self.schedule or "1F1B"](self.pp, micro_batches)
+            schedule = SCHEDULES[name](self.pp, micro_batches)
+            layers_of(model, schedule.stages)
         except BadValueError as error:
-            raise ValueError(f"{error} A step has batch_size / (dp x micro_batch_size) of them.") from None
-        layers_of(model, schedule.stages)
+            size = f"{batch_size} / ({self.dp} x {micro_batch_size or 1})"
+            raise ValueError(
+                f"schedule {name} with pp={self.pp}: {error} (A step has batch_size / (dp x micro_batch_size) "
+                f"micro-batches, {size} here.)"
+            ) from None
         simulate(schedule)
         return schedule
 
-    def grid(self, device: str) -> Grid:
-        """Return the process groups of this rank. Raises ValueError if there are not as many processes as ranks."""
+    def require_processes(self) -> None:
+        """Raise ValueError unless this is one of as many processes as there are ranks."""
+        if not dist.is_initialized():
+            raise ValueError(f"{self} needs its processes: start them with torchrun, or with `launch` (launch.py).")
         there = dist.get_world_size()
         require("ranks", self.ranks, self.ranks == there, f"{there}, the number of processes")
+
+    def grid(self, device: str) -> Grid:
+        """Return the process groups of this rank. Raises ValueError if there are not as many processes as ranks."""
+        self.require_processes()
         mesh = init_device_mesh(device, (self.pp, self.copies, self.ep), mesh_dim_names=("pp", "copies", "ep"))
         dp = init_device_mesh(device, (self.pp, self.dp), mesh_dim_names=("pp", "dp"))["dp"]
         groups = (mesh["ep"].get_group(),)

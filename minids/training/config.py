@@ -42,7 +42,7 @@ class TrainConfig:
     steps: int = _field(1800, "Optimizer steps.")
     batch_size: int = _field(4, "Sequences per optimizer step.")
     micro_batch_size: int | None = _field(
-        None, "Sequences per forward pass: less memory, same step. Default: batch size."
+        None, "Sequences per forward pass: less memory, same step. Default: all of a process; in a pipeline, one."
     )
     sequence_length: int = _field(256, "Tokens per sequence.")
     optimizer: str = _field("adamw", "muon, for the matrices; or adamw for all, as V3.")

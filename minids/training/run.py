@@ -103,6 +103,7 @@ def start_run(
         from minids.parallel.launch import first_does as once  # imports what only several processes need
         from minids.training.distributed import make_trainer
 
+        layout.require_processes()
         make = partial(make_trainer, layout=layout)
     once(lambda: check_start(model_config, config, folder, resume, device))
     continues = once(lambda: folder is not None and find_checkpoint(folder) is not None)

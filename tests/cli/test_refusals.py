@@ -63,7 +63,7 @@ REFUSED = {
     f"{TRAIN} --config deepseek-v9": "'deepseek-v9'",
     f"{TRAIN} --data absent.txt": "absent.txt does not exist",
     f"{TRAIN} --data {'y' * 5000}": "yyy cannot be read: File name too long",
-    "generate absent": "absent holds neither a run (checkpoint.safetensors) nor a saved model",
+    "generate absent": "absent holds neither a run (checkpoint.safetensors, checkpoint) nor a saved model",
     "export absent model": "absent holds neither a run",
     **{f"count bad{i}.json": word for i, word in enumerate(("bad0.json", "bad1.json", "bad2.json", "gpt2", ""))},
     f"{TRAIN} --data empty.txt": "holds no text",

@@ -59,9 +59,15 @@ DOES_NOT_FIT = [
     (TINY, Layout(3, ep=3), 9, None, "ep=3 .* a divisor of the model's 8 experts"),
     (TINY, Layout(4), 6, None, "batch_size=6 .* a multiple of dp=4"),
     (TINY, Layout(4, pp=2), 6, 2, "batch_size=6 .* a multiple of dp=2 x micro_batch_size=2"),
-    (TINY, Layout(9, pp=9), 9, None, "stages=9 .* from 1 to the model's 8 layers"),
-    (TINY, Layout(2, pp=2, schedule="DualPipe"), 3, 1, "micro_batches=3 .* for 2 ranks. A step has batch_size / "),
-    (TINY, Layout(3, pp=3, schedule="DualPipe"), 6, 1, "ranks=3 .* an even number"),
+    (TINY, Layout(9, pp=9), 9, None, "schedule 1F1B with pp=9: stages=9 .* from 1 to the model's 8 layers"),
+    (
+        TINY,
+        Layout(2, pp=2, schedule="DualPipe"),
+        3,
+        1,
+        r"schedule DualPipe with pp=2: micro_batches=3 .*, 3 / \(1 x 1\) here",
+    ),
+    (TINY, Layout(3, pp=3, schedule="DualPipe"), 6, 1, "schedule DualPipe with pp=3: ranks=3 .* an even number"),
 ]
 
 
