@@ -7,6 +7,7 @@ compute different parts of the batch, and they share the stage's experts: a lett
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from string import ascii_uppercase
 
 from minids.book.plots.diagram import Diagram
@@ -142,8 +143,11 @@ def draw_kept(kept: dict[str, tuple[Sequence[int], Sequence[int]]], whole: int) 
         places = [i * group + rank for rank in range(ranks)]
         ax.bar(places, weights, width=0.82, color=WEIGHTS)
         ax.bar(places, moments, width=0.82, bottom=weights, color=MOMENTS)
-        for x, total in zip(places, totals[name], strict=True):
-            label(ax, f"{total:.0%}", (x, total), (0, 4), bbox=ground, zorder=4)
+        said = [f"{total:.0%}" for total in totals[name]]
+        for _, run in groupby(range(ranks), key=said.__getitem__):  # once above neighbours of the same height
+            alike = list(run)
+            at = (places[0] + (alike[0] + alike[-1]) / 2, totals[name][alike[0]])
+            label(ax, said[alike[0]], at, (0, 4), bbox=ground, zorder=4)
         label(ax, name, (places[0] - 0.41, 0), (0, -36), ha="left", size=12, weight="bold")
     bars = [i * group + rank for i in range(len(kept)) for rank in range(ranks)]
     name_ticks(ax, "x", [str(rank) for rank in range(ranks)] * len(kept), bars)
