@@ -54,13 +54,8 @@ class Stage(DeepSeek):
         """Return what the first stage works on: the embedded tokens, and no balance loss yet."""
         return self.embed_tokens(tokens_BT[:, :-1]), self.embed_tokens.weight.new_zeros(1)
 
-    def forward(self, x_BTD: Tensor, balance_1: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the residual stream after this stage's layers, and the sum of the balance losses up to there.
-
-        Raises ValueError for tokens alone, as the whole model takes them.
-        """
-        if balance_1 is None:
-            raise ValueError("the loss of a pipeline can call the model's loss and token_losses, not the model itself.")
+    def forward(self, x_BTD: Tensor, balance_1: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the residual stream after this stage's layers, and the sum of the balance losses up to there."""
         rotation = self.rope(0, x_BTD.shape[1])
         for layer in self.layers.values():
             x_BTD, balance = layer(x_BTD, rotation)

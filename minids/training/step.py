@@ -72,7 +72,8 @@ class Terms(Protocol):
 
 
 # Called with the model, some rows, the whole batch that holds them, the configuration, and the number of the step.
-# The terms of all parts of a batch add up to those of the batch.
+# The terms of all parts of a batch add up to those of the batch. In a pipeline, a loss can call the model's `loss` and
+# `token_losses` only.
 Loss = Callable[[DeepSeek, Batch, Batch, TrainConfig, int], Terms]
 
 
