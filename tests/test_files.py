@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minids.files import atomic_folder, atomic_path, remove_leftovers, write_atomically
+from minids.files import atomic_folder, atomic_path, remove_folder, remove_leftovers, write_atomically
 
 
 def write_folder(path: Path, text: str, overwrite: bool = False) -> None:
@@ -230,3 +231,15 @@ def test_what_the_system_does_not_allow_is_its_own_error(tmp_path):
             with pytest.raises(OSError, match=r"too long|Not a directory|File exists"):
                 write(path, "x")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_is_removed_is_gone_before_its_files_are(tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").touch()
+    with monkeypatch.context() as dying:
+        dying.setattr(shutil, "rmtree", lambda *args, **options: None)  # as if the process died here
+        remove_folder(tmp_path / "old")
+    assert not (tmp_path / "old").exists()
+    remove_leftovers(tmp_path / "old")
+    assert list(tmp_path.iterdir()) == []
+    remove_folder(tmp_path / "old")  # there is none

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from minids.cli.arguments import path_of, read_config, set_up, with_options_of
 from minids.cli.errors import killed_by_ctrl_c, one_line, sentence_of, stop, told_in_one_sentence
+from minids.cli.processes import processes_of
 from minids.cost.parameters import count_parameters
 from minids.files import atomic_path, write_atomically
 from minids.model.config import ModelConfig
-from minids.training.config import MINIATURE, TrainConfig
+from minids.training.config import MINIATURE
 
 if TYPE_CHECKING:
-    import torch
-    from torch.distributed import Store
-
-    from minids.parallel.layout import Layout
     from minids.text.corpus import Corpus
     from minids.training.run import Run
-
-
-BEGUN = "minids train has begun"
 
 
 @with_options_of(MINIATURE)
@@ -82,7 +72,7 @@ def train(
         folder = path_of("out", out) or Path("runs") / name
         text = path_of("data", data)
         flags = dict(dp=dp, ep=ep, pp=pp, schedule=schedule)
-        with _several_processes(flags, model_config, train_config, torch_device) as group:
+        with processes_of(flags, model_config, train_config, torch_device) as group:
             best = {"dtype": group.first_does(lambda: best_dtype(group.device))}
             train_config = replace(train_config, **best | given)
             resume = resume or group.restarted
@@ -106,75 +96,6 @@ def train(
             _write_results(run, report, dashboard)
         except KeyboardInterrupt:
             stop("the trained run is saved. To evaluate it, run the same command with --resume.", 130)
-
-
-@dataclass
-class _Group:
-    """The processes that share this run: one, or those that torchrun started."""
-
-    device: torch.device
-    layout: Layout | None = None
-    is_first: bool = True
-    store: Store | None = None  # of torchrun, in which it is noted that the run has begun
-
-    @property
-    def restarted(self) -> bool:
-        """Whether this torchrun has begun the run already, and started its processes again."""
-        return self.store is not None and self.store.check([BEGUN])
-
-    def has_begun(self) -> None:
-        if self.store is not None:
-            self.store.set(BEGUN, "")
-
-    def first_does(self, work: Callable[[], Any]) -> Any:
-        """Return on all processes what the first one found."""
-        if self.layout is None:
-            return work()
-        from minids.parallel.launch import first_does
-
-        return first_does(work)
-
-
-@contextmanager
-def _several_processes(
-    flags: dict, model_config: ModelConfig, train_config: TrainConfig, device: torch.device
-) -> Iterator[_Group]:
-    """Let the processes that torchrun started work together, on a GPU each if there are some; only the first prints.
-
-    Before anything starts, raises ValueError if model or batches cannot be divided among them.
-    """
-    import torch
-    import torch.distributed as dist
-
-    from minids.parallel.launch import end_with_torchrun, join_torchrun, lost_another, torchrun_store, under_torchrun
-    from minids.parallel.layout import from_torchrun
-    from minids.validation import require
-
-    layout = from_torchrun(**flags)
-    layout.check(model_config, train_config.batch_size, train_config.micro_batch_size)
-    store = None
-    if under_torchrun():
-        end_with_torchrun()
-        store = torchrun_store()
-    if layout.ranks == 1:
-        yield _Group(device, store=store)
-        return
-    if device.type == "cuda":
-        here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        require("nproc-per-node", here, here <= there, f"at most {there}, the GPUs of this machine")
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    require("device", device.type, device.type != "mps", "cpu or cuda for several processes")
-    join_torchrun(device, store)
-    group = _Group(device, layout, dist.get_rank() == 0, store)
-    try:
-        with nullcontext() if group.is_first else redirect_stdout(io.StringIO()):
-            yield group
-    except RuntimeError as error:
-        if not lost_another(error):
-            raise
-        stop("another process has ended, so this one does, too. To go on from the last checkpoint: --resume.", 1)
-    dist.destroy_process_group()
 
 
 def _read_corpus(text: Path | None, folder: Path) -> Corpus:

@@ -17,7 +17,7 @@ which rank; `send` copies them there, and `collect` brings one row back for each
 `send` is a `collect`, and that of `collect` is a `send`.
 
     flat        one hop among all ranks
-    two hops    first to each node with one of the token's experts, to the rank that has the sender's place there; then
+    two hops    first to each node with one of the token's experts, to the rank with the sender's number there; then
                 inside the node. A token crosses to another node once, however many of its experts are there
 
 Between nodes there is InfiniBand (50 GB/s for a GPU), inside a node NVLink (160 GB/s). In V3, the gate chooses experts
@@ -56,13 +56,13 @@ GRADIENT_FLOOR = 1e-30  # least amax of a tile of a gradient: in effect none (qu
 
 @dataclass(frozen=True)
 class Formats:
-    """In which numbers rows travel; None: as they are. `fp8_tile`: how many numbers share a scale."""
+    """In which numbers rows travel; None: as they are. V3's are `Formats(dispatch=128, combine=torch.bfloat16)`."""
 
-    dispatch: int | None = None  # FP8, in tiles of 1 x this
+    dispatch: int | None = None  # FP8, in tiles of 1 x this many numbers, which share a scale
     combine: torch.dtype | None = None
 
 
-AS_COMPUTED, V3 = Formats(), Formats(dispatch=128, combine=torch.bfloat16)
+AS_COMPUTED = Formats()
 
 
 def spread_experts(
@@ -83,9 +83,9 @@ def spread_experts(
 class ExpertParallel:
     """Dispatch and combine among the ranks of one group or, by two hops, of two.
 
-    `groups` are those of this rank, from the outermost: (all ranks,), or (the ranks of equal place in all nodes, the
-    ranks of the node). Experts are on the ranks in their order: rank 0 of node 0 has the first ones. `hops` are those
-    of the last dispatch, for looking at the traffic.
+    `groups` are those of this rank, from the outermost: (all ranks,), or (the ranks with the same number on all nodes,
+    the ranks of the node). Experts are on the ranks in their order: rank 0 of node 0 has the first ones. `hops` are
+    those of the last dispatch, for looking at the traffic.
     """
 
     def __init__(self, groups: tuple[ProcessGroup, ...], formats: Formats = AS_COMPUTED):

@@ -66,13 +66,19 @@ def test_a_killed_process_is_started_again_and_none_outlives_torchrun(folder):
     wait_for(lambda: not any(map(is_running, workers)), seconds=30)
     orphaned.wait()
     assert [straight.wait(), killed.wait()] == [0, 0], (folder / "output").read_text()
-    assert "resuming from step" in (folder / "output").read_text()
+    output = (folder / "output").read_text()
+    assert "resuming from step" in output
+    assert "minids: another process has ended, so this one does, too." in output
+    assert "gloo" not in output  # and nothing of torch's about broken connections
     ends = [load_state(folder / name / "checkpoint") for name in ("straight", "killed")]
     assert_bitwise_equal(ends[1].tensors, ends[0].tensors)
     logs = [without_seconds(read_log(folder / name / "log.jsonl")) for name in ("straight", "killed")]
     assert logs[1] == logs[0]
     reports = [json.loads((folder / name / "report.json").read_text()) for name in ("straight", "killed")]
     assert reports[1]["bits_per_byte"] == reports[0]["bits_per_byte"]
+    refused = torchrun(folder, "--max-restarts", 1, *train, "--steps", 31, "--out", folder / "straight")
+    assert refused.wait() != 0  # also when it is tried again: this torchrun has not begun that run
+    assert (folder / "output").read_text().count("straight already holds a run: resume it (--resume)") == 2
     exported = minids("export", folder / "killed", folder / "exported")  # like the run of one process
     assert exported.exit_code == 0, exported.output
 

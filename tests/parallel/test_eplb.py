@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from configurations import examples
 from hypothesis import given
@@ -79,3 +80,28 @@ def test_any_sizes_are_placed_by_the_published_steps_and_nothing_is_lost(sizes, 
 def test_two_replicas_of_an_expert_can_lie_on_one_gpu_as_in_the_original():
     assert rebalance_experts(torch.tensor([[5, 3, 2]]), 4, 1, 1, 2)[0].tolist() == [[1, 2, 0, 0]]
     assert rebalance_experts(torch.tensor([[8, 8]]), 4, 1, 1, 2)[0].tolist() == [[0, 0, 1, 1]]
+
+
+def test_groups_are_ignored_where_the_nodes_do_not_divide_them():
+    loads = [[9, 1, 4, 4, 2, 7, 3]]
+    phy2log = rebalance_experts(torch.tensor(loads), 8, 3, 2, 4)[0]
+    assert phy2log.view(4, 2).tolist() == placed(loads[0], 8, 1, 1, 4)
+
+
+REFUSED = [
+    (dict(weight=torch.ones(6)), r"weight=\(6,\) .* of shape \(layers, experts\)"),
+    (dict(weight=torch.tensor([[1.0] * 6, [1.0, 2.0, -3.0, 1.0, 1.0, 1.0]])), r"weight\[1, 2\]=-3.0 .* at least 0"),
+    (dict(weight=torch.tensor([[float("nan")] * 6])), r"weight\[0, 0\]=nan .* finite"),
+    (dict(num_replicas=5), "num_replicas=5 .* at least 6"),
+    (dict(num_replicas=9), "num_replicas=9 .* a multiple of num_gpus=4"),
+    (dict(num_groups=4), "num_groups=4 .* a divisor of the number of experts, 6"),
+    (dict(num_gpus=5), "num_gpus=5 .* a multiple of num_nodes=2"),
+    (dict(num_nodes=0), "num_nodes=0 .* at least 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_cannot_be_placed_is_refused(changes, message):
+    possible = dict(weight=torch.ones(1, 6), num_replicas=8, num_groups=2, num_nodes=2, num_gpus=4)
+    with pytest.raises(ValueError, match=message):
+        rebalance_experts(**possible | changes)

@@ -16,6 +16,7 @@ from minids.validation import require
 NODE_COLUMNS, NODE_ROWS = 4, 2  # how the 8 GPUs of a node are drawn
 IN_LINE = 20  # nodes of a unit
 STAGE, PLACE = 5, 1  # of the pipeline, and of a GPU in its node: examples, any others would do
+PANEL, PANEL_WIDTH, FLOOR, CEILING = 455, 185, 202, 376  # where the enlarged node is
 GREEN, SHARED_TOO = PARTS["routed"], tint(PARTS["shared"], 0.6)
 
 
@@ -77,18 +78,36 @@ def draw_cluster(layout: Training = V3_TRAINING, config: ModelConfig | None = No
     _number(d, corner(STAGE, first)[0] - 9, middle, "2")
     _number(d, x0 - 7, middle, "3")
 
-    panel, wide, floor, ceiling = 455, 185, 174, 348
-    d.wedge([(right + 2, y + 2 * height), (panel, ceiling), (panel, floor), (right + 2, y)])
-    d.panel(panel, floor, wide, ceiling - floor, f"a node: {t.gpus_per_node} GPUs")
+    d.wedge([(right + 2, y + 2 * height), (PANEL, CEILING), (PANEL, FLOOR), (right + 2, y)])
+    _node(d, t, config)
+    said = _messages(d, t)
+    often = {1: "once", 2: "twice"}.get(t.sets, f"{t.sets} times")
+    finding = (
+        f"{t.gpus:,} GPUs: {t.stages} pipeline stages of {t.gpus_per_stage}; each has its experts {often}, "
+        f"on {t.expert_gpus} GPUs each time"
+    )
+    d.text(13, d.height - 26, finding, size=14)
+    each = f"{len(t.experts_of_gpu(config, 0))} experts of every layer of its stage"
+    d.figure.alt = f"{finding}. {t.nodes} nodes of {t.gpus_per_node} GPUs, each GPU with {each}. {said}."
+    return d.figure
+
+
+def _node(d: Diagram, t: Training, config: ModelConfig) -> None:
+    """The last node of a set, with the experts of each GPU."""
+    d.panel(PANEL, FLOOR, PANEL_WIDTH, CEILING - FLOOR, f"a node: {t.gpus_per_node} GPUs")
     for gpu in range(t.gpus_per_node):
         held = t.experts_of_gpu(config, t.expert_gpus - t.gpus_per_node + gpu)
-        d.box(panel + 10, ceiling - 43 - 17.5 * gpu, 46, 15, f"GPU {gpu}", color=GREEN)
-        d.text(panel + 61, ceiling - 35.5 - 17.5 * gpu, f"experts {held[0]} to {held[-1]}", size=12, va="center")
+        d.box(PANEL + 10, CEILING - 43 - 17.5 * gpu, 46, 15, f"GPU {gpu}", color=GREEN)
+        d.text(PANEL + 61, CEILING - 35.5 - 17.5 * gpu, f"experts {held[0]} to {held[-1]}", size=12, va="center")
     note = (
         f"All other weights are on each\nof the {t.gpus_per_stage} GPUs of a stage: there\nis no tensor parallelism.\n"
-        "(The order of the nodes is\nnot published.)"
+        "(With DualPipe each GPU has\ntwo stages, of which one is\ndrawn. The order of the nodes\nis not published.)"
     )
-    d.text(panel, floor - 10, note, va="top", linespacing=1.2, color=MUTED)
+    d.text(PANEL, FLOOR - 10, note, va="top", linespacing=1.2, color=MUTED)
+
+
+def _messages(d: Diagram, t: Training) -> str:
+    """Who sends what to whom, below the GPUs; returns the same in words."""
     rows = {
         "pipeline": "activations, to the same place of the next stage: point to point, InfiniBand",
         "experts": f"tokens, among the {t.expert_gpus} GPUs of a set: all-to-all, InfiniBand and NVLink",
@@ -99,16 +118,7 @@ def draw_cluster(layout: Training = V3_TRAINING, config: ModelConfig | None = No
         _number(d, 22, 62 - 22 * i + 4, f"{i + 1}")
         d.text(38, 62 - 22 * i, name, size=12, weight="bold")
         d.text(104, 62 - 22 * i, words, size=12)
-    often = {1: "once", 2: "twice"}.get(t.sets, f"{t.sets} times")
-    finding = (
-        f"{t.gpus:,} GPUs: {t.stages} pipeline stages of {t.gpus_per_stage}; each has its experts {often}, "
-        f"on {t.expert_gpus} GPUs"
-    )
-    d.text(13, d.height - 26, finding, size=14)
-    each = f"{len(t.experts_of_gpu(config, 0))} experts of every layer of its stage"
-    said = "; ".join(f"{name}: {words}" for name, words in rows.items())
-    d.figure.alt = f"{finding}. {t.nodes} nodes of {t.gpus_per_node} GPUs, each GPU with {each}. {said}."
-    return d.figure
+    return "; ".join(f"{name}: {words}" for name, words in rows.items())
 
 
 def _number(d: Diagram, x: float, y: float, number: str) -> None:
