@@ -47,8 +47,13 @@ def make_run(
     folder: Path | None = None, layout: Layout | None = None, resume: bool = False, model: dict | None = None,
     masked: bool = False, last_token: bool = False, **changes,
 ) -> Run:  # fmt: skip
-    """A run of four steps, by one process or as one of several."""
-    config = small_train_config(**dict(steps=4, batch_size=8, save_every=2) | changes)
+    """A run of four steps, by one process or as one of several.
+
+    The learning rate is small, because AdamW makes much of a last bit where a gradient is nearly 0: with larger steps,
+    a token whose experts score almost the same would sometimes go to another one, and all later numbers would differ.
+    """
+    fixed = dict(steps=4, batch_size=8, save_every=2, learning_rate=3e-4)
+    config = small_train_config(**fixed | changes)
     return start_run(
         small_config(**(model or {})), config, small_corpus(), folder, resume=resume, layout=layout,
         batches=Masked(config) if masked else None, loss=last_token_loss if last_token else language_model_loss,

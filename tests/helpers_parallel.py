@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from minids.model.deepseek import DeepSeek, LossTerms
+from minids.parallel.launch import first_does
 from minids.training.step import language_model_loss
 
 
@@ -33,6 +34,23 @@ def fail(rank: int, who: int, how: str) -> None:
             os._exit(3)
         raise ValueError(f"{how} is wrong")
     dist.recv(torch.zeros(1), src=who)
+
+
+def what_the_first_does(rank: int, number: int) -> tuple[int, int | str]:
+    """How often this rank did it, and what all know of it: the result, or the error."""
+    done = []
+
+    def work() -> int:
+        done.append(rank)
+        if number < 0:
+            raise ValueError(f"{number} is negative")
+        return number + rank
+
+    try:
+        found = first_does(work)
+    except ValueError as error:
+        found = str(error)
+    return len(done), found
 
 
 def wait_for_another(rank: int, who: tuple[int, ...]) -> None:

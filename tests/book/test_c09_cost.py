@@ -185,7 +185,7 @@ def test_every_gpu_of_the_cluster_is_drawn():
     assert [f"experts {n} to {n + 3}" for n in range(224, 256, 4)] == [
         text for text in texts if text.startswith("experts ")
     ]
-    assert title(fig) == "2,048 GPUs: 16 pipeline stages of 128; each has its experts twice, on 64 GPUs"
+    assert title(fig) == "2,048 GPUs: 16 pipeline stages of 128; each has its experts twice, on 64 GPUs each time"
 
 
 def test_every_gpu_of_the_units_is_drawn():

@@ -91,3 +91,8 @@ def test_a_function_of_a_script_or_notebook_is_refused(monkeypatch):
 def test_an_impossible_time_or_number_of_ranks_is_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name}={value} is not possible: it must be "):
         launch(workers.add_up, **{"ranks": 2, name: value})
+
+
+@pytest.mark.parametrize(("number", "known"), [(7, 7), (-1, "-1 is negative")])
+def test_what_the_first_rank_does_all_know_also_if_it_is_refused(number, known):
+    assert launch(workers.what_the_first_does, 3, number) == [(1, known), (0, known), (0, known)]
