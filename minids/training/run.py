@@ -69,8 +69,8 @@ class Run:
     def report(self) -> dict:
         """Evaluate the finished run on held-out text and return its report (report.py).
 
-        Of several processes, one may call this, if the run has a folder. Raises ValueError for a run that was not
-        trained to its end.
+        Of several processes, one may call this, if the run has a folder; the report then has their number, `processes`,
+        and their `layout`. Raises ValueError for a run that was not trained to its end.
         """
         steps, records = self.trainer.config.steps, self.trainer.records
         if len(records) < steps:
@@ -82,7 +82,8 @@ class Run:
                     "a run of several processes needs a folder for its report: its model is read from there."
                 )
             model = load_run(self.trainer.folder)[0].to(self.trainer.device)
-        return make_report(model, self.tokenizer, self.corpus, self.batches, self.trainer.config, records)
+        report = make_report(model, self.tokenizer, self.corpus, self.batches, self.trainer.config, records)
+        return report if self.layout is None else report | {"processes": self.layout.ranks, "layout": str(self.layout)}
 
 
 def start_run(

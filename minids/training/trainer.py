@@ -69,8 +69,9 @@ class Trainer:
     With a `folder`, `run` keeps `log.jsonl` (a line per step) and `checkpoint.safetensors` there; without one it only
     trains. `records` are the log records of all steps so far. `settings` (plain JSON: configuration, data) goes into
     every checkpoint, with the name of the loss; a run resumes only with the settings it began with, where a setting
-    that did not exist then counts as its default. The environment (threads, torch, machine) goes there too, because the
-    last bits of every sum depend on it. `bytes_per_token`, by token id, is for the bits per byte in the log.
+    that did not exist then counts as its default. Only `save_every` and `micro_batch_size` may change. The environment
+    (threads, torch, machine) goes there too, because the last bits of every sum depend on it. `bytes_per_token`, by
+    token id, is for the bits per byte in the log.
     With dtype fp8 the model's products follow V3's recipe, with another dtype they are plain, whatever `use_fp8` set
     before: set another recipe after the trainer is made. Raises ValueError for sequences that are too short for the
     model, and for fp8 on mps.
@@ -153,9 +154,11 @@ class Trainer:
         here, there = _flatten(one) | _flatten(self.settings), _flatten(one) | _flatten(settings)
         for name in here | there:
             ours, theirs = here.get(name), there.get(name)
-            if ours != theirs and name.startswith("environment."):
-                differences.append(f"{name.removeprefix('environment.')} was {theirs} and is {ours}")
-            elif ours != theirs:
+            if ours == theirs or name == "train.save_every":
+                continue
+            if name.startswith("environment.") or name == "train.micro_batch_size":  # in which order sums are made
+                differences.append(f"{name.partition('.')[2]} was {theirs} and is {ours}")
+            else:
                 what = f"{name}={quoted(theirs)}, not {quoted(ours)}"
                 if name.endswith("_sha256"):  # a digest means nothing to a reader
                     what = f"another {'text' if name == 'corpus_sha256' else name.removesuffix('_sha256')}"

@@ -76,6 +76,7 @@ def test_a_killed_process_is_started_again_and_none_outlives_torchrun(folder):
     assert logs[1] == logs[0]
     reports = [json.loads((folder / name / "report.json").read_text()) for name in ("straight", "killed")]
     assert reports[1]["bits_per_byte"] == reports[0]["bits_per_byte"]
+    assert output.count("trained by                                     2 processes: pp=1, dp=2, ep=2") == 2
     refused = torchrun(folder, "--max-restarts", 1, *train, "--steps", 31, "--out", folder / "straight")
     assert refused.wait() != 0  # also when it is tried again: this torchrun has not begun that run
     assert (folder / "output").read_text().count("straight already holds a run: resume it (--resume)") == 2

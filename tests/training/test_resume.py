@@ -140,7 +140,11 @@ THETA, YARN = {"model": {"rope_theta": 2.0}}, {"model": {"rope_scaling": {"facto
 @pytest.mark.parametrize(
     ("theirs", "ours", "changes", "named"),
     [
-        *(({}, {}, {f.name: other_value(f)}, f"train.{f.name}=") for f in fields(TrainConfig)),
+        *(
+            ({}, {}, {f.name: other_value(f)}, f"train.{f.name}=")
+            for f in fields(TrainConfig)
+            if f.name not in ("save_every", "micro_batch_size")
+        ),
         ({"corpus_sha256": "a"}, {"corpus_sha256": "b"}, {}, "another text"),
         ({}, THETA, {}, "model.rope_theta=None, not 2.0"),
         (THETA, {}, {}, "model.rope_theta=2.0, not None"),
@@ -234,6 +238,20 @@ def test_a_run_whose_log_misses_a_step_is_not_trained_on(tmp_path):
     for trainer in (full, ahead):
         with pytest.raises(ValueError, match="was changed meanwhile"):
             trainer.run()
+
+
+def test_a_resumed_run_may_save_more_often_and_take_smaller_parts_of_a_batch(tmp_path):
+    straight, stopped = small_trainer(steps=4), small_trainer(tmp_path, steps=4, save_every=2, micro_batch_size=2)
+    with pytest.raises(TrainingInterrupted):
+        stopped.run(lambda record: ctrl_c(stopped))
+    resumed = small_trainer(tmp_path, steps=4, save_every=1, micro_batch_size=1)
+    assert resumed.resume() == ["micro_batch_size was 2 and is 1"]
+    saved = []
+    resumed.run(lambda record: saved.append(load_checkpoint(resumed.checkpoint_path).step))
+    assert saved == [1, 2, 3]
+    losses = [[record["loss"] for record in records] for records in (straight.run(), resumed.records)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert small_trainer(tmp_path, steps=4, save_every=9, micro_batch_size=1).resume() == []
 
 
 def test_a_checkpoint_of_the_beginning_can_be_resumed_and_run(tmp_path):
