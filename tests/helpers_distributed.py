@@ -78,6 +78,15 @@ def train(rank: int, flags: dict | None, folder: Path | None, stop_after: int | 
     return run.trainer.records, run.differences
 
 
+def other_machine(rank: int, folder: Path) -> str:
+    """The error that a process gets if the last one sees another folder."""
+    own = folder if rank < dist.get_world_size() - 1 else folder.with_name("elsewhere")
+    try:
+        make_run(own, Layout(dist.get_world_size()), resume=True)
+    except ValueError as error:
+        return str(error).removeprefix(f"{own} ")
+
+
 def group_sizes(rank: int, layouts: list[Layout]) -> list[list[int]]:
     """The sizes of the groups between which tokens travel."""
     return [[group.size() for group in layout.grid("cpu").expert_groups] for layout in layouts]

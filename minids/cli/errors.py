@@ -71,9 +71,10 @@ def sentence_of(error: OSError) -> str:
 def stop(sentence: str, code: int) -> NoReturn:
     """Print the sentence on one line of stderr and exit with the code.
 
-    Of the processes that torchrun started, the first prints it, and the others what may be their own: code 1.
+    Of the processes that torchrun started, the first of each machine prints it, and the others what may be their own:
+    code 1.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0" or code == 1:
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["LOCAL_RANK"] == "0" or code == 1:
         typer.echo(f"minids: {one_line(sentence)}", err=True)
     raise typer.Exit(code) from None
 

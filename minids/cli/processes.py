@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -95,5 +96,7 @@ def processes_of(
     except RuntimeError as error:
         if not lost_another(error):
             raise
+        if not group.is_first:
+            print(file=sys.stderr)  # ends the line of the first one's progress bar
         stop("another process has ended, so this one does, too. To go on from the last checkpoint: --resume.", 1)
     dist.destroy_process_group()

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -156,13 +157,37 @@ def torchrun_store() -> dist.Store:
 def join_torchrun(device: torch.device, store: dist.Store) -> None:
     """Join the process group of the processes that `torchrun` started.
 
-    After a failure torchrun starts all processes again. Its store still has the addresses of the earlier ones then, so
-    each attempt writes under a name of its own.
+    After a failure torchrun starts all processes again, and its store still has the addresses of the earlier ones
+    (pytorch#135712). So each attempt writes under a name of its own.
     """
-    store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.PrefixStore(name_of_attempt(store, rank, ranks), store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+
+
+def name_of_attempt(store: dist.Store, rank: int, ranks: int) -> str:
+    """Return a name that all processes which were started together get, and none that was started earlier.
+
+    The number of restarts is no such name: each machine's torchrun counts its own failures only (pytorch#108158). So
+    the processes ask rank 0. Because the store may still hold what an earlier process asked, rank 0 answers everyone
+    who asks until all others have its answer. Raises TimeoutError if they do not come.
+    """
+    me = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"{rank} asks", me)
+        name = store.get(f"answer to {me}").decode()
+        store.add(name, 1)
+        return name
+    end = time.monotonic() + store.timeout.total_seconds()
+    while store.add(me, 0) < ranks - 1:
+        for other in range(1, ranks):
+            if store.check([f"{other} asks"]):
+                store.set(f"answer to {store.get(f'{other} asks').decode()}", me)
+        if time.monotonic() > end:
+            raise TimeoutError("the other processes of torchrun did not come: look at their output")
+        time.sleep(0.02)
+    return me
 
 
 def lost_another(error: BaseException) -> bool:

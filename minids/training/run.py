@@ -109,6 +109,7 @@ def start_run(
     once(lambda: check_start(model_config, config, folder, resume, device))
     continues = once(lambda: folder is not None and find_checkpoint(folder) is not None)
     if continues:
+        _require_shared(folder, layout)
         tokenizer = Tokenizer.load(folder)
     elif tokenizer is None:
         texts = [text for documents in corpus.train.values() for text in documents]
@@ -130,10 +131,7 @@ def start_run(
         return replace(run, differences=tuple(trainer.resume()))
     if folder is not None:
         once(lambda: _begin(trainer.log, folder / "tokenizer.json", tokenizer))
-        if not (folder / "tokenizer.json").exists():  # on another machine than the first process
-            raise ValueError(
-                f"{folder} is not the same on all machines: a run of several needs one that all of them see."
-            )
+        _require_shared(folder, layout)
     return run
 
 
@@ -144,6 +142,17 @@ def _begin(log: Log, path: Path, tokenizer: Tokenizer) -> None:
         log.begin(0)
         _require_own(path, tokenizer)  # again: with the lock held, no other run can write one
         write_atomically(path, tokenizer.to_json())
+
+
+def _require_shared(folder: Path, layout: Layout | None) -> None:
+    """Raise ValueError, on all processes, if some of them do not see the run's folder, because they are elsewhere."""
+    if layout is None:
+        return
+    from minids.parallel.launch import from_all
+
+    seen = from_all((folder / "tokenizer.json").exists())
+    if any(seen) and not all(seen):
+        raise ValueError(f"{folder} is not the same on all machines: a run of several needs one that all of them see.")
 
 
 def _in_one_process(work: Callable[[], Any]) -> Any:

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +18,28 @@ from minids.training.log import read_log
 from minids.training.sharded import load_state
 
 
-def torchrun(folder: Path, *arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, arguments)]
-    config = ["--config", folder / "small.json", "--data", folder / "text.txt", *SMALL, "--save-every", 4]
-    output = (folder / "output").open("a")
-    return subprocess.Popen([*command, *map(str, config)], stdout=output, stderr=output)
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     (tmp_path / "text.txt").write_text("".join(f"Line {i} of a small text.\n" for i in range(200)))
     (tmp_path / "small.json").write_text(json.dumps(small_config().to_hf()))
     return tmp_path
+
+
+@pytest.fixture
+def torchrun(folder) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a run of two processes, and ends those that are still there after the test."""
+    started = []
+
+    def start(*arguments) -> subprocess.Popen:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, arguments)]
+        config = ["--config", folder / "small.json", "--data", folder / "text.txt", *SMALL, "--save-every", 4]
+        output = (folder / "output").open("a")
+        started.append(subprocess.Popen([*command, *map(str, config)], stdout=output, stderr=output))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 def wait_for(what, seconds: float = 90):
@@ -43,6 +55,12 @@ def children_of(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
 def is_running(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     try:
@@ -52,20 +70,22 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-def test_a_killed_process_is_started_again_and_none_outlives_torchrun(folder):
+def test_a_killed_process_is_started_again_and_none_outlives_torchrun(folder, torchrun):
     train = ["-m", "minids", "train", "--steps", 30, "--ep", 2]
-    straight = torchrun(folder, *train, "--out", folder / "straight")
-    killed = torchrun(folder, "--max-restarts", 1, *train, "--out", folder / "killed")
-    orphaned = torchrun(folder, *train, "--steps", 100_000, "--out", folder / "orphaned")
+    straight = torchrun(*train, "--out", folder / "straight")
+    machines = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--local-addr", "localhost"]
+    machines += ["--rdzv-endpoint", f"localhost:{free_port()}", "--max-restarts", 1]
+    killed = [torchrun(*machines, *train, "--out", folder / "killed") for _ in range(2)]
+    orphaned = torchrun(*train, "--steps", 100_000, "--out", folder / "orphaned")
     wait_for(lambda: (folder / "killed" / "checkpoint").exists())
-    os.kill(children_of(killed)[1], signal.SIGKILL)
+    os.kill(children_of(killed[1])[0], signal.SIGKILL)
     wait_for(lambda: (folder / "orphaned" / "checkpoint").exists())
     workers = children_of(orphaned)
     assert len(workers) == 2
     orphaned.kill()
     wait_for(lambda: not any(map(is_running, workers)), seconds=30)
     orphaned.wait()
-    assert [straight.wait(), killed.wait()] == [0, 0], (folder / "output").read_text()
+    assert [process.wait(120) for process in (straight, *killed)] == [0, 0, 0], (folder / "output").read_text()
     output = (folder / "output").read_text()
     assert "resuming from step" in output
     assert "minids: another process has ended, so this one does, too." in output
@@ -77,8 +97,8 @@ def test_a_killed_process_is_started_again_and_none_outlives_torchrun(folder):
     reports = [json.loads((folder / name / "report.json").read_text()) for name in ("straight", "killed")]
     assert reports[1]["bits_per_byte"] == reports[0]["bits_per_byte"]
     assert output.count("trained by                                     2 processes: pp=1, dp=2, ep=2") == 2
-    refused = torchrun(folder, "--max-restarts", 1, *train, "--steps", 31, "--out", folder / "straight")
-    assert refused.wait() != 0  # also when it is tried again: this torchrun has not begun that run
+    refused = torchrun("--max-restarts", 1, *train, "--steps", 31, "--out", folder / "straight")
+    assert refused.wait(60) != 0  # also when it is tried again: this torchrun has not begun that run
     assert (folder / "output").read_text().count("straight already holds a run: resume it (--resume)") == 2
     exported = minids("export", folder / "killed", folder / "exported")  # like the run of one process
     assert exported.exit_code == 0, exported.output

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import helpers_parallel as workers
 import pytest
 import torch
+import torch.distributed as dist
 
-from minids.parallel.launch import RankFailed, launch
+from minids.parallel.launch import RankFailed, launch, name_of_attempt
 
 
 def test_results_come_in_the_order_of_the_ranks():
@@ -96,3 +99,21 @@ def test_an_impossible_time_or_number_of_ranks_is_refused(name, value):
 @pytest.mark.parametrize(("number", "known"), [(7, 7), (-1, "-1 is negative")])
 def test_what_the_first_rank_does_all_know_also_if_it_is_refused(number, known):
     assert launch(workers.what_the_first_does, 3, number) == [(1, known), (0, known), (0, known)]
+
+
+@pytest.mark.parametrize("came", [(0, 1, 2), (1, 2), (0, 2), (0,), (1,)])
+def test_processes_that_start_together_agree_on_a_name_that_earlier_ones_did_not_have(came):
+    """Of the earlier ones, those that `came` asked or answered, and left that in the store."""
+    store = dist.HashStore()
+
+    def start(ranks, seconds: float) -> set:
+        store.set_timeout(timedelta(seconds=seconds))
+        with ThreadPoolExecutor(3) as threads:
+            waiting = [threads.submit(name_of_attempt, store, rank, 3) for rank in ranks]
+        return {thread.exception() or thread.result() for thread in waiting}
+
+    earlier = start(came, 0.3)
+    names = [start(range(3), 20), start((2, 1, 0), 20)]
+    assert [len(found) for found in names] == [1, 1]
+    assert len(earlier.union(*names)) == len(earlier) + 2
+    assert all(isinstance(name, str) for name in set.union(*names))

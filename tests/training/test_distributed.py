@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_distributed import make_run, not_finite, train
+from helpers_distributed import make_run, not_finite, other_machine, train
 from helpers_training import assert_bitwise_equal, without_seconds
 
 from minids.parallel.launch import RankFailed, launch
@@ -93,6 +93,15 @@ def test_other_settings_are_refused_when_processes_resume(tmp_path):
 
 
 SHARDED, PIPELINE, ONE = dict(ranks=4, ep=2), dict(ranks=2, pp=2), None
+
+
+def test_a_folder_that_one_machine_does_not_see_is_refused_by_all(tmp_path):
+    make_run(tmp_path / "run", steps=1).trainer.run()
+    for folder in (tmp_path / "run", tmp_path / "new"):
+        said = launch(other_machine, 2, folder)
+        assert said == ["is not the same on all machines: a run of several needs one that all of them see."] * 2
+
+
 LAYOUTS = {"sharded": SHARDED, "two": dict(ranks=2), "pipeline": PIPELINE, "one": ONE}
 
 
