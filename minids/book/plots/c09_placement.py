@@ -92,7 +92,7 @@ def draw_placement(load: Sequence[float] | Tensor, replicas: int, groups: int, n
         ((before, "experts in order, no replicas"), (after, f"EPLB, {replicas} replicas of {len(load)} experts"))
     ):
         ax = fig.add_axes((0.085 + 0.475 * column, 0.16, 0.415, 0.61))
-        ax.set(xlim=(-0.6, _x(gpus - 1, nodes, gpus) + 0.6), ylim=(0, 1.12 * top))
+        ax.set(xlim=(-0.75, _x(gpus - 1, nodes, gpus) + 0.75), ylim=(0, 1.12 * top))
         _name_gpus(ax, nodes, gpus)
         if pieces:
             _draw(ax, pieces, {e: colors[e] if e in several else PALE for e in colors}, nodes, gpus)
