@@ -87,6 +87,13 @@ def other_machine(rank: int, folder: Path) -> str:
         return str(error).removeprefix(f"{own} ")
 
 
+def report_of_first(rank: int, folder: Path) -> str | None:
+    """What the first process reports while the others do not take part."""
+    run = make_run(folder, Layout(dist.get_world_size()), steps=1)
+    run.trainer.run()
+    return run.report()["processes"] if rank == 0 else None
+
+
 def group_sizes(rank: int, layouts: list[Layout]) -> list[list[int]]:
     """The sizes of the groups between which tokens travel."""
     return [[group.size() for group in layout.grid("cpu").expert_groups] for layout in layouts]

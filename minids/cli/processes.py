@@ -1,7 +1,7 @@
 """The processes of a command: one, or those that torchrun started.
 
 torchrun starts as many processes as it is told, and tells each of them in environment variables how many there are and
-which it is. They join, do the same work on different data, and end together. Only the first one prints.
+which it is. They join, do the same work on different data, and end together. Only the first one prints its progress.
 
 When a process dies, `torchrun --max-restarts` starts all of them again, with the same arguments. A run that this
 torchrun has begun then goes on by itself. One that it has found in the folder, and that was refused, does not: what was
@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from minids.parallel.layout import Layout
 
-BEGUN = "minids train has begun"
+BEGUN, ENDED = "minids train has begun", "minids train has ended"
 
 
 @dataclass
@@ -46,9 +47,21 @@ class Group:
         """Whether this torchrun has begun the run already, and started its processes again."""
         return self.store is not None and self.store.check([BEGUN])
 
-    def has_begun(self) -> None:
+    def note_begun(self) -> None:
         if self.store is not None:
             self.store.set(BEGUN, "")
+
+    def wait_for_first(self) -> None:
+        """Wait for what only the first process does in the end.
+
+        If it dies meanwhile, torchrun can start all again only as long as the others are there.
+        """
+        if self.store is None or self.layout is None:
+            return
+        if self.is_first:
+            self.store.set(ENDED, "")
+        while not self.store.check([ENDED]):
+            time.sleep(0.1)
 
     def first_does(self, work: Callable[[], Any]) -> Any:
         """Return on all processes what the first one found."""
@@ -88,9 +101,9 @@ def processes_of(
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     require("device", device.type, device.type != "mps", "cpu or cuda for several processes")
-    join_torchrun(device, store)
-    group = Group(device, layout, dist.get_rank() == 0, store)
+    group = Group(device, layout, os.environ["RANK"] == "0", store)
     try:
+        join_torchrun(device, store)
         with nullcontext() if group.is_first else redirect_stdout(io.StringIO()):
             yield group
     except RuntimeError as error:

@@ -77,25 +77,26 @@ def train(
             train_config = replace(train_config, **best | given)
             resume = resume or group.restarted
             group.first_does(lambda: check_start(model_config, train_config, folder, resume, group.device))
-            group.has_begun()
             corpus = group.first_does(lambda: _read_corpus(text, folder))
             run = start_run(
                 model_config, train_config, corpus, folder, device=group.device, resume=resume, layout=group.layout
             )
+            group.note_begun()
             seconds_before = run.trainer.seconds
             for difference in run.differences:
                 typer.echo(f"{difference}: the run continues, but the last bits of its numbers may differ.")
             _describe(run)
             dashboard = _Dashboard(run)
             _train(run, dashboard, group.is_first)
-        if not group.is_first:
-            return
-        typer.echo("evaluating on held-out text ...")
-        try:
-            report = {"preset": config} | run.report() | {"seconds": time.perf_counter() - began + seconds_before}
-            _write_results(run, report, dashboard)
-        except KeyboardInterrupt:
-            stop("the trained run is saved. To evaluate it, run the same command with --resume.", 130)
+            try:
+                if group.is_first:
+                    typer.echo("evaluating on held-out text ...")
+                    report = {"preset": config} | run.report()
+                    report["seconds"] = time.perf_counter() - began + seconds_before
+                    _write_results(run, report, dashboard)
+                group.wait_for_first()
+            except KeyboardInterrupt:
+                stop("the trained run is saved. To evaluate it, run the same command with --resume.", 130)
 
 
 def _read_corpus(text: Path | None, folder: Path) -> Corpus:

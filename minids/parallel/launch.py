@@ -161,6 +161,7 @@ def join_torchrun(device: torch.device, store: dist.Store) -> None:
     (pytorch#135712). So each attempt writes under a name of its own.
     """
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store.set_timeout(timedelta(minutes=5))  # torchrun starts all at about the same time
     store = dist.PrefixStore(name_of_attempt(store, rank, ranks), store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
@@ -171,21 +172,25 @@ def name_of_attempt(store: dist.Store, rank: int, ranks: int) -> str:
 
     The number of restarts is no such name: each machine's torchrun counts its own failures only (pytorch#108158). So
     the processes ask rank 0. Because the store may still hold what an earlier process asked, rank 0 answers everyone
-    who asks until all others have its answer. Raises TimeoutError if they do not come.
+    who asks until all others have its answer. Raises TimeoutError if they do not come within the store's timeout.
     """
-    me = uuid.uuid4().hex
+    me, seconds = uuid.uuid4().hex, store.timeout.total_seconds()
+    late = TimeoutError(f"other processes did not come within {seconds:g} s: look at their output")
     if rank > 0:
         store.set(f"{rank} asks", me)
-        name = store.get(f"answer to {me}").decode()
+        try:
+            name = store.get(f"answer to {me}").decode()
+        except dist.DistStoreError:
+            raise late from None
         store.add(name, 1)
         return name
-    end = time.monotonic() + store.timeout.total_seconds()
+    end = time.monotonic() + seconds
     while store.add(me, 0) < ranks - 1:
         for other in range(1, ranks):
             if store.check([f"{other} asks"]):
                 store.set(f"answer to {store.get(f'{other} asks').decode()}", me)
         if time.monotonic() > end:
-            raise TimeoutError("the other processes of torchrun did not come: look at their output")
+            raise late
         time.sleep(0.02)
     return me
 

@@ -13,7 +13,7 @@ Without a pipeline the weights are sharded by FSDP2 (parallel/shard.py). With on
 stages, and ZeRO-1 shares the optimizer's moments, as in V3 (parallel/zero.py). Its weight gradients come late, and
 FSDP2, with its defaults, would miss them without an error.
 
-Sums are in another order than those of one process, so the last bits differ; in the same layout, on the same machine
+Sums are in another order than those of one process, so the last bits differ; in the same layout, on the same machines
 with one thread each, every run ends with the same bits.
 """
 

@@ -251,9 +251,8 @@ def format_report(report: dict) -> str:
     lines.append(f"parameters                                     {total:,}, of which {active:,} active per token")
     how = f"{report['dtype']} on {report['device']}, {report['threads']} threads, torch {report['torch']}"
     lines.append(f"computed in                                    {how}")
-    if "layout" in report:
-        shared = f"{report['processes']} processes: {report['layout']}"
-        lines.append(f"trained by                                     {shared}")
+    if "processes" in report:
+        lines.append(f"processes, at last                             {report['processes']}")
     for domain, sample in report["samples"].items():
         lines += ["", f"--- {domain}: a held-out prompt ▸ the model's continuation"]
         lines.append(printable(sample["prompt"] + "▸" + sample["continuation"]))

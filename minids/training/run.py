@@ -15,7 +15,9 @@ checkpoint/ (sharded.py).
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,7 @@ from minids.model.deepseek import DeepSeek
 from minids.text.batches import Batches, encode_split
 from minids.text.corpus import Corpus
 from minids.text.tokenizer import Tokenizer
-from minids.training.checkpoint import FILE, SHARDED, find_checkpoint
+from minids.training.checkpoint import FILE, SHARDED, find_checkpoint, read_head
 from minids.training.config import TrainConfig
 from minids.training.log import Log
 from minids.training.report import make_report
@@ -69,8 +71,8 @@ class Run:
     def report(self) -> dict:
         """Evaluate the finished run on held-out text and return its report (report.py).
 
-        Of several processes, one may call this, if the run has a folder; the report then has their number, `processes`,
-        and their `layout`. Raises ValueError for a run that was not trained to its end.
+        It also has `processes`, in words, if several took the last steps. Of several processes, one may call this, if
+        the run has a folder. Raises ValueError for a run that was not trained to its end.
         """
         steps, records = self.trainer.config.steps, self.trainer.records
         if len(records) < steps:
@@ -83,7 +85,9 @@ class Run:
                 )
             model = load_run(self.trainer.folder)[0].to(self.trainer.device)
         report = make_report(model, self.tokenizer, self.corpus, self.batches, self.trainer.config, records)
-        return report if self.layout is None else report | {"processes": self.layout.ranks, "layout": str(self.layout)}
+        path = self.trainer.folder and find_checkpoint(self.trainer.folder)
+        processes = read_head(path)["settings"]["environment"].get("processes") if path else None
+        return report | ({"processes": processes} if processes else {})
 
 
 def start_run(
@@ -145,13 +149,18 @@ def _begin(log: Log, path: Path, tokenizer: Tokenizer) -> None:
 
 
 def _require_shared(folder: Path, layout: Layout | None) -> None:
-    """Raise ValueError, on all processes, if some of them do not see the run's folder, because they are elsewhere."""
+    """Raise ValueError, on all processes, if some of them do not see the folder of the first, but another machine's."""
     if layout is None:
         return
-    from minids.parallel.launch import from_all
+    import torch.distributed as dist
 
-    seen = from_all((folder / "tokenizer.json").exists())
-    if any(seen) and not all(seen):
+    from minids.parallel.launch import first_does, from_all
+
+    first = dist.get_rank() == 0
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".shared.") if first else nullcontext() as probe:
+        name = first_does(lambda: Path(probe.name).name)
+        seen = from_all((folder / name).exists())
+    if not all(seen):
         raise ValueError(f"{folder} is not the same on all machines: a run of several needs one that all of them see.")
 
 

@@ -51,7 +51,7 @@ def save_sharded(path: Path, tensors: dict[str, Tensor], *, step: int, settings:
         with _quiet(), _told(path):
             dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(place), save_distributed=True))
         names = sorted(file.name for file in place.glob("*.safetensors"))
-        digests = {name: _digest(place / name) for name in _mine(names)}
+        digests = {name: _digest(place / name) for name in names[dist.get_rank() :: dist.get_world_size()]}
         files = {name: digest for part in from_all(digests) for name, digest in part.items()}
         if first:
             state = {"step": step, "settings": settings, "log_sha256": log_sha256, "files": files}
@@ -59,54 +59,66 @@ def save_sharded(path: Path, tensors: dict[str, Tensor], *, step: int, settings:
     dist.barrier()  # the folder has its name now
 
 
-def read_state(path: Path) -> dict:
+def read_state(path: Path, alone: bool = False) -> dict:
     """Return the content of a folder's state.json, after each process has compared some of the files with it.
 
-    Raises ValueError, the same on all processes, if the folder is no complete checkpoint, or damaged.
+    All processes call this, or one that reads `alone` and compares all files. Raises ValueError, the same on all
+    processes, if the folder is no complete checkpoint, or damaged.
     """
+    alone = alone or not dist.is_initialized()
     try:
         state = read_json(path / STATE)
         files, names = state["files"], sorted(state["files"])
         there = sorted(file.name for file in path.glob("*.safetensors"))
-        damaged = [name for name in _mine(names) if name in there and files[name] != _digest(path / name)]
+        mine = names if alone else names[dist.get_rank() :: dist.get_world_size()]
+        damaged = [name for name in mine if name in there and files[name] != _digest(path / name)]
         damaged += [name for name in names if name not in there] + [name for name in there if name not in names]
         if not (isinstance(state["step"], int) and isinstance(state["settings"], dict)):
             damaged.append(STATE)
     except (ValueError, LookupError, TypeError, AttributeError):
         state, damaged = {}, [STATE]
-    if dist.is_initialized():
+    if not alone:
         damaged = [name for names in from_all(damaged) for name in names]
     if damaged:
         raise ValueError(f"{path} is damaged: {damaged[0]} is not what was written; {ADVICE}.")
     return state
 
 
-def load_sharded(path: Path, tensors: dict[str, Tensor]) -> None:
+def load_sharded(path: Path, tensors: dict[str, Tensor], alone: bool = False) -> None:
     """Read the tensors from a checkpoint, of either kind, in place: of each, the part that this process holds.
 
-    Raises ValueError for a tensor that the checkpoint lacks or has in another shape; others in it are left out.
+    All processes call this, or one that reads `alone`. Raises ValueError, the same on all processes, for a tensor that
+    the checkpoint lacks or has in another shape; others in it are left out.
     """
     import torch.distributed.checkpoint as dcp
 
     if path.is_file():
         with tempfile.TemporaryDirectory(prefix="minids-") as folder:  # torch reads all files of a folder
             (Path(folder) / path.name).symlink_to(path.resolve())
-            load_sharded(Path(folder), tensors)
+            load_sharded(Path(folder), tensors, alone)
         return
-    reader, alone = dcp.HuggingFaceStorageReader(str(path)), not dist.is_initialized()
-    stored = reader.read_metadata().state_dict_metadata
-    for name, tensor in tensors.items():
-        if name not in stored:
-            raise ValueError(f"the checkpoint lacks tensor {name}.")
-        if stored[name].size != tensor.shape:
-            found, wanted = tuple(stored[name].size), tuple(tensor.shape)
-            raise ValueError(f"{name} has shape {found} in the checkpoint: the model has {wanted}.")
+    reader, alone = dcp.HuggingFaceStorageReader(str(path)), alone or not dist.is_initialized()
+    wrong = _unmatched(reader.read_metadata().state_dict_metadata, tensors)
+    wrong = wrong if alone else next(filter(None, from_all(wrong)), None)
+    if wrong:
+        raise ValueError(wrong)
     with _quiet(), _told(path):
         dcp.load(tensors, storage_reader=reader, no_dist=alone)
 
 
+def _unmatched(stored: dict, tensors: dict[str, Tensor]) -> str | None:
+    """Return what is wrong with the first tensor that the checkpoint lacks or has in another shape."""
+    for name, tensor in tensors.items():
+        if name not in stored:
+            return f"the checkpoint lacks tensor {name}."
+        if stored[name].size != tensor.shape:
+            found, wanted = tuple(stored[name].size), tuple(tensor.shape)
+            return f"{name} has shape {found} in the checkpoint: the model has {wanted}."
+    return None
+
+
 def load_state(path: Path) -> Checkpoint:
-    """Return a training state as a single process has it, also one that several have written.
+    """Return a training state as a single process has it, also one that several have written. Any process may call it.
 
     Raises ValueError, one sentence, if there is none or it is damaged.
     """
@@ -114,16 +126,11 @@ def load_state(path: Path) -> Checkpoint:
         return load_checkpoint(path)
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    state = read_state(path)
+    state = read_state(path, alone=True)
     stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in stored.items()}
-    load_sharded(path, tensors)
+    load_sharded(path, tensors, alone=True)
     return Checkpoint(state["step"], state["settings"], state["log_sha256"], tensors)
-
-
-def _mine(names: list[str]) -> list[str]:
-    """Return the files that this process reads for their digests."""
-    return names[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else names
 
 
 def _digest(path: Path) -> str:

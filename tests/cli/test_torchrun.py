@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import typer
 from helpers_cli import SMALL, minids
-from helpers_training import assert_bitwise_equal, small_config, without_seconds
+from helpers_training import assert_bitwise_equal, small_config, small_train_config, without_seconds
 
+from minids.cli.processes import processes_of
 from minids.training.log import read_log
 from minids.training.sharded import load_state
 
@@ -33,13 +36,14 @@ def torchrun(folder) -> Iterator[Callable[..., subprocess.Popen]]:
     def start(*arguments) -> subprocess.Popen:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, arguments)]
         config = ["--config", folder / "small.json", "--data", folder / "text.txt", *SMALL, "--save-every", 4]
-        output = (folder / "output").open("a")
-        started.append(subprocess.Popen([*command, *map(str, config)], stdout=output, stderr=output))
+        with (folder / "output").open("a") as output:
+            started.append(subprocess.Popen([*command, *map(str, config)], stdout=output, stderr=output))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
+        process.wait()
 
 
 def wait_for(what, seconds: float = 90):
@@ -96,7 +100,7 @@ def test_a_killed_process_is_started_again_and_none_outlives_torchrun(folder, to
     assert logs[1] == logs[0]
     reports = [json.loads((folder / name / "report.json").read_text()) for name in ("straight", "killed")]
     assert reports[1]["bits_per_byte"] == reports[0]["bits_per_byte"]
-    assert output.count("trained by                                     2 processes: pp=1, dp=2, ep=2") == 2
+    assert output.count("processes, at last                             2 (pp=1, dp=2, ep=2") == 2
     refused = torchrun("--max-restarts", 1, *train, "--steps", 31, "--out", folder / "straight")
     assert refused.wait(60) != 0  # also when it is tried again: this torchrun has not begun that run
     assert (folder / "output").read_text().count("straight already holds a run: resume it (--resume)") == 2
@@ -110,3 +114,32 @@ def test_without_torchrun_there_is_one_process(folder):
     sentence = "it must be a divisor of 1, because there is one process (torchrun starts several)."
     assert result.output == f"minids: --pp 2 is not possible: {sentence}\n"
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_has_lost_another_ends_with_code_1_and_only_the_first_prints_more(rank, monkeypatch, capsys):
+    """Its line begins below the first one's progress bar."""
+    environment = {
+        "TORCHELASTIC_RUN_ID": "one",
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("join_torchrun", "end_with_torchrun", "torchrun_store"):
+        monkeypatch.setattr(f"minids.parallel.launch.{name}", lambda *_: None)
+
+    def lose_another():
+        flags = dict(dp=None, ep=1, pp=1, schedule=None)
+        with processes_of(flags, small_config(), small_train_config(), torch.device("cpu")) as group:
+            print(group.layout)
+            raise RuntimeError("gloo: connection closed")
+
+    with pytest.raises(typer.Exit) as ended:
+        lose_another()
+    assert ended.value.exit_code == 1
+    out, err = capsys.readouterr()
+    assert out == ("pp=1, dp=2, ep=1\n" if rank == 0 else "")
+    assert err.startswith("\nminids: another process has ended" if rank else "minids: another process has ended")

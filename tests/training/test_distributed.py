@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_distributed import make_run, not_finite, other_machine, train
+from helpers_distributed import make_run, not_finite, other_machine, report_of_first, train
 from helpers_training import assert_bitwise_equal, without_seconds
 
 from minids.parallel.launch import RankFailed, launch
@@ -92,16 +92,20 @@ def test_other_settings_are_refused_when_processes_resume(tmp_path):
         together(dict(ranks=2), tmp_path, resume=True, seed=1)
 
 
-SHARDED, PIPELINE, ONE = dict(ranks=4, ep=2), dict(ranks=2, pp=2), None
+def test_one_of_several_processes_can_make_the_report_which_names_who_trained(tmp_path):
+    assert launch(report_of_first, 2, tmp_path, timeout=30) == ["2 (pp=1, dp=2, ep=1)", None]
+    assert make_run(tmp_path, resume=True, steps=1).report()["processes"] == "2 (pp=1, dp=2, ep=1)"
 
 
 def test_a_folder_that_one_machine_does_not_see_is_refused_by_all(tmp_path):
-    make_run(tmp_path / "run", steps=1).trainer.run()
+    for name in ("run", "elsewhere"):
+        make_run(tmp_path / name, steps=1).trainer.run()
     for folder in (tmp_path / "run", tmp_path / "new"):
         said = launch(other_machine, 2, folder)
         assert said == ["is not the same on all machines: a run of several needs one that all of them see."] * 2
 
 
+SHARDED, PIPELINE, ONE = dict(ranks=4, ep=2), dict(ranks=2, pp=2), None
 LAYOUTS = {"sharded": SHARDED, "two": dict(ranks=2), "pipeline": PIPELINE, "one": ONE}
 
 
