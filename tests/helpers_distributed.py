@@ -24,7 +24,7 @@ from minids.model.kernels import local
 from minids.parallel.experts import Formats, Hop
 from minids.parallel.layout import Layout
 from minids.training.run import Run, start_run
-from minids.training.sharded import save_sharded
+from minids.training.sharded import load_sharded, save_sharded
 from minids.training.step import language_model_loss
 from minids.training.trainer import TrainingInterrupted
 
@@ -116,6 +116,16 @@ def not_finite(rank: int, flags: dict) -> tuple[str | None, int]:
             local(run.model.layers[1].mlp.gate.weight)[-1, -1] = float("nan")
     wrapped = [module for module in run.model.modules() if isinstance(module, FSDPModule)]
     return run.trainer.not_finite(), len(wrapped)
+
+
+def load_more(rank: int, path: Path, who: int) -> str:
+    """The error that a process gets if another one wants a tensor that was not saved."""
+    save_some(rank, path)
+    tensors = {"both": torch.tensor(0.0)} | ({"absent": torch.zeros(2)} if rank == who else {})
+    try:
+        load_sharded(path, tensors)
+    except ValueError as error:
+        return str(error)
 
 
 def save_on_full_disk(rank: int, path: Path, who: int) -> str:

@@ -82,7 +82,7 @@ def train(
                 model_config, train_config, corpus, folder, device=group.device, resume=resume, layout=group.layout
             )
             group.note_begun()
-            seconds_before = run.trainer.seconds
+            began -= run.trainer.seconds  # as if it had not been interrupted
             for difference in run.differences:
                 typer.echo(f"{difference}: the run continues, but the last bits of its numbers may differ.")
             _describe(run)
@@ -90,10 +90,7 @@ def train(
             _train(run, dashboard, group.is_first)
             try:
                 if group.is_first:
-                    typer.echo("evaluating on held-out text ...")
-                    report = {"preset": config} | run.report()
-                    report["seconds"] = time.perf_counter() - began + seconds_before
-                    _write_results(run, report, dashboard)
+                    _evaluate(run, config, began, dashboard)
                 group.wait_for_first()
             except KeyboardInterrupt:
                 stop("the trained run is saved. To evaluate it, run the same command with --resume.", 130)
@@ -167,6 +164,14 @@ def _train(run: Run, dashboard: _Dashboard, is_first: bool) -> None:
             what = f"training diverged at {reason}" if isinstance(reason, TrainingDiverged) else sentence_of(reason)
             kept = f" The checkpoint in {trainer.folder} is intact." if find_checkpoint(trainer.folder) else ""
             stop(f"{what}.{kept}", 1)
+
+
+def _evaluate(run: Run, preset: str, began: float, dashboard: _Dashboard) -> None:
+    """Evaluate the finished run, and write its results."""
+    typer.echo("evaluating on held-out text ...")
+    report = {"preset": preset} | run.report()
+    report["seconds"] = time.perf_counter() - began
+    _write_results(run, report, dashboard)
 
 
 def _write_results(run: Run, report: dict, dashboard: _Dashboard) -> None:

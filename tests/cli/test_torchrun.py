@@ -8,16 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import typer
 from helpers_cli import SMALL, minids
 from helpers_training import assert_bitwise_equal, small_config, small_train_config, without_seconds
 
-from minids.cli.processes import processes_of
-from minids.training.log import read_log
+from minids.cli.errors import stop
+from minids.cli.processes import BEGUN, Group, processes_of
+from minids.parallel.layout import Layout
+from minids.training.log import Log, read_log
 from minids.training.sharded import load_state
 
 
@@ -116,20 +120,27 @@ def test_without_torchrun_there_is_one_process(folder):
     assert not (folder / "run").exists()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_has_lost_another_ends_with_code_1_and_only_the_first_prints_more(rank, monkeypatch, capsys):
-    """Its line begins below the first one's progress bar."""
-    environment = {
-        "TORCHELASTIC_RUN_ID": "one",
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, str(value))
-    for name in ("join_torchrun", "end_with_torchrun", "torchrun_store"):
+@pytest.fixture
+def as_rank(monkeypatch) -> Callable[..., dist.Store]:
+    """Makes this process one that torchrun started, and returns torchrun's store."""
+    store = dist.HashStore()
+    monkeypatch.setattr("minids.parallel.launch.torchrun_store", lambda: store)
+    for name in ("join_torchrun", "end_with_torchrun"):
         monkeypatch.setattr(f"minids.parallel.launch.{name}", lambda *_: None)
+
+    def become(rank: int, ranks: int = 2, on_machine: int = 2) -> dist.Store:
+        numbers = dict(RANK=rank, WORLD_SIZE=ranks, LOCAL_RANK=rank % on_machine, LOCAL_WORLD_SIZE=on_machine)
+        for name, value in (numbers | dict(TORCHELASTIC_RUN_ID="one")).items():
+            monkeypatch.setenv(name, str(value))
+        return store
+
+    return become
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_has_lost_another_ends_with_code_1_and_only_the_first_prints_more(rank, as_rank, capsys):
+    """Its line begins below the first one's progress bar."""
+    as_rank(rank)
 
     def lose_another():
         flags = dict(dp=None, ep=1, pp=1, schedule=None)
@@ -143,3 +154,36 @@ def test_a_process_that_has_lost_another_ends_with_code_1_and_only_the_first_pri
     out, err = capsys.readouterr()
     assert out == ("pp=1, dp=2, ep=1\n" if rank == 0 else "")
     assert err.startswith("\nminids: another process has ended" if rank else "minids: another process has ended")
+
+
+@pytest.mark.parametrize(("rank", "code", "told"), [(0, 2, True), (1, 2, False), (1, 1, True), (2, 2, True)])
+def test_a_mistake_of_all_is_told_once_on_each_machine_and_an_own_error_by_each_process(
+    rank, code, told, as_rank, capsys
+):
+    as_rank(rank, ranks=4)
+    with pytest.raises(typer.Exit):
+        stop("no", code)
+    assert capsys.readouterr().err == "minids: no\n" * told
+
+
+def test_a_run_that_was_refused_is_not_noted_as_begun(folder, as_rank):
+    """Otherwise torchrun's next attempt would go on with a run that is somebody else's."""
+    store = as_rank(0, ranks=1, on_machine=1)
+    arguments = ("train", "--config", folder / "small.json", "--data", folder / "text.txt", *SMALL, "--steps", 1)
+    with Log(folder / "log.jsonl"):  # another process trains there
+        refused = minids(*arguments, "--out", folder)
+    assert (refused.exit_code, store.check([BEGUN])) == (2, False), refused.output
+    assert "is in use by another training" in refused.output
+    assert minids(*arguments, "--out", folder / "run").exit_code == 0
+    assert store.check([BEGUN])
+
+
+def test_the_others_wait_until_the_first_has_done_its_last_work():
+    store = dist.HashStore()
+    first, other = (Group(torch.device("cpu"), Layout(2), is_first, store) for is_first in (True, False))
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(other.wait_for_first)
+        time.sleep(0.3)
+        assert not waiting.done()
+        first.wait_for_first()
+        assert waiting.result(timeout=20) is None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_distributed import save_on_full_disk, save_some
+from helpers_distributed import load_more, save_on_full_disk, save_some
 
 from minids.parallel.launch import RankFailed, launch
 from minids.training.checkpoint import Checkpoint, find_checkpoint
@@ -81,6 +81,10 @@ def test_a_whole_one_is_what_was_saved(path):
 def test_a_checkpoint_of_another_model_is_refused(tensors, message, path):
     with pytest.raises(ValueError, match=message):
         load_sharded(path, tensors)
+
+
+def test_what_one_process_misses_in_a_checkpoint_is_told_by_all(tmp_path):
+    assert launch(load_more, 2, tmp_path / "checkpoint", 1) == ["the checkpoint lacks tensor absent."] * 2
 
 
 @pytest.mark.parametrize("who", [0, 1])
